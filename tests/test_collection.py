@@ -1,0 +1,87 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_dapo.sampling.collection import BatchCollection, SampledGroup
+from trl_dapo.sampling.group_filter import GroupFilter
+from trl_dapo.sampling.prompt_stream import Draw
+
+
+def sampled(position, rewards, lengths=None, is_truncated=None):
+    lengths = lengths or [1] * len(rewards)
+    return SampledGroup(
+        draw=Draw(position, index=100 + position),
+        verdict=GroupFilter().judge(rewards),
+        rewards=[[reward] for reward in rewards],
+        filter_rewards=rewards,
+        lengths=[(3, length) for length in lengths],
+        is_truncated=is_truncated or [False] * len(rewards),
+        locations=[(0, 0, 0)] * len(rewards),
+    )
+
+
+MIXED, WRONG, RIGHT = [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]
+
+
+@given(
+    outcomes=st.lists(st.booleans(), min_size=1, max_size=60),
+    num_groups=st.integers(1, 10),
+    cuts=st.sets(st.integers(1, 59)),
+)
+def test_batch_is_the_first_informative_groups_whatever_the_rounds(outcomes, num_groups, cuts):
+    groups = [sampled(position, MIXED if mixed else WRONG) for position, mixed in enumerate(outcomes)]
+    collection = BatchCollection(num_groups, next_position=0)
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(groups)), len(groups)]
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        collection.add_round(groups[start:stop])
+    expected = [position for position, mixed in enumerate(outcomes) if mixed][:num_groups]
+    assert [group.draw.position for group in collection.accepted] == expected
+    is_full = len(expected) == num_groups
+    assert collection.next_position == (expected[-1] + 1 if is_full else len(outcomes))
+
+
+def test_metrics_by_hand():
+    collection = BatchCollection(num_groups=1, next_position=0)
+    collection.add_round([sampled(0, WRONG, [5, 5]), sampled(1, RIGHT, [2, 2])])
+    collection.add_round([sampled(2, MIXED, [3, 4]), sampled(3, MIXED, [1, 1]), sampled(4, [math.nan] * 2, [8, 8])])
+    assert collection.metrics() == {
+        "rounds": 2,
+        "prompts_drawn": 5,
+        "acceptance_rate": 2 / 5,
+        "frac_all_correct": 1 / 5,
+        "frac_all_wrong": 1 / 5,
+        "frac_unscorable": 1 / 5,
+        "sampled_accuracy": 4 / 8,
+        "trained_accuracy": 1 / 2,
+        "rollout_efficiency": 7 / (10 + 4 + 7 + 2 + 16),
+        "exhausted": 0,
+    }
+
+
+def test_length_metrics_by_hand():
+    collection = BatchCollection(num_groups=1, next_position=0)
+    collection.add_round([sampled(0, MIXED, [8, 2], [True, False]), sampled(1, WRONG, [4, 8], [False, True])])
+    assert collection.length_metrics() == {
+        "completions/mean_length": 5.5,
+        "completions/min_length": 2,
+        "completions/max_length": 8,
+        "completions/clipped_ratio": 0.5,
+        "completions/mean_terminated_length": 3,
+        "completions/min_terminated_length": 2,
+        "completions/max_terminated_length": 4,
+    }
+
+
+def test_accuracy_of_nothing_scored_is_nan():
+    collection = BatchCollection(num_groups=1, next_position=0)
+    collection.add_round([sampled(0, [math.nan, math.nan])])
+    assert math.isnan(collection.metrics()["sampled_accuracy"])
+    assert collection.metrics()["exhausted"] == 1.0
+
+
+def test_ungraded_completions_do_not_count_as_wrong():
+    collection = BatchCollection(num_groups=1, next_position=0)
+    collection.add_round([sampled(0, [1.0, math.nan, 0.0, 1.0])])
+    assert collection.metrics()["sampled_accuracy"] == pytest.approx(2 / 3)

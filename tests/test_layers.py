@@ -1,0 +1,76 @@
+"""The floors of the package: a module imports only from lower ones."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+PACKAGE = Path(__file__).resolve().parents[1] / "trl_dapo"
+
+# Floor of each module or subpackage; a new module must be given one.
+FLOORS = {
+    "errors": 0,
+    "sampling": 0,
+    "rollouts": 1,
+    "rewards": 2,
+    "config": 3,
+    "collectives": 3,
+    "data": 3,
+    "data_checks": 3,
+    "dynamic_sampling": 3,
+    "hub_access": 3,
+    "curves": 3,
+    "trainer": 3,
+    "__init__": 4,
+}
+# Outside packages that a floor may import, beside the standard library.
+ALLOWED_ON_FLOOR = {0: set(), 1: {"torch"}, 2: {"math_verify", "latex2sympy2_extended", "sympy", "trl"}}
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def part_of(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported_names(path):
+    """Yields absolute dotted names, relative imports resolved."""
+    package = ("trl_dapo", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_lower_floors(path):
+    floor = FLOORS[part_of(path)]
+    for name in imported_names(path):
+        top, *rest = name.split(".")
+        if top == "trl_dapo":
+            assert FLOORS[rest[0]] <= floor, f"{path.name} on floor {floor} imports {name}"
+        elif floor in ALLOWED_ON_FLOOR:
+            allowed = top in sys.stdlib_module_names or top in ALLOWED_ON_FLOOR[floor]
+            assert allowed, f"{path.name} on floor {floor} imports {name}"
+
+
+def test_only_one_module_imports_math_verify():
+    importers = [path.name for path in modules() if any(n.startswith("math_verify") for n in imported_names(path))]
+    assert importers == ["equivalence.py"]
+
+
+def test_ground_floor_imports_without_torch():
+    names = [".".join(("trl_dapo", *p.relative_to(PACKAGE).with_suffix("").parts)) for p in modules()]
+    ground = [name for name in names if FLOORS.get(name.split(".")[1]) == 0 and not name.endswith("__init__")]
+    assert ground
+    code = f"import sys; [__import__(name) for name in {ground!r}]; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

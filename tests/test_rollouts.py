@@ -1,0 +1,29 @@
+import math
+
+import torch
+
+from trl_dapo.rollouts import Rollout, packed_size
+
+
+def test_packed_rollout_comes_back_bit_for_bit():
+    rollout = Rollout.from_lists([5, 6, 7], [8, 9], [-0.1, None])
+    packed = rollout.pack()
+    assert len(packed) == packed_size(3, 2, has_logps=True)
+    back = Rollout.unpack(packed, 3, 2)
+    assert back.prompt_ids.tolist() == [5, 6, 7]
+    assert back.completion_ids.tolist() == [8, 9]
+    assert back.sampling_logps.dtype is torch.float32
+    assert back.sampling_logps[0] == torch.tensor(-0.1)
+    assert math.isnan(back.sampling_logps[1])
+
+
+def test_rollout_without_logps_packs_to_its_tokens():
+    packed = Rollout.from_lists([5, 6], [7], None).pack()
+    assert packed.tolist() == [5, 6, 7]
+    assert Rollout.unpack(packed, 2, 1).sampling_logps is None
+
+
+def test_truncated_rollout_keeps_its_prompt():
+    rollout = Rollout.from_lists([5, 6], [7, 8, 9], [-1.0, -2.0, -3.0]).truncated(1)
+    assert (rollout.prompt_ids.tolist(), rollout.completion_ids.tolist()) == ([5, 6], [7])
+    assert rollout.sampling_logps.tolist() == [-1.0]

@@ -1,0 +1,32 @@
+"""DAPO for Hugging Face TRL: the `GRPOTrainer` that samples until every group of the batch can teach."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .config import DAPOConfig
+    from .errors import HubUnreachableError, RefillExhaustedError
+    from .trainer import DAPOTrainer
+
+__version__ = "0.1.0"
+
+__all__ = ["DAPOConfig", "DAPOTrainer", "HubUnreachableError", "RefillExhaustedError", "__version__"]
+
+_MODULE_OF = {
+    "DAPOConfig": "config",
+    "DAPOTrainer": "trainer",
+    "HubUnreachableError": "errors",
+    "RefillExhaustedError": "errors",
+}
+
+
+# Resolved on first use, so that the pure modules of `trl_dapo.sampling` import without torch or TRL.
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,182 @@
+"""Configuration of the `DAPOTrainer`."""
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+
+_ON_EXHAUSTED = ("partial", "error")
+
+
+@dataclass
+class DAPOConfig(GRPOConfig):
+    r"""
+    Configuration of the [`DAPOTrainer`]: a [`~trl.GRPOConfig`] with the defaults of
+    [DAPO](https://huggingface.co/papers/2503.14476) and the fields of dynamic sampling.
+
+    TRL's own fields `epsilon=0.2`, `loss_type="dapo"`, `beta=0.0`, `scale_rewards="group"` and `temperature=1.0`
+    already have the paper's values. `epsilon_high` has it here. The paper takes 16 optimizer steps per generation batch:
+    set `steps_per_generation`, since with one step the ratio is 1 and no clipping can bind.
+
+    Parameters:
+        epsilon_high (`float` or `None`, *optional*, defaults to `0.28`):
+            Upper bound of Clip-Higher: the ratio is clipped to [1 - epsilon, 1 + epsilon_high]. `None`: `epsilon`.
+        dynamic_sampling (`bool`, *optional*, defaults to `True`):
+            Keep sampling prompts until every group of the generation batch is informative, that is until its completions
+            differ in the filter reward (DAPO Eq. 11). `False`: batches are drawn as in `GRPOTrainer`.
+        filter_reward (`str`, *optional*):
+            Name of the reward function that decides whether a group is informative; never the weighted sum. `None`: the
+            first one.
+        filter_range (`tuple[float, float]`, *optional*):
+            Keep only groups whose mean filter reward lies strictly between these two values. `None`: no such limit.
+        max_generation_rounds (`int`, *optional*, defaults to `10`):
+            Generation rounds that one batch may use, the first included.
+        max_prompts_per_round (`int`, *optional*):
+            Most prompts sampled in one round. `None`: 4 generation batches.
+        on_exhausted (`str`, *optional*, defaults to `"partial"`):
+            What happens when the rounds are spent and the batch is not full. `"partial"`: train on the groups found, the
+            rest of the batch carries no weight. `"error"`: raise [`RefillExhaustedError`] with the counts.
+        refill_confidence (`float`, *optional*, defaults to `0.9`):
+            A round samples the fewest prompts that fill the batch with this probability, at the acceptance rate
+            estimated so far. In (0, 1).
+        soft_punish_cache (`int`, *optional*):
+            L_cache of the soft overlong punishment (DAPO Eq. 13), in tokens: completions longer than
+            `max_completion_length - soft_punish_cache` lose up to 1. `None`: 20 % of `max_completion_length`. `0`: off.
+        overlong_penalty_factor (`float`, *optional*, defaults to `1.0`):
+            Scales the soft overlong punishment.
+    """
+
+    epsilon_high: float | None = field(
+        default=0.28,
+        metadata={"help": "Upper bound of Clip-Higher (verl: clip_ratio_high). None uses `epsilon`."},
+    )
+    dynamic_sampling: bool = field(
+        default=True,
+        metadata={"help": "Keep sampling prompts until every group of the batch is informative (verl: filter_groups)."},
+    )
+    filter_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the reward function that decides whether a group is informative "
+            "(verl: filter_groups.metric). None uses the first."
+        },
+    )
+    filter_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Two bounds: keep only groups whose mean filter reward lies strictly between them."},
+    )
+    max_generation_rounds: int = field(
+        default=10,
+        metadata={
+            "help": "Generation rounds that one batch may use, the first included (verl: max_num_gen_batches)."
+        },
+    )
+    max_prompts_per_round: int | None = field(
+        default=None,
+        metadata={"help": "Most prompts sampled in one round. None allows 4 generation batches."},
+    )
+    on_exhausted: str = field(
+        default="partial",
+        metadata={
+            "help": "When the rounds are spent and the batch is not full: train on the groups found, or raise.",
+            "choices": list(_ON_EXHAUSTED),
+        },
+    )
+    refill_confidence: float = field(
+        default=0.9,
+        metadata={"help": "Probability with which one round shall fill what the batch lacks, in (0, 1)."},
+    )
+    soft_punish_cache: int | None = field(
+        default=None,
+        metadata={
+            "help": "L_cache of the soft overlong punishment in tokens (verl: overlong_buffer.len). "
+            "None takes one fifth of `max_completion_length`, 0 turns it off."
+        },
+    )
+    overlong_penalty_factor: float = field(
+        default=1.0,
+        metadata={"help": "Scales the soft overlong punishment (verl: overlong_buffer.penalty_factor)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_overlong_fields()
+        if self.dynamic_sampling:
+            self._check_sampling_fields()
+            self._check_combinations()
+
+    @property
+    def num_groups_per_batch(self) -> int:
+        """Prompts of one generation batch."""
+        return self.generation_batch_size // self.num_generations
+
+    def _check_overlong_fields(self) -> None:
+        if self.overlong_penalty_factor < 0:
+            raise ValueError(
+                f"overlong_penalty_factor is {self.overlong_penalty_factor}, but must be 0 or more: it scales a penalty. "
+                "Set soft_punish_cache=0 to turn the penalty off."
+            )
+        if self.soft_punish_cache is None:
+            if self.max_completion_length is None:
+                raise ValueError(
+                    "soft_punish_cache is None, which means 20 % of max_completion_length, but that is None too. Set "
+                    "max_completion_length, or soft_punish_cache=0 to turn the soft overlong punishment off."
+                )
+            self.soft_punish_cache = self.max_completion_length // 5
+        limit = self.max_completion_length
+        if self.soft_punish_cache < 0 or (limit is not None and self.soft_punish_cache > limit):
+            raise ValueError(
+                f"soft_punish_cache is {self.soft_punish_cache}, but must be between 0 (off) and max_completion_length "
+                f"({limit}). The paper uses 20 % of the length limit."
+            )
+        if self.soft_punish_cache and limit is None:
+            raise ValueError(
+                f"soft_punish_cache is {self.soft_punish_cache}, but max_completion_length is None. Set a length limit, "
+                "or soft_punish_cache=0 to turn the soft overlong punishment off."
+            )
+
+    def _check_sampling_fields(self) -> None:
+        if self.on_exhausted not in _ON_EXHAUSTED:
+            raise ValueError(
+                f"on_exhausted is {self.on_exhausted!r}, but must be one of {', '.join(map(repr, _ON_EXHAUSTED))}."
+            )
+        if self.max_generation_rounds < 1:
+            raise ValueError(
+                f"max_generation_rounds is {self.max_generation_rounds}, but must be 1 or more: the first round counts."
+            )
+        if not 0.0 < self.refill_confidence < 1.0:
+            raise ValueError(
+                f"refill_confidence is {self.refill_confidence}, but must lie strictly between 0 and 1. Use 0.9, or less "
+                "to waste fewer completions and take more rounds."
+            )
+        if self.max_prompts_per_round is None:
+            self.max_prompts_per_round = 4 * self.num_groups_per_batch
+        if self.max_prompts_per_round < 1:
+            raise ValueError(f"max_prompts_per_round is {self.max_prompts_per_round}, but must be 1 or more.")
+        if self.filter_range is not None:
+            bounds = tuple(self.filter_range)
+            if len(bounds) != 2 or not bounds[0] < bounds[1]:
+                raise ValueError(
+                    f"filter_range is {bounds}, but must be two values, the lower one first, for example (0.1, 0.9)."
+                )
+            self.filter_range = list(bounds)
+
+    def _check_combinations(self) -> None:
+        # Both aggregate rewards over the whole batch, which dynamic sampling selects: the statistics would be those of
+        # the selection, not of the policy.
+        if self.scale_rewards == "batch":
+            raise ValueError(
+                'scale_rewards is "batch", but dynamic_sampling needs statistics within the group: use "group" (DAPO) or '
+                '"none", or set dynamic_sampling=False.'
+            )
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"multi_objective_aggregation is {self.multi_objective_aggregation!r}, but dynamic_sampling needs "
+                '"sum_then_normalize": the other normalises over the whole batch. Or set dynamic_sampling=False.'
+            )
+        if self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that every optimizer step trains "
+                "on one generation batch. Change either, or set dynamic_sampling=False."
+            )

@@ -1,0 +1,77 @@
+"""Refuses a training dataset that cannot work, before anything is loaded or generated."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+
+# What TRL hands to every reward function beside the dataset's columns.
+_REWARD_ARGUMENTS = frozenset(
+    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+)
+
+
+def check_train_dataset(
+    dataset: Dataset | IterableDataset | None,
+    reward_funcs: Callable[..., Any] | list[Callable[..., Any]] | None,
+    num_groups_per_batch: int,
+) -> None:
+    """
+    Checks the training dataset of a run with dynamic sampling.
+
+    Args:
+        dataset (`Dataset`):
+            The training dataset.
+        reward_funcs (`Callable` or `list[Callable]`):
+            The reward functions, whose required arguments must be columns.
+        num_groups_per_batch (`int`):
+            Prompts of one generation batch.
+
+    Raises:
+        `ValueError`: naming what is missing and what to do.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"train_dataset is {'None' if dataset is None else f'of type `{type(dataset).__name__}`'}, but dynamic "
+            "sampling draws rows by number and needs a `datasets.Dataset`. Pass one, or set dynamic_sampling=False."
+        )
+    if len(dataset) == 0:
+        raise ValueError("train_dataset has no rows. Check the split and any filter applied to it.")
+    if "prompt" not in dataset.column_names:
+        raise ValueError(
+            f"train_dataset has no column 'prompt', only {dataset.column_names}. Rename the column that holds the "
+            "question: dataset.rename_column(..., 'prompt')."
+        )
+    for column in ("image", "images"):
+        if column in dataset.column_names:
+            raise ValueError(
+                f"train_dataset has a column {column!r}, but dynamic sampling supports text only. Remove the column, or "
+                "set dynamic_sampling=False."
+            )
+    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    if not reward_funcs:
+        raise ValueError("reward_funcs is empty, but dynamic sampling filters by a reward. Pass at least one function.")
+    for function in functions:
+        missing = [name for name in _required_columns(function) if name not in dataset.column_names]
+        if missing:
+            raise ValueError(
+                f"The reward function {getattr(function, '__name__', function)!r} needs the columns {missing}, but "
+                f"train_dataset has only {dataset.column_names}. Add or rename the columns."
+            )
+    if len(dataset) < num_groups_per_batch:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, but one generation batch needs {num_groups_per_batch} prompts "
+            "(generation_batch_size / num_generations). Add rows, or lower per_device_train_batch_size or "
+            "steps_per_generation."
+        )
+
+
+def _required_columns(function: Any) -> Iterable[str]:
+    if isinstance(function, str) or not callable(function) or hasattr(function, "forward"):
+        return  # a reward model: it reads the conversation only
+    for parameter in inspect.signature(function).parameters.values():
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and parameter.default is parameter.empty and parameter.name not in _REWARD_ARGUMENTS:
+            yield parameter.name

@@ -1,0 +1,51 @@
+"""The errors that a user of the package may want to catch."""
+
+from collections.abc import Mapping
+
+
+class RefillExhaustedError(RuntimeError):
+    """
+    A generation batch could not be filled within `max_generation_rounds`, and `on_exhausted="error"`.
+
+    Args:
+        num_accepted (`int`):
+            Informative groups found.
+        num_needed (`int`):
+            Groups of a full generation batch.
+        num_rounds (`int`):
+            Generation rounds spent.
+        verdict_counts (`Mapping[str, int]`):
+            Number of sampled groups per verdict of the group filter.
+    """
+
+    def __init__(self, num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]):
+        self.num_accepted = num_accepted
+        self.num_needed = num_needed
+        self.num_rounds = num_rounds
+        self.verdict_counts = dict(verdict_counts)
+        super().__init__(describe_exhaustion(num_accepted, num_needed, num_rounds, verdict_counts))
+
+
+class HubUnreachableError(ConnectionError):
+    """A model or dataset is neither a local path nor in the cache, and the Hugging Face Hub does not answer."""
+
+
+def describe_exhaustion(
+    num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]
+) -> str:
+    """
+    Says how far the refill came, what the sampled groups were, and what would help.
+
+    >>> describe_exhaustion(3, 8, 10, {"informative": 3, "all_wrong": 77}).splitlines()[0]
+    '3 of 8 informative groups after 10 generation rounds (77 all_wrong, 3 informative).'
+    """
+    counts = ", ".join(
+        f"{count} {verdict}" for verdict, count in sorted(verdict_counts.items(), key=lambda item: -item[1]) if count
+    )
+    too_hard = verdict_counts.get("all_wrong", 0) >= verdict_counts.get("all_correct", 0)
+    direction = "easier" if too_hard else "harder"
+    return (
+        f"{num_accepted} of {num_needed} informative groups after {num_rounds} generation rounds ({counts}).\n"
+        f"What helps: {direction} prompts, a larger `num_generations`, a higher `max_generation_rounds`, or a smaller "
+        "generation batch (`steps_per_generation`)."
+    )

@@ -1,0 +1,125 @@
+"""The endless, seeded order in which prompts are drawn."""
+
+import hashlib
+import math
+from typing import Any, NamedTuple
+
+
+_NUM_FEISTEL_ROUNDS = 8
+
+
+class Draw(NamedTuple):
+    """
+    One draw from the prompt stream.
+
+    Attributes:
+        position (`int`):
+            Position in the stream, counted from 0 over all passes. It identifies the draw.
+        index (`int`):
+            Row of the dataset.
+    """
+
+    position: int
+    index: int
+
+
+class PromptStream:
+    """
+    Endless stream of dataset rows in which every pass over the data holds each row exactly once.
+
+    A draw is a function of (seed, dataset length, position) alone: pass `k` is ordered by a permutation keyed by
+    `(seed, k)`, a Feistel network over the smallest grid that holds the rows. So the state is one counter whatever the
+    size of the dataset, seeking costs nothing, and all ranks agree for every world size.
+
+    Args:
+        num_rows (`int`):
+            Rows of the dataset, at least 1.
+        seed (`int`, *optional*, defaults to `0`):
+            Key of the permutations.
+        shuffle (`bool`, *optional*, defaults to `True`):
+            `False` keeps every pass in the dataset's own order.
+
+    Example:
+
+    >>> stream = PromptStream(num_rows=3, shuffle=False)
+    >>> [draw.index for draw in stream.peek(4)]
+    [0, 1, 2, 0]
+    >>> stream.seek(3)
+    >>> stream.num_passes
+    1.0
+    """
+
+    def __init__(self, num_rows: int, seed: int = 0, shuffle: bool = True):
+        if num_rows < 1:
+            raise ValueError(f"num_rows is {num_rows}, but a prompt stream needs at least 1 row. Pass a dataset with rows.")
+        self.num_rows = num_rows
+        self.seed = seed
+        self.shuffle = shuffle
+        self.position = 0
+        # left * right is the smallest grid near a square that holds the rows, so hardly any value falls outside it.
+        self._left_size = math.isqrt(num_rows - 1) + 1
+        self._right_size = -(-num_rows // self._left_size)
+
+    def peek(self, num_draws: int) -> list[Draw]:
+        """Returns the next `num_draws` draws in stream order. The position does not move."""
+        return [
+            Draw(position, self._index_at(position)) for position in range(self.position, self.position + num_draws)
+        ]
+
+    def seek(self, position: int) -> None:
+        """Continues the stream at `position`."""
+        self.position = position
+
+    @property
+    def num_passes(self) -> float:
+        """Passes over the dataset so far."""
+        return self.position / self.num_rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` needs to continue the stream."""
+        return {
+            "num_rows": self.num_rows,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "position": self.position,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Continues the stream that `state` was taken from.
+
+        Raises:
+            `ValueError`: when that stream had another dataset length, seed or shuffling, and so another order.
+        """
+        for name in ("num_rows", "seed", "shuffle"):
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"The saved prompt stream has {name}={state[name]!r}, this one has {getattr(self, name)!r}: the "
+                    f"order of prompts would change. Resume with the dataset and the seed of the saved run."
+                )
+        self.position = state["position"]
+
+    def _index_at(self, position: int) -> int:
+        pass_number, offset = divmod(position, self.num_rows)
+        if not self.shuffle:
+            return offset
+        key = hashlib.blake2b(f"{self.seed}/{pass_number}".encode(), digest_size=32).digest()
+        # The few grid cells beyond the last row are walked through: following the cycle keeps it a permutation.
+        index = self._permute(offset, key)
+        while index >= self.num_rows:
+            index = self._permute(index, key)
+        return index
+
+    def _permute(self, value: int, key: bytes) -> int:
+        left, right = divmod(value, self._right_size)
+        for round_number in range(_NUM_FEISTEL_ROUNDS):
+            if round_number % 2 == 0:
+                left = (left + _keyed_hash(key, round_number, right)) % self._left_size
+            else:
+                right = (right + _keyed_hash(key, round_number, left)) % self._right_size
+        return left * self._right_size + right
+
+
+def _keyed_hash(key: bytes, round_number: int, value: int) -> int:
+    message = bytes([round_number]) + value.to_bytes(16, "little")
+    return int.from_bytes(hashlib.blake2b(message, key=key, digest_size=8).digest(), "little")

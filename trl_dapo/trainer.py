@@ -1,0 +1,320 @@
+"""The trainer: TRL's `GRPOTrainer` with dynamic sampling and the soft overlong punishment of DAPO."""
+
+import json
+import math
+import os
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from .config import DAPOConfig
+from .data_checks import check_train_dataset
+from .dynamic_sampling import CollectedBatch, DynamicSampler, RoundOutput
+from .errors import describe_exhaustion
+from .rewards import SoftOverlongPunishment
+from .rollouts import Rollout
+
+
+logger = get_logger(__name__)
+
+_STATE_FILE = "dapo_state.json"
+
+
+class DAPOTrainer(GRPOTrainer):
+    """
+    Trainer for [DAPO](https://huggingface.co/papers/2503.14476): a [`~trl.GRPOTrainer`] whose every trained group has
+    both correct and wrong completions.
+
+    With `dynamic_sampling` the prompts come from an endless seeded stream over `train_dataset`, and the dataloader only
+    paces the steps: `num_train_epochs` counts batches as if no group were rejected, the metric `dapo/data_passes` says
+    how often the data were really seen. Evaluation is that of `GRPOTrainer`, on unshaped rewards.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            As in `GRPOTrainer`.
+        reward_funcs (`Callable` or `list[Callable]`):
+            As in `GRPOTrainer`. The soft overlong punishment is added by the trainer, with weight 1.
+        args ([`DAPOConfig`], *optional*):
+            Configuration. `None`: the defaults, in the folder `<model>-DAPO`.
+        train_dataset ([`~datasets.Dataset`]):
+            Dataset with a `prompt` column and whatever columns the reward functions ask for (`solution`).
+        **kwargs:
+            Everything else that `GRPOTrainer` takes: `eval_dataset`, `processing_class`, `peft_config`, `callbacks`, ...
+
+    Raises:
+        `ValueError`: when a column is missing, the dataset is smaller than one generation batch, the filter reward is
+        not among the reward functions, or a combination is not supported.
+
+    Example:
+
+    ```python
+    from trl_dapo import DAPOConfig, DAPOTrainer
+    from trl_dapo.rewards import accuracy_reward
+
+    trainer = DAPOTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        args=DAPOConfig(output_dir="out"),
+        reward_funcs=accuracy_reward,
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "dapo"]
+    _name = "DAPO"
+    _paper = {
+        "title": "DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
+        "id": "2503.14476",
+        "citation": textwrap.dedent("""\
+            @article{yu2025dapo,
+                title        = {{DAPO: An Open-Source LLM Reinforcement Learning System at Scale}},
+                author       = {Qiying Yu and Zheng Zhang and Ruofei Zhu and Yufeng Yuan and Xiaochen Zuo and others},
+                year         = 2025,
+                eprint       = {arXiv:2503.14476},
+            }"""),
+    }
+
+    args: DAPOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Callable[..., Any] | list[Callable[..., Any]] | None = None,
+        args: DAPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        **kwargs: Any,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config.name_or_path
+            args = DAPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-DAPO")
+        if not isinstance(args, DAPOConfig):
+            raise TypeError(f"`args` must be a `DAPOConfig`, got `{type(args).__name__}`. It takes all of GRPOConfig's fields.")
+        if args.dynamic_sampling:
+            check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch)
+            for name in ("tools", "environment_factory", "rollout_func"):
+                if kwargs.get(name) is not None:
+                    raise ValueError(
+                        f"`{name}` is set, but dynamic sampling supports single-turn text generation only. Remove it, or "
+                        "set dynamic_sampling=False."
+                    )
+        super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        # While set, generation and scoring hand this batch back instead of making a new one.
+        self._replay: CollectedBatch | None = None
+        self._has_warned: set[str] = set()
+        filter_column = self._find_filter_column()
+        self._add_overlong_punishment()
+        self.dynamic_sampler: DynamicSampler | None = None
+        if args.dynamic_sampling:
+            self.dynamic_sampler = DynamicSampler(
+                args=args,
+                accelerator=self.accelerator,
+                dataset=train_dataset,
+                sample=self._sample_and_score,
+                filter_column=filter_column,
+                end_token_ids=[*self.eos_token_ids, self._tokenizer.pad_token_id],
+            )
+            self.add_callback(_EmptyUpdateGuard(self))
+
+    # Reward postprocessing
+
+    def _find_filter_column(self) -> int:
+        name = self.args.filter_reward
+        if name is None:
+            return 0
+        if name not in self.reward_func_names:
+            raise ValueError(
+                f"filter_reward is {name!r}, but must be one of the reward functions: "
+                f"{', '.join(map(repr, self.reward_func_names))}. Leave it None to use the first."
+            )
+        index: int = self.reward_func_names.index(name)
+        return index
+
+    def _add_overlong_punishment(self) -> None:
+        self._overlong_column: int | None = None
+        if not self.args.soft_punish_cache:
+            return
+        punishment = SoftOverlongPunishment(
+            self.args.max_completion_length, self.args.soft_punish_cache, self.args.overlong_penalty_factor
+        )
+        # New lists: the caller's list of reward functions is theirs.
+        self._overlong_column = len(self.reward_funcs)
+        self.reward_funcs = [*self.reward_funcs, punishment]
+        self.reward_func_names = [*self.reward_func_names, punishment.__name__]
+        self.reward_processing_classes = [*self.reward_processing_classes, None]
+        self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> torch.Tensor:
+        if self._replay is not None:
+            return self._replay.rewards.to(self.accelerator.device)
+        rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        column = self._overlong_column
+        if column is not None:
+            # A completion that nobody could score stays unscored, whatever its length; and evaluation is unshaped.
+            is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.model.training)
+            rewards[is_unscored, column] = torch.nan
+        return rewards
+
+    # Generation-batch refilling
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training:
+            output = super()._generate_and_score_completions(inputs)
+            for statistic in ("mean", "std"):  # NaN by construction: see `_calculate_rewards`
+                self._metrics["eval"].pop(f"rewards/{SoftOverlongPunishment.__name__}/{statistic}", None)
+            return output
+        if self.dynamic_sampler is None:
+            return super()._generate_and_score_completions(inputs)
+        # The dataloader's `inputs` only pace the steps.
+        self._replay = self._collect_batch(self.dynamic_sampler)
+        try:
+            output = super()._generate_and_score_completions(self._replay.inputs)
+            if self._replay.collection.num_missing:
+                self._mask_fillers(output, self._replay.is_filler.to(self.accelerator.device))
+        finally:
+            self._replay = None
+        return output
+
+    def _collect_batch(self, sampler: DynamicSampler) -> CollectedBatch:
+        metrics = self._metrics["train"]
+        num_logged = {name: len(values) for name, values in metrics.items()}
+        batch = sampler.collect()
+        collection = batch.collection
+        # TRL logged the lengths of each round for itself: one figure over all completions replaces them.
+        for name, value in collection.length_metrics().items():
+            metrics[name][num_logged.get(name, 0) :] = [value]
+        for name, value in (collection.metrics() | self._overlong_metrics(batch)).items():
+            metrics[f"dapo/{name}"].append(value)
+        metrics["dapo/data_passes"].append(sampler.stream.num_passes)
+        if collection.num_missing:
+            counts = collection.verdict_counts
+            self._warn_once(
+                "exhausted",
+                describe_exhaustion(len(collection.accepted), collection.num_groups, collection.num_rounds, counts)
+                + "\nThe batch trains on what was found (`on_exhausted='partial'`); `dapo/exhausted` counts such batches.",
+            )
+        unscorable = [group for group in collection.sampled if group.verdict == "unscorable"]
+        if unscorable:
+            rows = sorted({group.draw.index for group in unscorable})[:5]
+            self._warn_once(
+                "unscorable",
+                f"No completion of dataset rows {rows} got a reward: the gold answer could not be read, or every reward "
+                "function returned None. Such prompts are skipped; `dapo/frac_unscorable` counts them.",
+            )
+        self._pending_extra_logs.update(batch.extra_logs)
+        return batch
+
+    def _sample_and_score(self, inputs: list[dict[str, Any]]) -> RoundOutput:
+        prompts = [row["prompt"] for row in inputs]
+        prompt_ids, completion_ids, _, completions, logps, *_ = super()._generate(prompts)
+        rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        # Only columns with one value per completion can follow their completions into the batch.
+        extra_logs = {
+            column: values for column, values in self._pending_extra_logs.items() if len(values) == len(inputs)
+        }
+        self._pending_extra_logs.clear()
+        rollouts = [
+            Rollout.from_lists(prompt, completion, None if logps is None else logps[row])
+            for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True))
+        ]
+        return RoundOutput(rollouts, rewards.tolist(), extra_logs)
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        if self._replay is None:
+            return super()._generate(prompts)
+        rollouts = self._replay.rollouts
+        completion_ids = [rollout.completion_ids.tolist() for rollout in rollouts]
+        completions = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        if not isinstance(prompts[0], str):
+            completions = [[{"role": "assistant", "content": content}] for content in completions]
+        logps = [rollout.sampling_logps.tolist() for rollout in rollouts if rollout.sampling_logps is not None]
+        return [r.prompt_ids.tolist() for r in rollouts], completion_ids, None, completions, logps or None, {}, None, []
+
+    def _generate_single_turn(
+        self, prompt_ids: list[Any], images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        # A refill round may be larger than the generation batch. `model.generate` holds the cache of all its rows at
+        # once, so it gets at most as many as TRL would give it; vLLM and continuous batching queue by themselves.
+        most = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        queues = self.use_vllm or self.use_transformers_continuous_batching
+        if not self.model.training or queues or len(prompt_ids) <= most:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
+        # Equal parts: their number depends on the row count alone, which is the same on all ranks.
+        part = math.ceil(len(prompt_ids) / math.ceil(len(prompt_ids) / most))
+        completion_ids: list[list[int]] = []
+        for start in range(0, len(prompt_ids), part):
+            part_ids, _ = super()._generate_single_turn(
+                prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
+            )
+            completion_ids.extend(part_ids)
+        return completion_ids, None
+
+    def _mask_fillers(self, output: dict[str, Any], is_filler: torch.Tensor) -> None:
+        output["completion_mask"] = output["completion_mask"].masked_fill(is_filler.unsqueeze(1), 0)
+        output["advantages"] = output["advantages"].masked_fill(is_filler, 0.0)
+        output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
+
+    # Reporting and state
+
+    def _overlong_metrics(self, batch: CollectedBatch) -> dict[str, float]:
+        column = self._overlong_column
+        if column is None:
+            return {}
+        free = self.args.max_completion_length - self.args.soft_punish_cache
+        sampled = batch.collection.sampled
+        is_overlong = [length > free for group in sampled for _, length in group.lengths]
+        penalties = [reward[column] for group in sampled for reward in group.rewards if not math.isnan(reward[column])]
+        return {
+            "overlong/frac": sum(is_overlong) / len(is_overlong),
+            "overlong/penalty_mean": sum(penalties) / len(penalties) if penalties else math.nan,
+        }
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._has_warned:
+            self._has_warned.add(topic)
+            logger.warning(message)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.dynamic_sampler is not None and self.args.should_save:
+            folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            with open(os.path.join(folder, _STATE_FILE), "w") as file:
+                json.dump(self.dynamic_sampler.state_dict(), file)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.dynamic_sampler is not None and checkpoint is not None:
+            path = os.path.join(checkpoint, _STATE_FILE)
+            if os.path.exists(path):
+                with open(path) as file:
+                    self.dynamic_sampler.load_state_dict(json.load(file))
+            else:
+                logger.warning(f"{path} does not exist: the prompt stream starts at its beginning.")
+
+
+class _EmptyUpdateGuard(TrainerCallback):  # type: ignore[misc]
+    """
+    Keeps an optimizer step without any gradient from moving the weights.
+
+    A batch for which no informative group was found has gradient zero, but Adam's momentum and weight decay would move
+    the weights all the same. Without gradients the optimizer leaves a parameter and its state alone.
+    """
+
+    def __init__(self, trainer: DAPOTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drops the gradients when the generation batch in training holds no group at all."""
+        trainer = self.trainer
+        batch = trainer._buffered_inputs
+        if batch and not any(part["num_items_in_batch"].item() for part in batch):
+            trainer.model.zero_grad(set_to_none=True)
