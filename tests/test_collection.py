@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -34,7 +35,7 @@ def test_batch_is_the_first_informative_groups_whatever_the_rounds(outcomes, num
     groups = [sampled(position, MIXED if mixed else WRONG) for position, mixed in enumerate(outcomes)]
     collection = BatchCollection(num_groups, next_position=0)
     bounds = [0, *sorted(cut for cut in cuts if cut < len(groups)), len(groups)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         collection.add_round(groups[start:stop])
     expected = [position for position, mixed in enumerate(outcomes) if mixed][:num_groups]
     assert [group.draw.position for group in collection.accepted] == expected

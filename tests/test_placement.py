@@ -44,7 +44,7 @@ def test_batch_holds_every_group_whole_and_every_rank_its_share(case):
         assert len({move.group for move in group}) == 1
         assert [move.sample for move in group] == list(range(num_generations))
     placed = Counter(move.group for move in moves if move.group is not None)
-    assert placed == {group: num_generations for group in range(len(sources))}
+    assert placed == dict.fromkeys(range(len(sources)), num_generations)
     share = len(moves) // num_ranks
     assert [move.target for move in moves] == [row // share for row in range(len(moves))]
     assert all(move.group is None or move.source == sources[move.group][move.sample] for move in moves)

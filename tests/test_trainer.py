@@ -125,7 +125,9 @@ def test_penalty_never_makes_a_group_informative(tmp_path):
     assert logs["dapo/frac_all_wrong"] == 1.0
 
 
-@pytest.mark.parametrize(("reward", "share"), [(all_wrong, "dapo/frac_all_wrong"), (all_correct, "dapo/frac_all_correct")])
+@pytest.mark.parametrize(
+    ("reward", "share"), [(all_wrong, "dapo/frac_all_wrong"), (all_correct, "dapo/frac_all_correct")]
+)
 def test_nothing_to_learn_leaves_weights_and_optimizer_alone(tmp_path, reward, share):
     trainer = make_trainer(tmp_path, reward, max_steps=3, max_generation_rounds=2, weight_decay=0.1)
     trainer.train()
@@ -178,9 +180,7 @@ def test_evaluation_is_unshaped_and_samples_every_problem_once(tmp_path):
 
 
 def test_filter_reward_is_taken_by_name(tmp_path):
-    trainer = make_trainer(
-        tmp_path, [all_wrong, first_token_reward], filter_reward="first_token_reward", max_steps=2
-    )
+    trainer = make_trainer(tmp_path, [all_wrong, first_token_reward], filter_reward="first_token_reward", max_steps=2)
     trainer.train()
     for _, (_, rewards, _), _ in trainer.batches:
         for start in range(0, len(rewards), 4):
@@ -195,7 +195,7 @@ def test_async_weighted_and_unscorable_rewards_work_as_in_trl(tmp_path):
         tmp_path, [first_token_reward, async_reward], reward_weights=[1.0, 2.0], max_steps=2, soft_punish_cache=0
     )
     trainer.train()
-    for _, (_, rewards, completion_ids), output in trainer.batches:
+    for _, (_, _rewards, completion_ids), output in trainer.batches:
         totals = np.array(
             [float(ids[0] % 2 == 0) + 2.0 * (0.0 if ids[0] == 5 else 0.25) for ids in completion_ids]
         ).reshape(-1, 4)
@@ -238,7 +238,9 @@ def test_generation_never_holds_more_rows_than_trl_would(tmp_path):
     trainer = make_trainer(tmp_path, rare_reward, max_steps=1, max_generation_rounds=3)
     sizes = []
     generate = trainer.model.generate
-    trainer.model.generate = lambda *args, **kwargs: sizes.append(len(kwargs["input_ids"])) or generate(*args, **kwargs)
+    trainer.model.generate = lambda *args, **kwargs: (
+        sizes.append(len(kwargs["input_ids"])) or generate(*args, **kwargs)
+    )
     trainer.train()
     assert max(sizes) <= 8
     assert sum(sizes) == 4 * trainer.state.log_history[0]["dapo/prompts_drawn"]

@@ -52,7 +52,9 @@ class DAPOConfig(GRPOConfig):
     )
     dynamic_sampling: bool = field(
         default=True,
-        metadata={"help": "Keep sampling prompts until every group of the batch is informative (verl: filter_groups)."},
+        metadata={
+            "help": "Keep sampling prompts until every group of the batch is informative (verl: filter_groups)."
+        },
     )
     filter_reward: str | None = field(
         default=None,
@@ -61,15 +63,14 @@ class DAPOConfig(GRPOConfig):
             "(verl: filter_groups.metric). None uses the first."
         },
     )
+    # Annotated as a list for the command-line parser, which knows no tuples; it is a tuple after `__post_init__`.
     filter_range: list[float] | None = field(
         default=None,
         metadata={"help": "Two bounds: keep only groups whose mean filter reward lies strictly between them."},
     )
     max_generation_rounds: int = field(
         default=10,
-        metadata={
-            "help": "Generation rounds that one batch may use, the first included (verl: max_num_gen_batches)."
-        },
+        metadata={"help": "Generation rounds that one batch may use, the first included (verl: max_num_gen_batches)."},
     )
     max_prompts_per_round: int | None = field(
         default=None,
@@ -159,7 +160,7 @@ class DAPOConfig(GRPOConfig):
                 raise ValueError(
                     f"filter_range is {bounds}, but must be two values, the lower one first, for example (0.1, 0.9)."
                 )
-            self.filter_range = list(bounds)
+            self.filter_range = bounds  # type: ignore[assignment]
 
     def _check_combinations(self) -> None:
         # Both aggregate rewards over the whole batch, which dynamic sampling selects: the statistics would be those of

@@ -1,7 +1,7 @@
 """Refuses a training dataset that cannot work, before anything is loaded or generated."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -15,7 +15,7 @@ _REWARD_ARGUMENTS = frozenset(
 
 def check_train_dataset(
     dataset: Dataset | IterableDataset | None,
-    reward_funcs: Callable[..., Any] | list[Callable[..., Any]] | None,
+    reward_funcs: Any,
     num_groups_per_batch: int,
 ) -> None:
     """
@@ -52,7 +52,9 @@ def check_train_dataset(
             )
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     if not reward_funcs:
-        raise ValueError("reward_funcs is empty, but dynamic sampling filters by a reward. Pass at least one function.")
+        raise ValueError(
+            "reward_funcs is empty, but dynamic sampling filters by a reward. Pass at least one function."
+        )
     for function in functions:
         missing = [name for name in _required_columns(function) if name not in dataset.column_names]
         if missing:

@@ -20,7 +20,7 @@ from .config import DAPOConfig
 from .errors import RefillExhaustedError
 from .rollouts import Rollout, packed_size
 from .sampling.collection import BatchCollection, SampledGroup
-from .sampling.group_filter import GroupFilter
+from .sampling.group_filter import GroupFilter, GroupVerdict
 from .sampling.placement import Move, deal_prompts, place_groups, prompts_multiple
 from .sampling.prompt_stream import Draw, PromptStream
 from .sampling.refill_planner import RefillPlanner
@@ -112,13 +112,20 @@ class DynamicSampler:
         self.filter_column = filter_column
         self.end_token_ids = frozenset(end_token_ids)
         self.stream = PromptStream(len(dataset), seed=args.seed, shuffle=bool(args.shuffle_dataset))
-        self.group_filter = GroupFilter(tuple(args.filter_range) if args.filter_range else None)  # type: ignore[arg-type]
+        self.group_filter = GroupFilter(mean_range=args.filter_range)  # type: ignore[arg-type]
         self.planner = RefillPlanner(
             num_groups=args.num_groups_per_batch,
             confidence=args.refill_confidence,
             max_prompts=args.max_prompts_per_round,
             multiple_of=prompts_multiple(args.num_generations, accelerator.num_processes),
         )
+        self.num_generated_tokens = 0
+        self.num_trained_tokens = 0
+
+    @property
+    def rollout_efficiency(self) -> float:
+        """Trained tokens over generated tokens, since the run began."""
+        return self.num_trained_tokens / self.num_generated_tokens if self.num_generated_tokens else 0.0
 
     def collect(self) -> CollectedBatch:
         """
@@ -135,13 +142,15 @@ class DynamicSampler:
             draws = self.stream.peek(plan.num_prompts)
             self.stream.seek(self.stream.position + plan.num_prompts)
             output, groups, spare = self._sample_round(draws, collection.num_rounds)
-            self.planner.observe(sum(group.verdict == "informative" for group in groups), len(groups))
+            self.planner.observe(sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups), len(groups))
             for group in collection.add_round(groups):
                 for number, rank, row in group.locations:
                     if rank == self.accelerator.process_index:
                         extras = {column: values[row] for column, values in output.extra_logs.items()}
                         kept[number, row] = output.rollouts[row], extras
         self.stream.seek(collection.next_position)
+        self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
+        self.num_trained_tokens += sum(group.num_tokens for group in collection.accepted)
         if collection.num_missing and self.args.on_exhausted == "error":
             raise RefillExhaustedError(
                 len(collection.accepted), collection.num_groups, collection.num_rounds, collection.verdict_counts
@@ -150,7 +159,13 @@ class DynamicSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to draw the prompts that this one would draw next."""
-        return {"version": _STATE_VERSION, "stream": self.stream.state_dict(), "planner": self.planner.state_dict()}
+        return {
+            "version": _STATE_VERSION,
+            "stream": self.stream.state_dict(),
+            "planner": self.planner.state_dict(),
+            "num_generated_tokens": self.num_generated_tokens,
+            "num_trained_tokens": self.num_trained_tokens,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the run that `state` was taken from."""
@@ -161,6 +176,8 @@ class DynamicSampler:
             )
         self.stream.load_state_dict(state["stream"])
         self.planner.load_state_dict(state["planner"])
+        self.num_generated_tokens = state["num_generated_tokens"]
+        self.num_trained_tokens = state["num_trained_tokens"]
 
     def _sample_round(
         self, draws: list[Draw], round_number: int
@@ -214,8 +231,10 @@ class DynamicSampler:
         )
         rank = self.accelerator.process_index
         arrived, arrived_extras = self._move_rollouts(moves, accepted, kept)
-        inputs, rollouts, extras = [], [], []
+        inputs, rollouts = [], []
+        extras: list[dict[str, Any]] = []
         local_moves = [move for move in moves if move.target == rank]
+        extra: dict[str, Any]
         for move in local_moves:
             if move.group is None:
                 # Any rollout of this rank will do, cut to one token: it has no weight and should cost nothing.
@@ -259,7 +278,7 @@ class DynamicSampler:
         rank, ranks = self.accelerator.process_index, range(self.accelerator.num_processes)
 
         def kept_row(move: Move) -> tuple[Rollout, dict[str, Any]]:
-            number, _, row = accepted[move.group].locations[move.sample]  # type: ignore[index]
+            number, _, row = accepted[move.group].locations[move.sample]
             return kept[number, row]
 
         leaving = [[move for move in travelling if (move.source, move.target) == (rank, to)] for to in ranks]
@@ -269,12 +288,12 @@ class DynamicSampler:
             self.accelerator,
             [[kept_row(move)[0].pack() for move in row_moves] for row_moves in leaving],
             [
-                [packed_size(*accepted[move.group].lengths[move.sample], has_logps) for move in row_moves]  # type: ignore[index]
+                [packed_size(*accepted[move.group].lengths[move.sample], has_logps) for move in row_moves]
                 for row_moves in coming
             ],
         )
         rollouts = {
-            (move.group, move.sample): Rollout.unpack(packed, *accepted[move.group].lengths[move.sample])  # type: ignore[index]
+            (move.group, move.sample): Rollout.unpack(packed, *accepted[move.group].lengths[move.sample])
             for row_moves, tensors in zip(coming, received, strict=True)
             for move, packed in zip(row_moves, tensors, strict=True)
         }
@@ -283,4 +302,4 @@ class DynamicSampler:
         if self.args.log_completions:
             sent = [((move.group, move.sample), kept_row(move)[1]) for row_moves in leaving for move in row_moves]
             extras = dict(gather_object(sent))
-        return rollouts, extras  # type: ignore[return-value]
+        return rollouts, extras

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import RewardFunc
 
 from .config import DAPOConfig
 from .data_checks import check_train_dataset
@@ -20,6 +20,7 @@ from .dynamic_sampling import CollectedBatch, DynamicSampler, RoundOutput
 from .errors import describe_exhaustion
 from .rewards import SoftOverlongPunishment
 from .rollouts import Rollout
+from .sampling.group_filter import GroupVerdict
 
 
 logger = get_logger(__name__)
@@ -87,7 +88,7 @@ class DAPOTrainer(GRPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        reward_funcs: Callable[..., Any] | list[Callable[..., Any]] | None = None,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         args: DAPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         **kwargs: Any,
@@ -96,7 +97,9 @@ class DAPOTrainer(GRPOTrainer):
             name = model if isinstance(model, str) else model.config.name_or_path
             args = DAPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-DAPO")
         if not isinstance(args, DAPOConfig):
-            raise TypeError(f"`args` must be a `DAPOConfig`, got `{type(args).__name__}`. It takes all of GRPOConfig's fields.")
+            raise TypeError(
+                f"`args` must be a `DAPOConfig`, got `{type(args).__name__}`. It takes all of GRPOConfig's fields."
+            )
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch)
             for name in ("tools", "environment_factory", "rollout_func"):
@@ -169,8 +172,10 @@ class DAPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:
             output = super()._generate_and_score_completions(inputs)
-            for statistic in ("mean", "std"):  # NaN by construction: see `_calculate_rewards`
-                self._metrics["eval"].pop(f"rewards/{SoftOverlongPunishment.__name__}/{statistic}", None)
+            if self._overlong_column is not None:
+                for statistic in ("mean", "std"):  # NaN by construction: see `_calculate_rewards`
+                    name = self.reward_func_names[self._overlong_column]
+                    self._metrics["eval"].pop(f"rewards/{name}/{statistic}")
             return output
         if self.dynamic_sampler is None:
             return super()._generate_and_score_completions(inputs)
@@ -202,7 +207,7 @@ class DAPOTrainer(GRPOTrainer):
                 describe_exhaustion(len(collection.accepted), collection.num_groups, collection.num_rounds, counts)
                 + "\nThe batch trains on what was found (`on_exhausted='partial'`); `dapo/exhausted` counts such batches.",
             )
-        unscorable = [group for group in collection.sampled if group.verdict == "unscorable"]
+        unscorable = [group for group in collection.sampled if group.verdict is GroupVerdict.UNSCORABLE]
         if unscorable:
             rows = sorted({group.draw.index for group in unscorable})[:5]
             self._warn_once(
@@ -237,17 +242,34 @@ class DAPOTrainer(GRPOTrainer):
         if not isinstance(prompts[0], str):
             completions = [[{"role": "assistant", "content": content}] for content in completions]
         logps = [rollout.sampling_logps.tolist() for rollout in rollouts if rollout.sampling_logps is not None]
-        return [r.prompt_ids.tolist() for r in rollouts], completion_ids, None, completions, logps or None, {}, None, []
+        return (
+            [r.prompt_ids.tolist() for r in rollouts],
+            completion_ids,
+            None,
+            completions,
+            logps or None,
+            {},
+            None,
+            [],
+        )
 
     def _generate_single_turn(
-        self, prompt_ids: list[Any], images: Any, multimodal_fields: Any, num_generations: int, *args: Any, **kwargs: Any
+        self,
+        prompt_ids: list[Any],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         # A refill round may be larger than the generation batch. `model.generate` holds the cache of all its rows at
         # once, so it gets at most as many as TRL would give it; vLLM and continuous batching queue by themselves.
         most = self.args.per_device_train_batch_size * self.args.steps_per_generation
         queues = self.use_vllm or self.use_transformers_continuous_batching
         if not self.model.training or queues or len(prompt_ids) <= most:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+            )
         # Equal parts: their number depends on the row count alone, which is the same on all ranks.
         part = math.ceil(len(prompt_ids) / math.ceil(len(prompt_ids) / most))
         completion_ids: list[list[int]] = []
@@ -286,7 +308,9 @@ class DAPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.dynamic_sampler is not None and self.args.should_save:
-            folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder = os.path.join(
+                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
             with open(os.path.join(folder, _STATE_FILE), "w") as file:
                 json.dump(self.dynamic_sampler.state_dict(), file)
 
@@ -301,7 +325,7 @@ class DAPOTrainer(GRPOTrainer):
                 logger.warning(f"{path} does not exist: the prompt stream starts at its beginning.")
 
 
-class _EmptyUpdateGuard(TrainerCallback):  # type: ignore[misc]
+class _EmptyUpdateGuard(TrainerCallback):
     """
     Keeps an optimizer step without any gradient from moving the weights.
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 
 _NUM_FEISTEL_ROUNDS = 8
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """
     One draw from the prompt stream.
 
@@ -51,7 +53,9 @@ class PromptStream:
 
     def __init__(self, num_rows: int, seed: int = 0, shuffle: bool = True):
         if num_rows < 1:
-            raise ValueError(f"num_rows is {num_rows}, but a prompt stream needs at least 1 row. Pass a dataset with rows.")
+            raise ValueError(
+                f"num_rows is {num_rows}, but a prompt stream needs at least 1 row. Pass a dataset with rows."
+            )
         self.num_rows = num_rows
         self.seed = seed
         self.shuffle = shuffle

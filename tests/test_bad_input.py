@@ -1,0 +1,77 @@
+"""What a user gets wrong is said before anything is loaded or generated."""
+
+import pytest
+from datasets import Dataset
+from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from trl import GRPOConfig
+
+from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.rewards import accuracy_reward, get_reward
+
+
+def make_trainer(tmp_path, reward_funcs=first_token_reward, dataset=None, args=None, **overrides):
+    kwargs = {name: overrides.pop(name) for name in ("tools", "rollout_func") if name in overrides}
+    return DAPOTrainer(
+        model=tiny_model(),
+        reward_funcs=reward_funcs,
+        args=args or DAPOConfig(**training_arguments(tmp_path, **overrides)),
+        train_dataset=numbered_prompts(20) if dataset is None else dataset,
+        processing_class=tiny_tokenizer(),
+        **kwargs,
+    )
+
+
+PROMPTS = ["w1"] * 20
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reward", "message"),
+    [
+        (Dataset.from_dict({"question": PROMPTS}), first_token_reward, r"no column 'prompt', only \['question'\]"),
+        (
+            Dataset.from_dict({"prompt": PROMPTS}),
+            accuracy_reward,
+            r"'accuracy_reward' needs the columns \['solution'\], but train_dataset has only \['prompt'\]",
+        ),
+        (Dataset.from_dict({"prompt": []}), first_token_reward, "train_dataset has no rows"),
+        (Dataset.from_dict({"prompt": ["w1"]}), first_token_reward, "has 1 rows, but one generation batch needs 2"),
+        (numbered_prompts(20).to_iterable_dataset(), first_token_reward, "needs a `datasets.Dataset`"),
+        (Dataset.from_dict({"prompt": PROMPTS, "image": PROMPTS}), first_token_reward, "has a column 'image'"),
+        (numbered_prompts(20), [], "reward_funcs is empty"),
+    ],
+)
+def test_unusable_dataset_is_refused(tmp_path, dataset, reward, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, reward, dataset)
+
+
+def test_unknown_filter_reward_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"filter_reward is 'accuracy', but must be one of .*'first_token_reward'"):
+        make_trainer(tmp_path, filter_reward="accuracy")
+
+
+def test_shaping_reward_cannot_be_the_filter(tmp_path):
+    with pytest.raises(ValueError, match="filter_reward is 'soft_overlong_punishment'"):
+        make_trainer(tmp_path, filter_reward="soft_overlong_punishment")
+
+
+def test_unknown_reward_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="accuracy_reward"):
+        get_reward("acuracy_reward")
+
+
+@pytest.mark.parametrize("name", ["tools", "rollout_func"])
+def test_multi_turn_generation_is_refused_with_dynamic_sampling(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` is set, but dynamic sampling supports single-turn"):
+        make_trainer(tmp_path, **{name: [print]})
+
+
+def test_config_of_another_trainer_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="must be a `DAPOConfig`, got `GRPOConfig`"):
+        make_trainer(tmp_path, args=GRPOConfig(**training_arguments(tmp_path)))
+
+
+def test_caller_keeps_the_list_of_reward_functions(tmp_path):
+    reward_funcs = [first_token_reward]
+    make_trainer(tmp_path, reward_funcs)
+    assert reward_funcs == [first_token_reward]

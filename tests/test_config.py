@@ -1,0 +1,96 @@
+import dataclasses
+
+import pytest
+from tiny import training_arguments
+from trl import GRPOConfig, TrlParser
+
+from trl_dapo import DAPOConfig
+
+
+def make_config(tmp_path, **overrides):
+    return DAPOConfig(**training_arguments(tmp_path, **overrides))
+
+
+def test_defaults_are_those_of_the_paper(tmp_path):
+    config = make_config(tmp_path, max_completion_length=20480)
+    assert (config.epsilon, config.epsilon_high) == (0.2, 0.28)
+    assert config.dynamic_sampling
+    assert config.loss_type == "dapo"
+    assert config.beta == 0.0
+    assert config.scale_rewards == "group"
+    assert config.temperature == 1.0
+    assert config.soft_punish_cache == 4096  # 20 % of 20,480
+    assert config.overlong_penalty_factor == 1.0
+    assert not config.mask_truncated_completions
+
+
+def test_new_fields_are_exactly_these():
+    new = {field.name for field in dataclasses.fields(DAPOConfig)} - {f.name for f in dataclasses.fields(GRPOConfig)}
+    assert new == {
+        "dynamic_sampling",
+        "filter_reward",
+        "filter_range",
+        "max_generation_rounds",
+        "max_prompts_per_round",
+        "on_exhausted",
+        "refill_confidence",
+        "soft_punish_cache",
+        "overlong_penalty_factor",
+    }
+
+
+def test_every_new_field_is_documented_with_its_default():
+    for field in dataclasses.fields(DAPOConfig):
+        if field.name not in {f.name for f in dataclasses.fields(GRPOConfig)} | {"epsilon_high"}:
+            assert field.metadata["help"]
+            entry = DAPOConfig.__doc__.split(f"        {field.name} (")[1].split("):")[0]
+            if field.default is not None:
+                assert f"defaults to `{field.default!r}`".replace("'", '"') in entry
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_generations": 3}, "generation_batch_size .* must be divisible by num_generations"),
+        ({"num_generations": 1}, "at least 2 generations"),
+        ({"on_exhausted": "ignore"}, "on_exhausted is 'ignore', but must be one of 'partial', 'error'"),
+        ({"max_generation_rounds": 0}, "max_generation_rounds is 0, but must be 1 or more"),
+        ({"max_prompts_per_round": 0}, "max_prompts_per_round is 0, but must be 1 or more"),
+        ({"refill_confidence": 1.0}, "refill_confidence is 1.0, but must lie strictly between 0 and 1"),
+        ({"filter_range": (0.9, 0.1)}, r"filter_range is \(0.9, 0.1\), but must be two values, the lower one first"),
+        ({"filter_range": [0.1]}, "filter_range is"),
+        ({"soft_punish_cache": 9}, r"soft_punish_cache is 9, but must be between 0 \(off\) and max_completion_length"),
+        ({"soft_punish_cache": -1}, "soft_punish_cache is -1"),
+        ({"overlong_penalty_factor": -0.5}, "overlong_penalty_factor is -0.5, but must be 0 or more"),
+        ({"max_completion_length": None}, "soft_punish_cache is None"),
+        ({"max_completion_length": None, "soft_punish_cache": 4}, "max_completion_length is None"),
+        ({"scale_rewards": "batch"}, 'scale_rewards is "batch"'),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation is"),
+        (
+            {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
+            r"steps_per_generation is 3, but must be a multiple of gradient_accumulation_steps \(2\)",
+        ),
+    ],
+)
+def test_bad_value_is_refused_with_its_name_and_range(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(tmp_path, **overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"scale_rewards": "batch"}, {"steps_per_generation": 3, "gradient_accumulation_steps": 2}],
+)
+def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path, overrides):
+    assert not make_config(tmp_path, dynamic_sampling=False, **overrides).dynamic_sampling
+
+
+def test_fields_parse_from_a_command_line(tmp_path):
+    (config,) = TrlParser((DAPOConfig,)).parse_args_and_config(
+        f"--output_dir {tmp_path} --use_cpu true --bf16 false --epsilon_high 0.3 --filter_range 0.1 0.9 "
+        "--on_exhausted error --soft_punish_cache 0 --dynamic_sampling true".split()
+    )
+    assert config.epsilon_high == 0.3
+    assert config.filter_range == (0.1, 0.9)
+    assert config.on_exhausted == "error"
+    assert config.soft_punish_cache == 0

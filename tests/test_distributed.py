@@ -1,0 +1,91 @@
+"""Two real processes over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import tiny_tokenizer
+
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+pytestmark = pytest.mark.distributed
+
+
+def run(folder, num_ranks, **overrides):
+    """Runs the script on `num_ranks` processes and returns what each rank wrote."""
+    folder.mkdir(parents=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CI": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[1]), environment.get("PYTHONPATH", "")])
+    command = [*(launcher if num_ranks > 1 else [sys.executable]), str(SCRIPT), str(folder), json.dumps(overrides)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
+    assert all(result["num_processes"] == num_ranks for result in results)
+    return results
+
+
+def trained_batches(results):
+    """For each batch, its rows over all ranks: prompt, completion, advantage."""
+    batches = []
+    for parts in zip(*(result["trained"] for result in results), strict=True):
+        rows = []
+        for part in parts:
+            rows += zip(map(tuple, part["prompts"]), map(tuple, part["rows"]), part["advantages"], strict=True)
+        batches.append(rows)
+    return batches
+
+
+def assert_same_batches(one, two):
+    assert len(one) == len(two)
+    for alone, together in zip(one, two, strict=True):
+        assert [row[:2] for row in sorted(alone)] == [row[:2] for row in sorted(together)]
+        np.testing.assert_allclose([r[2] for r in sorted(alone)], [r[2] for r in sorted(together)], rtol=1e-6)
+
+
+# 8 rows on each of two ranks hold two groups of 4; 6 rows hold one and a half, so that one group straddles the ranks.
+@pytest.mark.parametrize("rows_per_rank", [8, 6])
+def test_two_ranks_train_the_batches_of_one(tmp_path, rows_per_rank):
+    options = {"max_steps": 10, "steps_per_generation": 2, "max_generation_rounds": 30, "log_completions": True}
+    alone = run(tmp_path / "one", 1, per_device_train_batch_size=2 * rows_per_rank, **options)
+    together = run(tmp_path / "two", 2, per_device_train_batch_size=rows_per_rank, **options)
+    assert_same_batches(trained_batches(alone), trained_batches(together))
+    assert [result["position"] for result in together] == [alone[0]["position"]] * 2
+    for batch in trained_batches(together):
+        assert len(batch) == 4 * rows_per_rank
+        for start in range(0, len(batch), 4):
+            group = batch[start : start + 4]
+            assert len({prompt for prompt, _, _ in group}) == 1
+            assert 0 < sum(completion[0] == 4 for _, completion, _ in group) < 4
+    # Columns that a reward function logged have travelled with their completions.
+    for table in map(pd.read_parquet, sorted((tmp_path / "two" / "completions").glob("*.parquet"))):
+        decoded = [tiny_tokenizer().decode(json.loads(ids), skip_special_tokens=True) for ids in table["ids_seen"]]
+        assert decoded == list(table["completion"])
+
+
+def test_two_ranks_take_the_optimizer_step_of_one(tmp_path):
+    options = {"max_steps": 3, "max_generation_rounds": 30, "learning_rate": 1e-3}
+    alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)
+    together = run(tmp_path / "two", 2, per_device_train_batch_size=8, **options)
+    for result in together:
+        for mine, its in zip(result["parameters"], alone[0]["parameters"], strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-6)
+
+
+def test_exhausted_batch_is_the_same_on_both_ranks(tmp_path):
+    options = {"max_steps": 4, "steps_per_generation": 2, "max_generation_rounds": 1, "max_prompts_per_round": 8}
+    alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)
+    together = run(tmp_path / "two", 2, per_device_train_batch_size=8, **options)
+    assert together[0]["logs"][0]["dapo/exhausted"] == 1.0
+
+    def live(results):
+        return [[row for row in batch if row[1]] for batch in trained_batches(results)]
+
+    assert_same_batches(live(alone), live(together))
+    assert [b["num_items"] for b in together[1]["trained"]] == [b["num_items"] for b in alone[0]["trained"]]

@@ -1,0 +1,157 @@
+"""The reward functions, as a trainer calls them."""
+
+import logging
+import math
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from trl_dapo.rewards import REWARDS, SoftOverlongPunishment, accuracy, accuracy_reward, get_reward
+from trl_dapo.rewards.accuracy import completion_text
+
+
+def test_accuracy_is_one_for_a_correct_answer_and_zero_otherwise():
+    completions = [r"\boxed{4}", r"\boxed{5}", "no idea what it is", "Answer: " + "1+" * 600]
+    assert accuracy_reward(completions, solution=["4"] * 4) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_bad_gold_gives_none_and_leaves_the_others_alone():
+    assert accuracy_reward(["Answer: 4", "Answer: 4"], solution=[r"\frac{4}{", "4"]) == [None, 1.0]
+
+
+def test_a_missing_gold_gives_none_and_an_integer_gold_is_read():
+    assert accuracy_reward(["Answer: 4", "Answer: 4"], solution=[None, 4]) == [None, 1.0]  # type: ignore[list-item]
+
+
+def test_the_last_assistant_message_counts():
+    completion = [
+        {"role": "assistant", "content": "Answer: 3"},
+        {"role": "tool", "content": "Answer: 5"},
+        {"role": "assistant", "content": "Answer: 4"},
+        {"role": "user", "content": "Answer: 5"},
+    ]
+    assert accuracy_reward([completion], solution=["4"]) == [1.0]
+
+
+def test_text_parts_are_joined():
+    content = [{"type": "text", "text": "\\boxed{"}, {"type": "image"}, {"type": "text", "text": "4}"}]
+    assert completion_text([{"role": "assistant", "content": content}]) == r"\boxed{4}"
+
+
+@pytest.mark.parametrize(
+    "completion", [[], [{"role": "assistant", "content": None}], [{"role": "user", "content": "4"}]]
+)
+def test_a_completion_without_assistant_text_scores_zero(completion: list[dict[str, Any]]):
+    assert accuracy_reward([completion], solution=["4"]) == [0.0]
+
+
+def test_the_trainers_other_columns_are_ignored():
+    assert accuracy_reward(["4"], solution=["4"], prompts=["2 + 2"], completion_ids=[[1]], trainer_state=None) == [1.0]
+
+
+def test_extras_are_logged_for_every_row():
+    columns: dict[str, list[Any]] = {}
+    accuracy_reward(
+        ["Answer: 4", "Answer: 5", "who knows what"], solution=["4", "4", "4"], log_extra=columns.__setitem__
+    )
+    assert columns == {
+        "solution": ["4", "4", "4"],
+        "answer": ["4", "5", None],
+        "verdict": ["correct", "wrong", "no_answer"],
+    }
+
+
+def test_fractions_of_ungraded_completions_are_logged():
+    metrics: dict[str, float] = {}
+    completions = ["Answer: 4", "who knows what", "Answer: 4", "Answer: " + "1+" * 600]
+    accuracy_reward(completions, solution=["4", "4", "", "4"], log_metric=metrics.__setitem__)
+    assert metrics == {"grading/frac_gave_up": 0.25, "grading/frac_no_answer": 0.25, "grading/frac_bad_gold": 0.25}
+
+
+def test_a_bad_gold_is_warned_about_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(accuracy, "_warned_golds", set())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            accuracy_reward(["Answer: 4"] * 2, solution=[r"\frac{once}{"] * 2)
+    assert len(caplog.records) == 1
+    assert "once" in caplog.text
+    assert "Fix or drop the row" in caplog.text
+
+
+def test_warnings_about_bad_golds_are_bounded(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(accuracy, "_warned_golds", set())
+    golds = [rf"\frac{{{n}}}{{" for n in range(50)]
+    with caplog.at_level(logging.WARNING):
+        accuracy_reward(["Answer: 4"] * 50, solution=golds)
+    assert len(caplog.records) == accuracy.MAX_GOLD_WARNINGS + 1
+
+
+def test_a_length_mismatch_is_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        accuracy_reward(["4", "4"], solution=["4"])
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "punishment"), [(0, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0)]
+)
+def test_the_punishment_follows_equation_13(num_tokens: int, punishment: float):
+    assert SoftOverlongPunishment(max_completion_length=100, cache=20)([[7] * num_tokens]) == [punishment]
+
+
+def test_the_factor_scales_the_punishment():
+    punish = SoftOverlongPunishment(max_completion_length=100, cache=20, factor=0.5)
+    assert punish(completion_ids=[[7] * 90, [7] * 200], solution=["4", "4"]) == [-0.25, -0.5]
+
+
+def test_a_cache_of_the_whole_length_punishes_from_the_first_token():
+    assert SoftOverlongPunishment(max_completion_length=4, cache=4)([[], [7], [7] * 4]) == [0.0, -0.25, -1.0]
+
+
+def test_a_punishment_of_factor_zero_is_zero():
+    assert SoftOverlongPunishment(max_completion_length=4, cache=4, factor=0.0)([[7] * 9]) == [0.0]
+
+
+def test_the_punishment_survives_pickling():
+    punish = pickle.loads(pickle.dumps(SoftOverlongPunishment(max_completion_length=100, cache=20, factor=2.0)))
+    assert punish([[7] * 90]) == [-1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_completion_length": 0, "cache": 1}, "`max_completion_length` is 0"),
+        ({"max_completion_length": 100, "cache": 0}, "`cache` is 0, but must be from 1 to"),
+        ({"max_completion_length": 100, "cache": 101}, r"`cache` is 101, but must be from 1 to .*\(100\)"),
+        ({"max_completion_length": 100, "cache": 20, "factor": -1.0}, "`factor` is -1.0"),
+        ({"max_completion_length": 100, "cache": 20, "factor": math.nan}, "`factor` is nan"),
+    ],
+)
+def test_a_punishment_out_of_range_is_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        SoftOverlongPunishment(**arguments)
+
+
+def test_rewards_have_the_names_that_metrics_use():
+    punish = SoftOverlongPunishment(max_completion_length=100, cache=20)
+    assert (accuracy_reward.__name__, punish.__name__) == ("accuracy_reward", "soft_overlong_punishment")
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_every_registered_reward_is_found_by_its_name(name: str):
+    assert get_reward(name).__name__ == name
+
+
+def test_an_unknown_reward_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"Did you mean 'accuracy_reward'.*think_format_reward"):
+        get_reward("acuracy_reward")
+
+
+def test_rewards_import_without_torch_trl_and_math_verify():
+    code = (
+        "import sys, trl_dapo.rewards; "
+        "assert not {'torch', 'trl', 'math_verify', 'sympy'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,79 @@
+"""
+Trains the tiny model on scripted completions and writes, for each rank, what it trained.
+
+Run by `test_distributed.py`, once alone and once on two ranks. Completions are a function of the prompt, the number of
+the completion in its group and how often the prompt was asked before, so that runs of any world size can be compared.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from tiny import numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+
+from trl_dapo import DAPOConfig, DAPOTrainer
+
+
+def script(prompt_ids, sample):
+    """Lengths 1 to 8; about a third of the groups is mixed, the others are all wrong or all right."""
+    key = sum(position * token for position, token in enumerate(prompt_ids, start=3))
+    kind = key % 3
+    is_correct = kind == 0 or (kind == 1 and (sample + key) % 4 == 0)
+    return [4 if is_correct else 5] * (1 + (key + sample) % 7) + [2]
+
+
+class ScriptedTrainer(DAPOTrainer):
+    """Replaces sampling by the script; everything else is real."""
+
+    trained = None
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        first = self.accelerator.process_index * len(prompt_ids)
+        return [script(ids, (first + row) % num_generations) for row, ids in enumerate(prompt_ids)], None
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            rows = [
+                ids[mask.bool()].tolist()
+                for ids, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)
+            ]
+            prompts = [
+                ids[mask.bool()].tolist()
+                for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
+            ]
+            self.trained.append(
+                {"prompts": prompts, "rows": rows, "advantages": output["advantages"].tolist(),
+                 "num_items": output["num_items_in_batch"].item(), "old": "old_per_token_logps" in output}
+            )  # fmt: skip
+        return output
+
+
+def correct(completion_ids, log_extra, **kwargs):
+    log_extra("ids_seen", [str(ids) for ids in completion_ids])
+    return [float(ids[0] == 4) for ids in completion_ids]
+
+
+def main(folder: str, overrides: str) -> None:
+    options = json.loads(overrides)
+    trainer = ScriptedTrainer(
+        model=tiny_model(),
+        reward_funcs=correct,
+        args=DAPOConfig(**training_arguments(folder, **options)),
+        train_dataset=numbered_prompts(61),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.trained = []
+    trainer.train()
+    result = {
+        "trained": trainer.trained,
+        "num_processes": trainer.accelerator.num_processes,
+        "logs": trainer.state.log_history,
+        "position": trainer.dynamic_sampler.stream.position,
+        "parameters": [parameter.flatten().tolist() for parameter in trainer.model.parameters()],
+    }
+    Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

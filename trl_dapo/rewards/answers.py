@@ -1,0 +1,167 @@
+r"""
+Where the answer stands in a text: the *final* answer of a completion, and the answer of a gold solution.
+
+Only what a marker names counts: a number that merely occurs in the reasoning is never an answer. Everything takes time
+linear in the text.
+"""
+
+import re
+from collections.abc import Iterator
+
+from .delimiters import strip_delimiters
+from .rationals import parse_rational
+
+
+# A completion without any marker is its own answer only if it is at most this many characters long.
+MAX_BARE_CHARACTERS = 200
+
+_BLANK = " \t\r\n\"'`.,;:*$"
+_BOX_TOKEN = re.compile(r"(?P<box>\\\\?(?:boxed|fbox)(?![A-Za-z])\s*)|\\.|[{}]", re.DOTALL)
+_UNBRACED_BOX = re.compile(r"[^\s${}][^\s$]*")
+_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
+# The repetitions are bounded and the classes disjoint, so that no text makes these patterns backtrack.
+_ANSWER_LINE = re.compile(r"\banswer[\s*]{0,8}[:\uff1a][\s*]{0,16}", re.IGNORECASE)
+_GSM8K_LINE = re.compile(r"####[ \t]{0,8}")
+_ANSWER_PHRASE = re.compile(r"\banswer\s{1,4}is[\s:*]{0,16}", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_LEADING_MATH = re.compile(r"\$([^$\n]+)\$|\\\(([^\n]+?)\\\)")
+# Commands, text arguments and function names are consumed first, so that what is left are words.
+_WORD = re.compile(
+    r"\\(?:text|textrm|textbf|textit|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+"
+    r"|\b(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod)h?\b|(?P<word>[^\W\d_]{2,})"
+)
+
+
+def final_answer(completion: str) -> str | None:
+    r"""
+    Find the final answer of a completion.
+
+    The first rule that finds one decides: the last balanced `\boxed{...}` (or `\fbox{...}`, or `\boxed 5`; of nested
+    boxes the outermost), the last `Answer: ...` line as in DAPO's data, the last `#### n` as in GSM8K, the last "the
+    answer is ...", and last the whole completion if it is nothing but an expression. Of a completion with `</think>`
+    the text after it is searched, and only if that gives no answer the boxes before it. Earlier mentions never count,
+    and an unfinished box is no answer.
+
+    Args:
+        completion (`str`):
+            The text of the completion.
+
+    Returns:
+        `str | None`:
+            The answer without math delimiters and trailing punctuation, or `None` if the completion gives none.
+
+    Example:
+
+    >>> final_answer(r"First \boxed{5}. No: \boxed{\frac{1}{2}}.")
+    '\\frac{1}{2}'
+    >>> final_answer("It could be 7, or 8.")
+    """
+    reasoning, _, rest = completion.rpartition("</think>")
+    answer = _first_marked(rest)
+    # Guesses in the reasoning are cheap; a box is not.
+    return answer if answer is not None else next(filter(None, map(_usable, _boxed(reasoning))), None)
+
+
+def gold_answer(gold: str) -> str | None:
+    r"""
+    Find the answer in a gold solution: that of its last box, of its last `#### n` line, or the whole text.
+
+    Args:
+        gold (`str`):
+            A plain number, a LaTeX expression, a text, or a whole solution that ends in a box or in `#### n`.
+
+    Returns:
+        `str | None`:
+            The answer without math delimiters and trailing punctuation, or `None` if the text holds none: it is empty,
+            or it opens a box that it does not close.
+
+    Example:
+
+    >>> gold_answer("16 - 3 - 4 = <<16-3-4=9>>9 eggs, 9 * 2 = $18.\n#### 18")
+    '18'
+    """
+    for candidates in (_boxed(gold), _rest_of_line(gold, _GSM8K_LINE), [gold]):
+        for candidate in candidates:
+            if answer := _usable(candidate):
+                return answer
+    return None
+
+
+def count_words(text: str) -> int:
+    r"""
+    Count the words (two letters or more) of a text that are neither LaTeX commands nor function names.
+
+    Example:
+
+    >>> count_words(r"\frac{1}{2} \sin x + cos x"), count_words("I think it is 5")
+    (0, 3)
+    """
+    return sum(match["word"] is not None for match in _WORD.finditer(text))
+
+
+def _first_marked(text: str) -> str | None:
+    bare = text.strip()
+    for candidate in _boxed(text):
+        if answer := _usable(candidate):
+            return answer
+    for candidate in _rest_of_line(text, _ANSWER_LINE):
+        if answer := _usable(candidate):
+            return answer
+    for candidate in _rest_of_line(text, _GSM8K_LINE):
+        # Words are a Markdown heading (`#### Step 2`), unless the text ends with them.
+        if (answer := _usable(candidate)) and (_is_expression(answer) or bare.endswith(candidate.rstrip())):
+            return answer
+    for candidate in _rest_of_line(text, _ANSWER_PHRASE):
+        formula = _LEADING_MATH.match(candidate)
+        clause = (formula[1] or formula[2]) if formula else _SENTENCE_END.split(candidate, maxsplit=1)[0]
+        if answer := _usable(clause):
+            return answer
+    # One word is a text answer (`Monday`); a word beside symbols is prose (`so 5`).
+    if len(bare) <= MAX_BARE_CHARACTERS and "\n" not in bare and (bare.isalpha() or _is_expression(bare)):
+        return _usable(bare)
+    return None
+
+
+def _is_expression(text: str) -> bool:
+    return count_words(text) == 0 or parse_rational(text) is not None
+
+
+def _usable(candidate: str) -> str | None:
+    answer = strip_delimiters(candidate)
+    if match := _WHOLE_BOX.fullmatch(answer):
+        answer = strip_delimiters(match[1])
+    is_unfinished_box = "\\boxed" in answer or "\\fbox" in answer
+    return None if is_unfinished_box or not answer.strip(_BLANK) else answer
+
+
+def _rest_of_line(text: str, marker: re.Pattern[str]) -> Iterator[str]:
+    """Yield what follows each marker on its line or in its display formula, the last marker first."""
+    limit = len(text)  # where the next marker begins, so that many markers on a line cost no more than one
+    for match in reversed(list(marker.finditer(text))):
+        start = match.end()
+        closing = {"\\[": "\\]", "$$": "$$"}.get(text[start : start + 2])
+        end = text.find(closing, start + 2, limit) + 2 if closing else text.find("\n", start, limit)
+        yield text[start : end if end > start else limit]
+        limit = match.start()
+
+
+def _boxed(text: str) -> Iterator[str]:
+    """Yield the contents of the balanced boxes, the one that closes last first, in one pass over the text."""
+    if "boxed" not in text and "fbox" not in text:
+        return
+    spans: list[tuple[int, int]] = []
+    openings: list[int] = []  # for each open brace where its box begins, or -1 if it opens no box
+    box_brace = -1
+    for token in _BOX_TOKEN.finditer(text):
+        if token["box"]:
+            if text.startswith("{", token.end()):
+                box_brace = token.end()
+            elif unbraced := _UNBRACED_BOX.match(text, token.end()):
+                spans.append(unbraced.span())
+        elif token[0] == "{":
+            openings.append(token.end() if token.start() == box_brace else -1)
+        elif token[0] == "}" and openings and (start := openings.pop()) >= 0:
+            spans.append((start, token.start()))
+    # A few suffice to get past empty and nested boxes; nested by the thousand, all would cost quadratic time.
+    for start, end in reversed(spans[-8:]):
+        yield text[start:end]
