@@ -35,7 +35,7 @@ PROMPTS = ["w1"] * 20
         ),
         (Dataset.from_dict({"prompt": []}), first_token_reward, "train_dataset has no rows"),
         (Dataset.from_dict({"prompt": ["w1"]}), first_token_reward, "has 1 rows, but one generation batch needs 2"),
-        (numbered_prompts(20).to_iterable_dataset(), first_token_reward, "needs a `datasets.Dataset`"),
+        ([{"prompt": "w1"}] * 20, first_token_reward, "of type `list`, but must be a `datasets.Dataset`"),
         (Dataset.from_dict({"prompt": PROMPTS, "image": PROMPTS}), first_token_reward, "has a column 'image'"),
         (numbered_prompts(20), [], "reward_funcs is empty"),
     ],
@@ -64,6 +64,11 @@ def test_unknown_reward_name_lists_the_known_ones():
 def test_multi_turn_generation_is_refused_with_dynamic_sampling(tmp_path, name):
     with pytest.raises(ValueError, match=f"`{name}` is set, but dynamic sampling supports single-turn"):
         make_trainer(tmp_path, **{name: [print]})
+
+
+def test_history_of_rows_needs_rows(tmp_path):
+    with pytest.raises(ValueError, match="selective_rollout is True, but remembers outcomes by row number"):
+        make_trainer(tmp_path, dataset=numbered_prompts(20).to_iterable_dataset(), selective_rollout=True)
 
 
 def test_config_of_another_trainer_is_refused(tmp_path):

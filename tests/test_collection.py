@@ -58,6 +58,17 @@ def test_metrics_by_hand():
         "trained_accuracy": 1 / 2,
         "rollout_efficiency": 7 / (10 + 4 + 7 + 2 + 16),
         "exhausted": 0,
+        "carried": 0,
+        "stale": 0,
+        "skipped_prompts": 0,
+        "tokens/trained": 7,
+        "tokens/surplus": 2,
+        "tokens/all_correct": 4,
+        "tokens/all_wrong": 10,
+        "tokens/uniform": 0,
+        "tokens/unscorable": 16,
+        "tokens/out_of_range": 0,
+        "tokens/truncated_out": 0,
     }
 
 

@@ -34,6 +34,9 @@ def test_new_fields_are_exactly_these():
         "max_prompts_per_round",
         "on_exhausted",
         "refill_confidence",
+        "surplus",
+        "max_off_policy_steps",
+        "selective_rollout",
         "soft_punish_cache",
         "overlong_penalty_factor",
     }
@@ -57,6 +60,8 @@ def test_every_new_field_is_documented_with_its_default():
         ({"max_generation_rounds": 0}, "max_generation_rounds is 0, but must be 1 or more"),
         ({"max_prompts_per_round": 0}, "max_prompts_per_round is 0, but must be 1 or more"),
         ({"refill_confidence": 1.0}, "refill_confidence is 1.0, but must lie strictly between 0 and 1"),
+        ({"surplus": "drop"}, "surplus is 'drop', but must be one of 'requeue', 'carry'"),
+        ({"max_off_policy_steps": 0}, "max_off_policy_steps is 0, but must be 1 or more"),
         ({"filter_range": (0.9, 0.1)}, r"filter_range is \(0.9, 0.1\), but must be two values, the lower one first"),
         ({"filter_range": [0.1]}, "filter_range is"),
         ({"soft_punish_cache": 9}, r"soft_punish_cache is 9, but must be between 0 \(off\) and max_completion_length"),

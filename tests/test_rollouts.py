@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import torch
 
@@ -8,8 +9,8 @@ from trl_dapo.rollouts import Rollout, packed_size
 def test_packed_rollout_comes_back_bit_for_bit():
     rollout = Rollout.from_lists([5, 6, 7], [8, 9], [-0.1, None])
     packed = rollout.pack()
-    assert len(packed) == packed_size(3, 2, has_logps=True)
-    back = Rollout.unpack(packed, 3, 2)
+    assert len(packed) == packed_size(3, 2, num_logps=1)
+    back = Rollout.unpack(packed, 3, 2, has_sampling_logps=True)
     assert back.prompt_ids.tolist() == [5, 6, 7]
     assert back.completion_ids.tolist() == [8, 9]
     assert back.sampling_logps.dtype is torch.float32
@@ -27,3 +28,10 @@ def test_truncated_rollout_keeps_its_prompt():
     rollout = Rollout.from_lists([5, 6], [7, 8, 9], [-1.0, -2.0, -3.0]).truncated(1)
     assert (rollout.prompt_ids.tolist(), rollout.completion_ids.tolist()) == ([5, 6], [7])
     assert rollout.sampling_logps.tolist() == [-1.0]
+
+
+def test_old_logps_travel_beside_those_of_the_engine():
+    rollout = replace(Rollout.from_lists([5], [8, 9], [-0.1, -0.2]), old_logps=torch.tensor([-0.3, -0.4]))
+    back = Rollout.unpack(rollout.pack(), 1, 2, has_sampling_logps=True, has_old_logps=True)
+    assert back.sampling_logps.tolist() == rollout.sampling_logps.tolist()
+    assert back.old_logps.tolist() == rollout.old_logps.tolist()

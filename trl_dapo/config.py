@@ -6,6 +6,7 @@ from trl import GRPOConfig
 
 
 _ON_EXHAUSTED = ("partial", "error")
+_SURPLUS = ("requeue", "carry")
 
 
 @dataclass
@@ -36,9 +37,20 @@ class DAPOConfig(GRPOConfig):
         on_exhausted (`str`, *optional*, defaults to `"partial"`):
             What happens when the rounds are spent and the batch is not full. `"partial"`: train on the groups found, the
             rest of the batch carries no weight. `"error"`: raise [`RefillExhaustedError`] with the counts.
-        refill_confidence (`float`, *optional*, defaults to `0.9`):
+        refill_confidence (`float` or `None`, *optional*, defaults to `0.9`):
             A round samples the fewest prompts that fill the batch with this probability, at the acceptance rate
-            estimated so far. In (0, 1).
+            estimated so far. In (0, 1). `None`: as many as give the least expected time to a full batch, by the measured
+            costs of beginning a round and of each prompt in it.
+        surplus (`str`, *optional*, defaults to `"requeue"`):
+            What happens to informative groups beyond the batch. `"requeue"`: their completions are dropped and their
+            prompts given back to the stream. `"carry"`: they train in the next batch, against the log-probabilities of
+            the policy that sampled them.
+        max_off_policy_steps (`int` or `None`, *optional*):
+            How many optimizer steps old a carried group may be when its batch begins to train; older ones are dropped.
+            `None`: the steps of one generation batch.
+        selective_rollout (`bool`, *optional*, defaults to `False`):
+            Skip prompts whose last groups were uninformative, with a probability that grows with the streak and never
+            reaches 1 ([GRESO](https://huggingface.co/papers/2506.02177)).
         soft_punish_cache (`int`, *optional*):
             L_cache of the soft overlong punishment (DAPO Eq. 13), in tokens: completions longer than
             `max_completion_length - soft_punish_cache` lose up to 1. `None`: 20 % of `max_completion_length`. `0`: off.
@@ -83,9 +95,27 @@ class DAPOConfig(GRPOConfig):
             "choices": list(_ON_EXHAUSTED),
         },
     )
-    refill_confidence: float = field(
+    refill_confidence: float | None = field(
         default=0.9,
-        metadata={"help": "Probability with which one round shall fill what the batch lacks, in (0, 1)."},
+        metadata={
+            "help": "Probability with which one round shall fill what the batch lacks, in (0, 1). "
+            "None takes the round size with the least expected time."
+        },
+    )
+    surplus: str = field(
+        default="requeue",
+        metadata={
+            "help": "Informative groups beyond the batch: give their prompts back, or train them in the next batch.",
+            "choices": list(_SURPLUS),
+        },
+    )
+    max_off_policy_steps: int | None = field(
+        default=None,
+        metadata={"help": "Optimizer steps that a carried group may be old. None allows those of one batch."},
+    )
+    selective_rollout: bool = field(
+        default=False,
+        metadata={"help": "Skip prompts whose last groups taught nothing, with a probability below 1 (GRESO)."},
     )
     soft_punish_cache: int | None = field(
         default=None,
@@ -110,6 +140,11 @@ class DAPOConfig(GRPOConfig):
     def num_groups_per_batch(self) -> int:
         """Prompts of one generation batch."""
         return self.generation_batch_size // self.num_generations
+
+    @property
+    def num_updates_per_batch(self) -> int:
+        """Optimizer steps on one generation batch."""
+        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
 
     def _check_overlong_fields(self) -> None:
         if self.overlong_penalty_factor < 0:
@@ -145,7 +180,16 @@ class DAPOConfig(GRPOConfig):
             raise ValueError(
                 f"max_generation_rounds is {self.max_generation_rounds}, but must be 1 or more: the first round counts."
             )
-        if not 0.0 < self.refill_confidence < 1.0:
+        if self.surplus not in _SURPLUS:
+            raise ValueError(f"surplus is {self.surplus!r}, but must be one of {', '.join(map(repr, _SURPLUS))}.")
+        if self.max_off_policy_steps is None:
+            self.max_off_policy_steps = self.num_updates_per_batch
+        if self.max_off_policy_steps < 1:
+            raise ValueError(
+                f"max_off_policy_steps is {self.max_off_policy_steps}, but must be 1 or more: a carried group is at least "
+                'one batch old. Use surplus="requeue" to train on fresh groups only.'
+            )
+        if self.refill_confidence is not None and not 0.0 < self.refill_confidence < 1.0:
             raise ValueError(
                 f"refill_confidence is {self.refill_confidence}, but must lie strictly between 0 and 1. Use 0.9, or less "
                 "to waste fewer completions and take more rounds."

@@ -22,7 +22,7 @@ def check_train_dataset(
     Checks the training dataset of a run with dynamic sampling.
 
     Args:
-        dataset (`Dataset`):
+        dataset (`Dataset` or `IterableDataset`):
             The training dataset.
         reward_funcs (`Callable` or `list[Callable]`):
             The reward functions, whose required arguments must be columns.
@@ -32,13 +32,25 @@ def check_train_dataset(
     Raises:
         `ValueError`: naming what is missing and what to do.
     """
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset | IterableDataset):
         raise ValueError(
-            f"train_dataset is {'None' if dataset is None else f'of type `{type(dataset).__name__}`'}, but dynamic "
-            "sampling draws rows by number and needs a `datasets.Dataset`. Pass one, or set dynamic_sampling=False."
+            f"train_dataset is {'None' if dataset is None else f'of type `{type(dataset).__name__}`'}, but must be a "
+            "`datasets.Dataset` or `datasets.IterableDataset`."
         )
-    if len(dataset) == 0:
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError("train_dataset has no rows. Check the split and any filter applied to it.")
+    if not reward_funcs:
+        raise ValueError(
+            "reward_funcs is empty, but dynamic sampling filters by a reward. Pass at least one function."
+        )
+    if isinstance(dataset, Dataset) and len(dataset) < num_groups_per_batch:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, but one generation batch needs {num_groups_per_batch} prompts "
+            "(generation_batch_size / num_generations). Add rows, or lower per_device_train_batch_size or "
+            "steps_per_generation."
+        )
+    if dataset.column_names is None:
+        return  # a stream that does not know its columns before it is read
     if "prompt" not in dataset.column_names:
         raise ValueError(
             f"train_dataset has no column 'prompt', only {dataset.column_names}. Rename the column that holds the "
@@ -62,12 +74,6 @@ def check_train_dataset(
                 f"The reward function {getattr(function, '__name__', function)!r} needs the columns {missing}, but "
                 f"train_dataset has only {dataset.column_names}. Add or rename the columns."
             )
-    if len(dataset) < num_groups_per_batch:
-        raise ValueError(
-            f"train_dataset has {len(dataset)} rows, but one generation batch needs {num_groups_per_batch} prompts "
-            "(generation_batch_size / num_generations). Add rows, or lower per_device_train_batch_size or "
-            "steps_per_generation."
-        )
 
 
 def _required_columns(function: Any) -> Iterable[str]:

@@ -1,29 +1,31 @@
 """
-Refilling the generation batch: rounds of sampling until every group can teach, then one batch for TRL to train on.
+Refilling the generation batch: rounds of sampling until every group can teach.
 
-In a round only numbers cross ranks (rewards, lengths); rollouts stay where they were generated. When the batch is
-complete, those of which a rank has too many move, as tensors and in one exchange.
+In a round only numbers cross ranks (rewards, lengths, the time it took), so that all ranks take the same decisions;
+rollouts stay where they were generated until the batch is complete.
 """
 
-import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
-from .collectives import exchange, gather_rows
+from .assembly import BatchAssembler, CollectedBatch
+from .collectives import gather_rows
 from .config import DAPOConfig
 from .errors import RefillExhaustedError
-from .rollouts import Rollout, packed_size
-from .sampling.collection import BatchCollection, SampledGroup
+from .iterable_stream import IterablePromptStream
+from .rollouts import Rollout
+from .sampling.collection import BatchCollection, Location, SampledGroup
 from .sampling.group_filter import GroupFilter, GroupVerdict
-from .sampling.placement import Move, deal_prompts, place_groups, prompts_multiple
+from .sampling.placement import deal_prompts, prompts_multiple
+from .sampling.prompt_history import PromptHistory
 from .sampling.prompt_stream import Draw, PromptStream
-from .sampling.refill_planner import RefillPlanner
+from .sampling.refill_planner import RefillPlanner, RoundPlan
 
 
 _STATE_VERSION = 1
@@ -39,42 +41,10 @@ class RoundOutput:
             The rollouts of this rank.
         rewards (`list[list[float]]`):
             Reward of each completion of *all* ranks by each reward function, rank-major, shape `(R, F)`.
-        extra_logs (`Mapping[str, list]`):
-            Columns that reward functions logged for the rollouts of this rank.
     """
 
     rollouts: list[Rollout]
     rewards: list[list[float]]
-    extra_logs: Mapping[str, list[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class CollectedBatch:
-    """
-    A generation batch as one rank trains it: B rows of N * G.
-
-    Attributes:
-        inputs (`list[dict]`):
-            The dataset row of each of the B rollouts.
-        rollouts (`list[Rollout]`):
-            The B rollouts.
-        rewards (`torch.Tensor`):
-            Reward of each completion of all ranks by each reward function, rank-major, shape `(N * G, F)`, float32. NaN:
-            not scored, or a row without weight.
-        is_filler (`torch.Tensor`):
-            Which of the B rows stand in for groups that were not found, shape `(B,)`, bool. They carry no weight.
-        extra_logs (`dict[str, list]`):
-            Logged columns of the B rows.
-        collection (`BatchCollection`):
-            What was sampled, and what became of it. The same on all ranks.
-    """
-
-    inputs: list[dict[str, Any]]
-    rollouts: list[Rollout]
-    rewards: torch.Tensor
-    is_filler: torch.Tensor
-    extra_logs: dict[str, list[Any]]
-    collection: BatchCollection
 
 
 class DynamicSampler:
@@ -86,10 +56,15 @@ class DynamicSampler:
             The trainer's configuration.
         accelerator (`Accelerator`):
             The trainer's.
-        dataset (`Dataset`):
-            Map-style dataset with a `prompt` column.
+        dataset (`Dataset` or `IterableDataset`):
+            Dataset with a `prompt` column.
         sample (`Callable[[list[dict]], RoundOutput]`):
             Generates one completion for each given dataset row, and scores it.
+        compute_logps (`Callable[[list[Rollout]], list[torch.Tensor]]`):
+            Returns the log-probabilities of the completions under the present policy. Called on all ranks at once, with
+            equally many rollouts.
+        num_rewards (`int`):
+            Reward functions F.
         filter_column (`int`):
             Column of the rewards that decides whether a group is informative.
         end_token_ids (`Sequence[int]`):
@@ -100,18 +75,34 @@ class DynamicSampler:
         self,
         args: DAPOConfig,
         accelerator: Accelerator,
-        dataset: Dataset,
+        dataset: Dataset | IterableDataset,
         sample: Callable[[list[dict[str, Any]]], RoundOutput],
+        compute_logps: Callable[[list[Rollout]], list[torch.Tensor]],
+        num_rewards: int,
         filter_column: int,
         end_token_ids: Sequence[int],
     ):
         self.args = args
         self.accelerator = accelerator
-        self.dataset = dataset
         self.sample = sample
+        self.compute_logps = compute_logps
         self.filter_column = filter_column
         self.end_token_ids = frozenset(end_token_ids)
-        self.stream = PromptStream(len(dataset), seed=args.seed, shuffle=bool(args.shuffle_dataset))
+        self.stream: PromptStream | IterablePromptStream
+        self.history: PromptHistory | None = None
+        row_of: Callable[[Draw], dict[str, Any]]
+        if isinstance(dataset, IterableDataset):
+            self.stream = IterablePromptStream(dataset, seed=args.seed, shuffle=bool(args.shuffle_dataset))
+            row_of = self.stream.row_of
+        else:
+            self.stream = PromptStream(len(dataset), seed=args.seed, shuffle=bool(args.shuffle_dataset))
+            if args.selective_rollout:
+                self.history = PromptHistory(len(dataset), seed=args.seed)
+
+            def row_of(draw: Draw) -> dict[str, Any]:
+                return dataset[draw.index]
+
+        self.row_of = row_of
         self.group_filter = GroupFilter(mean_range=args.filter_range)  # type: ignore[arg-type]
         self.planner = RefillPlanner(
             num_groups=args.num_groups_per_batch,
@@ -119,50 +110,80 @@ class DynamicSampler:
             max_prompts=args.max_prompts_per_round,
             multiple_of=prompts_multiple(args.num_generations, accelerator.num_processes),
         )
+        self.assembler = BatchAssembler(
+            accelerator, args.num_generations, num_rewards, row_of, bool(args.use_vllm), bool(args.log_completions)
+        )
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
+        self.last_plan: RoundPlan | None = None
+        self.seconds_sampling = 0.0
+        self._num_rounds = 0
+        self._carried: list[SampledGroup] = []
+        # Rollouts that this rank generated and that may yet train.
+        self._kept: dict[Location, Rollout] = {}
 
     @property
     def rollout_efficiency(self) -> float:
         """Trained tokens over generated tokens, since the run began."""
         return self.num_trained_tokens / self.num_generated_tokens if self.num_generated_tokens else 0.0
 
-    def collect(self) -> CollectedBatch:
+    def collect(self, policy_step: int) -> CollectedBatch:
         """
         Samples rounds until the batch is full or `max_generation_rounds` are spent.
+
+        Args:
+            policy_step (`int`):
+                Optimizer steps that the policy has taken.
 
         Raises:
             `RefillExhaustedError`: the rounds are spent, the batch is not full, and `on_exhausted="error"`.
         """
-        collection = BatchCollection(self.args.num_groups_per_batch, next_position=self.stream.position)
-        # Rollouts of accepted groups, by the round and the row in which this rank generated them.
-        kept: dict[tuple[int, int], tuple[Rollout, dict[str, Any]]] = {}
+        is_fresh = [policy_step - group.policy_step <= self.args.max_off_policy_steps for group in self._carried]
+        collection = BatchCollection(
+            self.args.num_groups_per_batch,
+            next_position=self.stream.position,
+            keeps_surplus=self.args.surplus == "carry",
+            carried=[group for group, fresh in zip(self._carried, is_fresh, strict=True) if fresh],
+            num_stale=is_fresh.count(False),
+        )
+        first_position, spare = self.stream.position, None
+        self.seconds_sampling = 0.0
         while collection.num_missing and collection.num_rounds < self.args.max_generation_rounds:
-            plan = self.planner.plan(collection.num_missing)
-            draws = self.stream.peek(plan.num_prompts)
-            self.stream.seek(self.stream.position + plan.num_prompts)
-            output, groups, spare = self._sample_round(draws, collection.num_rounds)
-            self.planner.observe(sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups), len(groups))
-            for group in collection.add_round(groups):
-                for number, rank, row in group.locations:
-                    if rank == self.accelerator.process_index:
-                        extras = {column: values[row] for column, values in output.extra_logs.items()}
-                        kept[number, row] = output.rollouts[row], extras
+            plan = self.last_plan = self.planner.plan(collection.num_missing)
+            groups, spare, seconds = self._sample_round(self._draw(plan.num_prompts), policy_step)
+            num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
+            self.planner.observe(num_informative, len(groups), seconds)
+            self.seconds_sampling += seconds
+            collection.add_round(groups)
         self.stream.seek(collection.next_position)
+        used = collection.used
+        collection.num_skipped = collection.next_position - first_position - len(used)
+        if self.history is not None:
+            for group in used:
+                self.history.observe(group.draw.index, group.verdict is GroupVerdict.INFORMATIVE)
         self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
         self.num_trained_tokens += sum(group.num_tokens for group in collection.accepted)
         if collection.num_missing and self.args.on_exhausted == "error":
             raise RefillExhaustedError(
                 len(collection.accepted), collection.num_groups, collection.num_rounds, collection.verdict_counts
             )
-        return self._assemble(collection, kept, spare)
+        batch = self.assembler.assemble(collection, self._kept, spare)
+        self._carry(collection, spare)
+        if isinstance(self.stream, IterablePromptStream):
+            self.stream.forget_before(self._first_needed_position())
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to draw the prompts that this one would draw next."""
+        """
+        Returns what a resumed run needs to draw the prompts that this one would draw next.
+
+        Carried groups are not in it: the saved stream stands before the first of them, so that they are sampled again.
+        """
         return {
             "version": _STATE_VERSION,
-            "stream": self.stream.state_dict(),
+            "stream": self.stream.state_dict(position=self._first_needed_position()),
             "planner": self.planner.state_dict(),
+            "history": None if self.history is None else self.history.state_dict(),
             "num_generated_tokens": self.num_generated_tokens,
             "num_trained_tokens": self.num_trained_tokens,
         }
@@ -176,21 +197,38 @@ class DynamicSampler:
             )
         self.stream.load_state_dict(state["stream"])
         self.planner.load_state_dict(state["planner"])
+        if self.history is not None and state["history"] is not None:
+            self.history.load_state_dict(state["history"])
         self.num_generated_tokens = state["num_generated_tokens"]
         self.num_trained_tokens = state["num_trained_tokens"]
 
+    def _first_needed_position(self) -> int:
+        return min([self.stream.position, *(group.draw.position for group in self._carried)])
+
+    def _draw(self, num_prompts: int) -> list[Draw]:
+        """Takes the next draws from the stream; selective rollout passes over some."""
+        draws: list[Draw] = []
+        while len(draws) < num_prompts:
+            for draw in self.stream.peek(num_prompts - len(draws)):
+                self.stream.seek(draw.position + 1)
+                if self.history is None or not self.history.skips(draw.position, draw.index):
+                    draws.append(draw)
+        return draws
+
     def _sample_round(
-        self, draws: list[Draw], round_number: int
-    ) -> tuple[RoundOutput, list[SampledGroup], tuple[Draw, Rollout]]:
-        num_generations = self.args.num_generations
+        self, draws: list[Draw], policy_step: int
+    ) -> tuple[list[SampledGroup], tuple[Draw, Rollout], float]:
+        """Returns the groups in stream order, one rollout of this rank, and the seconds of the slowest rank."""
+        start = time.perf_counter()
+        num_generations, rank = self.args.num_generations, self.accelerator.process_index
         order = deal_prompts(len(draws), self.accelerator.num_processes)
         num_rows = len(draws) * num_generations // self.accelerator.num_processes
-        first_row = self.accelerator.process_index * num_rows
-        local_draws = [draws[order[row // num_generations]] for row in range(first_row, first_row + num_rows)]
-        output = self.sample([dict(self.dataset[draw.index]) for draw in local_draws])
+        local_draws = [draws[order[row // num_generations]] for row in range(rank * num_rows, (rank + 1) * num_rows)]
+        output = self.sample([dict(self.row_of(draw)) for draw in local_draws])
+        microseconds = round((time.perf_counter() - start) * 1e6)
         facts = gather_rows(
             self.accelerator,
-            [[len(r.prompt_ids), len(r.completion_ids), self._is_truncated(r)] for r in output.rollouts],
+            [[len(r.prompt_ids), len(r.completion_ids), self._is_truncated(r), microseconds] for r in output.rollouts],
         )
         groups = []
         for slot, draw_number in enumerate(order):
@@ -207,99 +245,34 @@ class DynamicSampler:
                     filter_rewards=filter_rewards,
                     lengths=[(facts[row][0], facts[row][1]) for row in rows],
                     is_truncated=is_truncated,
-                    locations=[(round_number, *divmod(row, num_rows)) for row in rows],
+                    locations=[Location(self._num_rounds, *divmod(row, num_rows)) for row in rows],
+                    policy_step=policy_step,
                 )
             )
+        self._num_rounds += 1
+        for group in groups:
+            if group.verdict is GroupVerdict.INFORMATIVE:
+                self._kept |= {at: output.rollouts[at.row] for at in group.locations if at.rank == rank}
         groups.sort(key=lambda group: group.draw.position)
-        return output, groups, (local_draws[0], output.rollouts[0].truncated(1))
+        return groups, (local_draws[0], output.rollouts[0]), max(row[3] for row in facts) / 1e6
+
+    def _carry(self, collection: BatchCollection, spare: tuple[Draw, Rollout] | None) -> None:
+        """Keeps the rollouts of the surplus, with the log-probabilities of the policy that sampled them; drops the others."""
+        self._carried = collection.surplus if collection.keeps_surplus else []
+        rank = self.accelerator.process_index
+        self._kept = {at: self._kept[at] for group in self._carried for at in group.locations if at.rank == rank}
+        # What was carried before comes first, and has its log-probabilities. Those of the new surplus are computed now,
+        # while the policy is still the one that sampled it.
+        num_carried_on = max(0, len(collection.carried) - collection.num_groups)
+        new = [at for group in self._carried[num_carried_on:] for at in group.locations]
+        if not new:
+            return
+        # A forward pass may be a collective, so all ranks run equally many rows.
+        num_rows = max(sum(at.rank == other for at in new) for other in range(self.accelerator.num_processes))
+        mine = [at for at in new if at.rank == rank]
+        rollouts = [self._kept[at] for at in mine] + [spare[1]] * (num_rows - len(mine))
+        for at, rollout, logps in zip(mine, rollouts, self.compute_logps(rollouts), strict=False):
+            self._kept[at] = replace(rollout, old_logps=logps)
 
     def _is_truncated(self, rollout: Rollout) -> bool:
         return len(rollout.completion_ids) > 0 and int(rollout.completion_ids[-1]) not in self.end_token_ids
-
-    def _assemble(
-        self,
-        collection: BatchCollection,
-        kept: Mapping[tuple[int, int], tuple[Rollout, dict[str, Any]]],
-        spare: tuple[Draw, Rollout],
-    ) -> CollectedBatch:
-        accepted = collection.accepted
-        moves = place_groups(
-            [[rank for _, rank, _ in group.locations] for group in accepted],
-            num_groups=collection.num_groups,
-            num_generations=self.args.num_generations,
-            num_ranks=self.accelerator.num_processes,
-        )
-        rank = self.accelerator.process_index
-        arrived, arrived_extras = self._move_rollouts(moves, accepted, kept)
-        inputs, rollouts = [], []
-        extras: list[dict[str, Any]] = []
-        local_moves = [move for move in moves if move.target == rank]
-        extra: dict[str, Any]
-        for move in local_moves:
-            if move.group is None:
-                # Any rollout of this rank will do, cut to one token: it has no weight and should cost nothing.
-                draw, rollout, extra = spare[0], spare[1], {}
-            elif move.source == rank:
-                group = accepted[move.group]
-                number, _, row = group.locations[move.sample]
-                draw, (rollout, extra) = group.draw, kept[number, row]
-            else:
-                draw = accepted[move.group].draw
-                rollout = arrived[move.group, move.sample]
-                extra = arrived_extras.get((move.group, move.sample), {})
-            inputs.append(dict(self.dataset[draw.index]))
-            rollouts.append(rollout)
-            extras.append(extra)
-        not_scored = [math.nan] * len(collection.sampled[0].rewards[0])
-        return CollectedBatch(
-            inputs=inputs,
-            rollouts=rollouts,
-            rewards=torch.tensor(
-                [not_scored if move.group is None else accepted[move.group].rewards[move.sample] for move in moves]
-            ),
-            is_filler=torch.tensor([move.group is None for move in local_moves]),
-            extra_logs={
-                column: [extra.get(column) for extra in extras]
-                for column in sorted({column for extra in extras for column in extra})
-            },
-            collection=collection,
-        )
-
-    def _move_rollouts(
-        self,
-        moves: Sequence[Move],
-        accepted: Sequence[SampledGroup],
-        kept: Mapping[tuple[int, int], tuple[Rollout, dict[str, Any]]],
-    ) -> tuple[dict[tuple[int, int], Rollout], dict[tuple[int, int], dict[str, Any]]]:
-        """Returns the rollouts, and their logged columns, that other ranks generated and this one trains."""
-        travelling = [move for move in moves if move.source != move.target]
-        if not travelling:
-            return {}, {}
-        rank, ranks = self.accelerator.process_index, range(self.accelerator.num_processes)
-
-        def kept_row(move: Move) -> tuple[Rollout, dict[str, Any]]:
-            number, _, row = accepted[move.group].locations[move.sample]
-            return kept[number, row]
-
-        leaving = [[move for move in travelling if (move.source, move.target) == (rank, to)] for to in ranks]
-        coming = [[move for move in travelling if (move.source, move.target) == (origin, rank)] for origin in ranks]
-        has_logps = self.args.use_vllm
-        received = exchange(
-            self.accelerator,
-            [[kept_row(move)[0].pack() for move in row_moves] for row_moves in leaving],
-            [
-                [packed_size(*accepted[move.group].lengths[move.sample], has_logps) for move in row_moves]
-                for row_moves in coming
-            ],
-        )
-        rollouts = {
-            (move.group, move.sample): Rollout.unpack(packed, *accepted[move.group].lengths[move.sample])
-            for row_moves, tensors in zip(coming, received, strict=True)
-            for move, packed in zip(row_moves, tensors, strict=True)
-        }
-        # Only the table of completions shows the logged columns, so they travel only for it.
-        extras = {}
-        if self.args.log_completions:
-            sent = [((move.group, move.sample), kept_row(move)[1]) for row_moves in leaving for move in row_moves]
-            extras = dict(gather_object(sent))
-        return rollouts, extras

@@ -1,7 +1,8 @@
 """Rollouts between generation and training: unpadded, on the CPU, and ready to travel between ranks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -19,23 +20,36 @@ class Rollout:
         sampling_logps (`torch.Tensor`, *optional*):
             Log-probability of each completion token under the engine that sampled it, shape `(C,)`, float32; NaN where
             the engine gave none. `None`: sampled by the trained model itself.
+        old_logps (`torch.Tensor`, *optional*):
+            Log-probability of each completion token under the trained model as it was when the rollout was sampled,
+            shape `(C,)`, float32. `None`: the policy has not changed since.
+        extra_logs (`Mapping[str, Any]`):
+            What reward functions logged for the rollout, by column. It does not travel with `pack`.
     """
 
     prompt_ids: torch.Tensor
     completion_ids: torch.Tensor
     sampling_logps: torch.Tensor | None = None
+    old_logps: torch.Tensor | None = None
+    extra_logs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_lists(
-        cls, prompt_ids: Sequence[int], completion_ids: Sequence[int], logps: Sequence[float | None] | None
+        cls,
+        prompt_ids: Sequence[int],
+        completion_ids: Sequence[int],
+        sampling_logps: Sequence[float | None] | None,
+        extra_logs: Mapping[str, Any] | None = None,
     ) -> "Rollout":
         """Builds a rollout from token ids and log-probabilities (`None` where the engine gave none)."""
+        logps = None
+        if sampling_logps is not None:
+            logps = torch.tensor([float("nan") if logp is None else logp for logp in sampling_logps])
         return cls(
             torch.tensor(prompt_ids, dtype=torch.int32),
             torch.tensor(completion_ids, dtype=torch.int32),
-            None
-            if logps is None
-            else torch.tensor([float("nan") if logp is None else logp for logp in logps], dtype=torch.float32),
+            logps,
+            extra_logs=extra_logs or {},
         )
 
     def truncated(self, num_tokens: int) -> "Rollout":
@@ -45,26 +59,34 @@ class Rollout:
 
     def pack(self) -> torch.Tensor:
         """Returns the rollout as one int32 tensor; the log-probabilities keep their bits."""
-        parts = [self.prompt_ids, self.completion_ids]
-        if self.sampling_logps is not None:
-            parts.append(self.sampling_logps.view(torch.int32))
-        return torch.cat(parts)
+        logps = [part.view(torch.int32) for part in (self.sampling_logps, self.old_logps) if part is not None]
+        return torch.cat([self.prompt_ids, self.completion_ids, *logps])
 
     @classmethod
-    def unpack(cls, packed: torch.Tensor, prompt_length: int, completion_length: int) -> "Rollout":
-        """Inverse of `pack`; the two lengths in tokens tell the parts apart."""
-        prompt_ids, completion_ids, logps = packed.split(
-            [prompt_length, completion_length, len(packed) - prompt_length - completion_length]
-        )
+    def unpack(
+        cls,
+        packed: torch.Tensor,
+        prompt_length: int,
+        completion_length: int,
+        has_sampling_logps: bool = False,
+        has_old_logps: bool = False,
+        extra_logs: Mapping[str, Any] | None = None,
+    ) -> "Rollout":
+        """Inverse of `pack`; the two lengths in tokens, and which log-probabilities there are, tell the parts apart."""
+        sizes = [prompt_length] + [completion_length] * (1 + has_sampling_logps + has_old_logps)
+        prompt_ids, completion_ids, *rest = packed.split(sizes)
         # Cloned because a view of int32 memory at an odd offset cannot be read as float32.
-        return cls(prompt_ids, completion_ids, logps.clone().view(torch.float32) if len(logps) else None)
+        logps = [part.clone().view(torch.float32) for part in rest]
+        sampling_logps = logps.pop(0) if has_sampling_logps else None
+        old_logps = logps.pop(0) if has_old_logps else None
+        return cls(prompt_ids, completion_ids, sampling_logps, old_logps, extra_logs or {})
 
 
-def packed_size(prompt_length: int, completion_length: int, has_logps: bool) -> int:
+def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> int:
     """
-    Length of a packed rollout, in int32 words.
+    Length of a packed rollout with `num_logps` kinds of log-probabilities, in int32 words.
 
-    >>> packed_size(prompt_length=5, completion_length=3, has_logps=True)
+    >>> packed_size(prompt_length=5, completion_length=3, num_logps=1)
     11
     """
-    return prompt_length + completion_length * (2 if has_logps else 1)
+    return prompt_length + completion_length * (1 + num_logps)

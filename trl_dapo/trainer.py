@@ -4,28 +4,37 @@ import json
 import math
 import os
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.grpo_trainer import RewardFunc
 
+from .assembly import CollectedBatch
+from .callbacks import EmptyUpdateGuard
+from .carried_logps import compute_logps, restore_old_logps
 from .config import DAPOConfig
 from .data_checks import check_train_dataset
-from .dynamic_sampling import CollectedBatch, DynamicSampler, RoundOutput
+from .dynamic_sampling import DynamicSampler, RoundOutput
 from .errors import describe_exhaustion
 from .rewards import SoftOverlongPunishment
 from .rollouts import Rollout
+from .sampling.collection import BatchCollection
 from .sampling.group_filter import GroupVerdict
 
 
 logger = get_logger(__name__)
 
 _STATE_FILE = "dapo_state.json"
+# Wholly empty generation batches after which a run stops: it would spend its time on nothing.
+_MAX_EMPTY_BATCHES = 5
 
 
 class DAPOTrainer(GRPOTrainer):
@@ -102,6 +111,11 @@ class DAPOTrainer(GRPOTrainer):
             )
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch)
+            if args.selective_rollout and isinstance(train_dataset, IterableDataset):
+                raise ValueError(
+                    "selective_rollout is True, but remembers outcomes by row number, which an IterableDataset has not. "
+                    "Pass a `datasets.Dataset`, or set selective_rollout=False."
+                )
             for name in ("tools", "environment_factory", "rollout_func"):
                 if kwargs.get(name) is not None:
                     raise ValueError(
@@ -111,6 +125,8 @@ class DAPOTrainer(GRPOTrainer):
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         # While set, generation and scoring hand this batch back instead of making a new one.
         self._replay: CollectedBatch | None = None
+        self._awaits_old_logps = False
+        self._num_empty_batches = 0
         self._has_warned: set[str] = set()
         filter_column = self._find_filter_column()
         self._add_overlong_punishment()
@@ -121,10 +137,12 @@ class DAPOTrainer(GRPOTrainer):
                 accelerator=self.accelerator,
                 dataset=train_dataset,
                 sample=self._sample_and_score,
+                compute_logps=self._compute_logps,
+                num_rewards=len(self.reward_funcs),
                 filter_column=filter_column,
                 end_token_ids=[*self.eos_token_ids, self._tokenizer.pad_token_id],
             )
-            self.add_callback(_EmptyUpdateGuard(self))
+            self.add_callback(EmptyUpdateGuard(lambda: self._buffered_inputs))
 
     # Reward postprocessing
 
@@ -181,25 +199,43 @@ class DAPOTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(inputs)
         # The dataloader's `inputs` only pace the steps.
         self._replay = self._collect_batch(self.dynamic_sampler)
+        has_carried = self._replay.collection.num_carried > 0
+        # TRL computes old log-probabilities itself, first of all, unless it takes the ratio to be 1.
+        is_aligned = (
+            self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
+        )
+        trl_computes_old = not is_aligned or (self.use_vllm and self.vllm_importance_sampling_correction)
         try:
+            self._awaits_old_logps = has_carried and trl_computes_old
             output = super()._generate_and_score_completions(self._replay.inputs)
+            if has_carried and not trl_computes_old:
+                output["old_per_token_logps"] = self._old_logps_of(output)
             if self._replay.collection.num_missing:
                 self._mask_fillers(output, self._replay.is_filler.to(self.accelerator.device))
         finally:
-            self._replay = None
+            self._replay, self._awaits_old_logps = None, False
         return output
 
     def _collect_batch(self, sampler: DynamicSampler) -> CollectedBatch:
         metrics = self._metrics["train"]
         num_logged = {name: len(values) for name, values in metrics.items()}
-        batch = sampler.collect()
+        batch = sampler.collect(self.state.global_step)
         collection = batch.collection
         # TRL logged the lengths of each round for itself: one figure over all completions replaces them.
         for name, value in collection.length_metrics().items():
             metrics[name][num_logged.get(name, 0) :] = [value]
-        for name, value in (collection.metrics() | self._overlong_metrics(batch)).items():
+        figures = collection.metrics()
+        if self._overlong_column is not None:
+            free_length = self.args.max_completion_length - self.args.soft_punish_cache
+            figures |= collection.overlong_metrics(free_length, self._overlong_column)
+        for name, value in figures.items():
             metrics[f"dapo/{name}"].append(value)
         metrics["dapo/data_passes"].append(sampler.stream.num_passes)
+        metrics["dapo/seconds_sampling"].append(sampler.seconds_sampling)
+        metrics["dapo/moved_bytes"].append(4.0 * batch.num_moved_words)
+        if sampler.last_plan is not None:
+            metrics["dapo/acceptance_estimate"].append(sampler.last_plan.acceptance_rate)
+        self._stop_when_empty(collection)
         if collection.num_missing:
             counts = collection.verdict_counts
             self._warn_once(
@@ -215,7 +251,7 @@ class DAPOTrainer(GRPOTrainer):
                 f"No completion of dataset rows {rows} got a reward: the gold answer could not be read, or every reward "
                 "function returned None. Such prompts are skipped; `dapo/frac_unscorable` counts them.",
             )
-        self._pending_extra_logs.update(batch.extra_logs)
+        self._pending_extra_logs.update(batch.extra_logs())
         return batch
 
     def _sample_and_score(self, inputs: list[dict[str, Any]]) -> RoundOutput:
@@ -223,15 +259,18 @@ class DAPOTrainer(GRPOTrainer):
         prompt_ids, completion_ids, _, completions, logps, *_ = super()._generate(prompts)
         rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
         # Only columns with one value per completion can follow their completions into the batch.
-        extra_logs = {
-            column: values for column, values in self._pending_extra_logs.items() if len(values) == len(inputs)
-        }
+        logged = {column: values for column, values in self._pending_extra_logs.items() if len(values) == len(inputs)}
         self._pending_extra_logs.clear()
         rollouts = [
-            Rollout.from_lists(prompt, completion, None if logps is None else logps[row])
+            Rollout.from_lists(
+                prompt,
+                completion,
+                None if logps is None else logps[row],
+                {column: values[row] for column, values in logged.items()},
+            )
             for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True))
         ]
-        return RoundOutput(rollouts, rewards.tolist(), extra_logs)
+        return RoundOutput(rollouts, rewards.tolist())
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if self._replay is None:
@@ -285,20 +324,57 @@ class DAPOTrainer(GRPOTrainer):
         output["advantages"] = output["advantages"].masked_fill(is_filler, 0.0)
         output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
 
+    # Carried rollouts
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """No gradients and no checkpointing, as when TRL computes old log-probabilities."""
+        model: Any = self.model
+        kwargs: Any = self.args.gradient_checkpointing_kwargs
+        with torch.no_grad(), disable_gradient_checkpointing(model, kwargs):
+            yield
+
+    def _compute_logps(self, rollouts: list[Rollout]) -> list[torch.Tensor]:
+        def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> torch.Tensor:
+            logps: torch.Tensor = super(DAPOTrainer, self)._get_per_token_logps_and_entropies(
+                self.model, input_ids, attention_mask, width
+            )[0]
+            return logps
+
+        size = self.args.per_device_train_batch_size
+        with self._scoring():
+            return compute_logps(forward, rollouts, size, self._tokenizer.pad_token_id, self.accelerator.device)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        logps, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._awaits_old_logps:
+            # The first pass of the replay. So TRL's importance-sampling ratio starts from the right policy too.
+            self._awaits_old_logps = False
+            logps = restore_old_logps(logps, self._replay.rollouts)
+        return logps, *rest
+
+    def _old_logps_of(self, output: dict[str, Any]) -> torch.Tensor:
+        self._awaits_old_logps = True
+        parts = [[output[f"{part}_{name}"] for part in ("prompt", "completion")] for name in ("ids", "mask")]
+        input_ids, attention_mask = (torch.cat(part, dim=1) for part in parts)
+        width, size = output["completion_ids"].size(1), self.args.per_device_train_batch_size
+        with self._scoring():
+            logps: torch.Tensor = self._get_per_token_logps_and_entropies(
+                self.model, input_ids, attention_mask, width, batch_size=size
+            )[0]
+        return logps
+
     # Reporting and state
 
-    def _overlong_metrics(self, batch: CollectedBatch) -> dict[str, float]:
-        column = self._overlong_column
-        if column is None:
-            return {}
-        free = self.args.max_completion_length - self.args.soft_punish_cache
-        sampled = batch.collection.sampled
-        is_overlong = [length > free for group in sampled for _, length in group.lengths]
-        penalties = [reward[column] for group in sampled for reward in group.rewards if not math.isnan(reward[column])]
-        return {
-            "overlong/frac": sum(is_overlong) / len(is_overlong),
-            "overlong/penalty_mean": sum(penalties) / len(penalties) if penalties else math.nan,
-        }
+    def _stop_when_empty(self, collection: BatchCollection) -> None:
+        self._num_empty_batches = 0 if collection.accepted else self._num_empty_batches + 1
+        if self._num_empty_batches == _MAX_EMPTY_BATCHES:
+            counts = collection.verdict_counts
+            logger.error(
+                f"{_MAX_EMPTY_BATCHES} generation batches in a row had nothing to learn from; training stops and saves a "
+                "checkpoint.\n" + describe_exhaustion(0, collection.num_groups, collection.num_rounds, counts)
+            )
+            self.control.should_save = self.control.should_training_stop = True
 
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._has_warned:
@@ -323,22 +399,3 @@ class DAPOTrainer(GRPOTrainer):
                     self.dynamic_sampler.load_state_dict(json.load(file))
             else:
                 logger.warning(f"{path} does not exist: the prompt stream starts at its beginning.")
-
-
-class _EmptyUpdateGuard(TrainerCallback):
-    """
-    Keeps an optimizer step without any gradient from moving the weights.
-
-    A batch for which no informative group was found has gradient zero, but Adam's momentum and weight decay would move
-    the weights all the same. Without gradients the optimizer leaves a parameter and its state alone.
-    """
-
-    def __init__(self, trainer: DAPOTrainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drops the gradients when the generation batch in training holds no group at all."""
-        trainer = self.trainer
-        batch = trainer._buffered_inputs
-        if batch and not any(part["num_items_in_batch"].item() for part in batch):
-            trainer.model.zero_grad(set_to_none=True)

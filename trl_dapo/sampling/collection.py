@@ -4,9 +4,28 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .group_filter import GroupVerdict, is_correct
 from .prompt_stream import Draw
+
+
+class Location(NamedTuple):
+    """
+    Where a rollout was generated.
+
+    Attributes:
+        round_number (`int`):
+            Number of the round since the run began.
+        rank (`int`):
+            Rank that generated it, and keeps it.
+        row (`int`):
+            Its row in that round on that rank.
+    """
+
+    round_number: int
+    rank: int
+    row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +46,10 @@ class SampledGroup:
             Prompt and completion length of each completion, in tokens.
         is_truncated (`list[bool]`):
             Whether each completion ran into the length limit.
-        locations (`list[tuple[int, int, int]]`):
-            Round, rank and row on that rank of each rollout.
+        locations (`list[Location]`):
+            Where each rollout was generated.
+        policy_step (`int`):
+            Optimizer steps that the policy had taken when it sampled the group.
     """
 
     draw: Draw
@@ -37,7 +58,8 @@ class SampledGroup:
     filter_rewards: list[float]
     lengths: list[tuple[int, int]]
     is_truncated: list[bool]
-    locations: list[tuple[int, int, int]]
+    locations: list[Location]
+    policy_step: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -50,51 +72,74 @@ class BatchCollection:
     """
     Collects the first `num_groups` informative groups in stream order.
 
-    Whatever was sampled behind the last accepted group goes back to the stream: `next_position` is where the next batch
-    begins to draw. A batch is thus the same whatever the size of the rounds that found it.
+    Informative groups sampled beyond the last accepted one are the surplus. Either they are given back: then
+    `next_position` is just past the last accepted draw, what lies behind it is sampled again when its turn comes, and the
+    batch is the same whatever the size of the rounds that found it. Or they are kept for the next batch: then
+    `next_position` is past everything that was sampled.
 
     Attributes:
         num_groups (`int`):
             Groups of a full batch.
+        next_position (`int`):
+            Stream position at which the next batch begins to draw.
+        keeps_surplus (`bool`):
+            Whether the surplus is kept.
+        carried (`list[SampledGroup]`):
+            Surplus of earlier batches. It comes first in the stream, and so in the batch.
         accepted (`list[SampledGroup]`):
             The batch so far, in stream order.
         sampled (`list[SampledGroup]`):
-            Every group of every round, in stream order.
+            Every group of every round of this batch, in stream order.
+        surplus (`list[SampledGroup]`):
+            Informative groups that the batch had no room for.
         num_rounds (`int`):
             Generation rounds so far.
-        next_position (`int`):
-            Stream position just past the last draw that the batch has used up.
+        num_stale (`int`):
+            Surplus groups of earlier batches that had grown too old to train.
+        num_skipped (`int`):
+            Draws of the stream that selective rollout passed over.
     """
 
     num_groups: int
     next_position: int
+    keeps_surplus: bool = False
+    carried: list[SampledGroup] = field(default_factory=list)
     accepted: list[SampledGroup] = field(default_factory=list)
     sampled: list[SampledGroup] = field(default_factory=list)
+    surplus: list[SampledGroup] = field(default_factory=list)
     num_rounds: int = 0
+    num_stale: int = 0
+    num_skipped: int = 0
+
+    def __post_init__(self) -> None:
+        self.accepted = self.carried[: self.num_groups]
+        self.surplus = self.carried[self.num_groups :]
 
     @property
     def num_missing(self) -> int:
         """Informative groups that the batch still lacks."""
         return self.num_groups - len(self.accepted)
 
-    def add_round(self, groups: Sequence[SampledGroup]) -> list[SampledGroup]:
-        """
-        Takes the groups of one round, in stream order.
+    @property
+    def num_carried(self) -> int:
+        """Groups of the batch that an earlier policy sampled."""
+        return min(len(self.carried), self.num_groups)
 
-        Returns:
-            `list[SampledGroup]`: the groups of the round that the batch accepted.
-        """
+    def add_round(self, groups: Sequence[SampledGroup]) -> None:
+        """Takes the groups of one round, in stream order."""
         self.num_rounds += 1
-        newly_accepted = []
         for group in groups:
             self.sampled.append(group)
-            if not self.num_missing:
-                continue
-            self.next_position = group.draw.position + 1
-            if group.verdict is GroupVerdict.INFORMATIVE:
-                self.accepted.append(group)
-                newly_accepted.append(group)
-        return newly_accepted
+            is_informative = group.verdict is GroupVerdict.INFORMATIVE
+            if self.num_missing or self.keeps_surplus:
+                self.next_position = group.draw.position + 1
+            if is_informative:
+                (self.accepted if self.num_missing else self.surplus).append(group)
+
+    @property
+    def used(self) -> list[SampledGroup]:
+        """The sampled groups whose draws are used up: all but those that are given back to the stream."""
+        return [group for group in self.sampled if group.draw.position < self.next_position]
 
     @property
     def verdict_counts(self) -> dict[str, int]:
@@ -102,33 +147,81 @@ class BatchCollection:
         counts = Counter(group.verdict.value for group in self.sampled)
         return {verdict.value: counts[verdict.value] for verdict in GroupVerdict}
 
+    def tokens_by_fate(self) -> dict[str, int]:
+        """
+        Returns the tokens generated for this batch by what became of them.
+
+        `trained` and `surplus` share the informative ones; the other fates are the verdicts of the filter. Groups that
+        were carried into the batch were generated, and so counted as surplus, before.
+        """
+        carried = {group.draw.position for group in self.carried}
+        surplus = {group.draw.position for group in self.surplus}
+        fates = dict.fromkeys(["trained", "surplus", *(v.value for v in GroupVerdict)], 0)
+        fates.pop(GroupVerdict.INFORMATIVE.value)
+        for group in self.sampled:
+            fate = group.verdict.value
+            if group.verdict is GroupVerdict.INFORMATIVE:
+                fate = "surplus" if group.draw.position in surplus - carried else "trained"
+            fates[fate] += group.num_tokens
+        return fates
+
     def metrics(self) -> dict[str, float]:
         """
-        Returns the figures of the batch, each over all sampled completions but `trained_accuracy`.
+        Returns the figures of the batch, over all completions sampled for it but `trained_accuracy`.
 
         `sampled_accuracy` is the learning curve: the accuracy of the trained batch is pulled towards one half by the
-        filter itself. A batch without scored completions has accuracy NaN.
+        filter itself. A figure over nothing is NaN: accuracy without scored completions, shares when the whole batch was
+        carried.
         """
         counts = self.verdict_counts
+        num_sampled = len(self.sampled)
         num_tokens = sum(group.num_tokens for group in self.sampled)
         num_trained_tokens = sum(group.num_tokens for group in self.accepted)
+
+        def share(count: int) -> float:
+            return count / num_sampled if num_sampled else math.nan
+
         return {
             "rounds": float(self.num_rounds),
-            "prompts_drawn": float(len(self.sampled)),
-            "acceptance_rate": counts["informative"] / len(self.sampled),
-            "frac_all_correct": counts["all_correct"] / len(self.sampled),
-            "frac_all_wrong": counts["all_wrong"] / len(self.sampled),
-            "frac_unscorable": counts["unscorable"] / len(self.sampled),
+            "prompts_drawn": float(num_sampled),
+            "acceptance_rate": share(counts["informative"]),
+            "frac_all_correct": share(counts["all_correct"]),
+            "frac_all_wrong": share(counts["all_wrong"]),
+            "frac_unscorable": share(counts["unscorable"]),
             "sampled_accuracy": _accuracy(self.sampled),
             "trained_accuracy": _accuracy(self.accepted),
-            "rollout_efficiency": num_trained_tokens / num_tokens if num_tokens else 0.0,
+            "rollout_efficiency": num_trained_tokens / num_tokens if num_tokens else math.nan,
             "exhausted": float(self.num_missing > 0),
+            "carried": float(self.num_carried),
+            "stale": float(self.num_stale),
+            "skipped_prompts": float(self.num_skipped),
+            **{f"tokens/{fate}": float(count) for fate, count in self.tokens_by_fate().items()},
+        }
+
+    def overlong_metrics(self, free_length: int, penalty_column: int) -> dict[str, float]:
+        """
+        Returns the figures of the soft overlong punishment, over all completions sampled for the batch.
+
+        Args:
+            free_length (`int`):
+                Longest completion without a punishment, L_max - L_cache, in tokens.
+            penalty_column (`int`):
+                Column of the rewards that holds the punishment.
+        """
+        is_overlong = [length > free_length for group in self.sampled for _, length in group.lengths]
+        penalties = [reward[penalty_column] for group in self.sampled for reward in group.rewards]
+        given = [penalty for penalty in penalties if not math.isnan(penalty)]
+        return {
+            "overlong/frac": sum(is_overlong) / len(is_overlong) if is_overlong else math.nan,
+            "overlong/penalty_mean": sum(given) / len(given) if given else math.nan,
         }
 
     def length_metrics(self) -> dict[str, float]:
-        """Returns TRL's figures of completion length in tokens, over all sampled completions."""
+        """Returns TRL's figures of completion length in tokens, over all completions sampled for the batch."""
         lengths = [completion for group in self.sampled for _, completion in group.lengths]
         is_truncated = [truncated for group in self.sampled for truncated in group.is_truncated]
+        if not lengths:
+            return {}
         terminated = [length for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [0]
         return {
             "completions/mean_length": sum(lengths) / len(lengths),

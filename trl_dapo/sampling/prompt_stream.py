@@ -79,13 +79,13 @@ class PromptStream:
         """Passes over the dataset so far."""
         return self.position / self.num_rows
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what `load_state_dict` needs to continue the stream."""
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """Returns what `load_state_dict` needs to continue the stream, from `position` or from where it stands."""
         return {
             "num_rows": self.num_rows,
             "seed": self.seed,
             "shuffle": self.shuffle,
-            "position": self.position,
+            "position": self.position if position is None else position,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,175 @@
+"""From the groups that were collected, scattered over the ranks, to the batch that each rank trains."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from .collectives import exchange
+from .rollouts import Rollout, packed_size
+from .sampling.collection import BatchCollection, Location, SampledGroup
+from .sampling.placement import Move, place_groups
+from .sampling.prompt_stream import Draw
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedBatch:
+    """
+    A generation batch as one rank trains it: B rows of N * G.
+
+    Attributes:
+        inputs (`list[dict]`):
+            The dataset row of each of the B rollouts.
+        rollouts (`list[Rollout]`):
+            The B rollouts.
+        rewards (`torch.Tensor`):
+            Reward of each completion of all ranks by each reward function, rank-major, shape `(N * G, F)`, float32. NaN:
+            not scored, or a row without weight.
+        is_filler (`torch.Tensor`):
+            Which of the B rows stand in for groups that were not found, shape `(B,)`, bool. They carry no weight.
+        collection (`BatchCollection`):
+            What was sampled, and what became of it. The same on all ranks.
+        num_moved_words (`int`):
+            What crossed ranks to assemble the batch, over all ranks, in int32 words.
+    """
+
+    inputs: list[dict[str, Any]]
+    rollouts: list[Rollout]
+    rewards: torch.Tensor
+    is_filler: torch.Tensor
+    collection: BatchCollection
+    num_moved_words: int
+
+    def extra_logs(self) -> dict[str, list[Any]]:
+        """Returns the columns that reward functions logged, one value for each of the B rows."""
+        columns = sorted({column for rollout in self.rollouts for column in rollout.extra_logs})
+        return {column: [rollout.extra_logs.get(column) for rollout in self.rollouts] for column in columns}
+
+
+class BatchAssembler:
+    """
+    Lays out the collected groups and moves the rollouts of which a rank has too many, in one exchange.
+
+    Args:
+        accelerator (`Accelerator`):
+            The trainer's.
+        num_generations (`int`):
+            Completions per group G.
+        num_rewards (`int`):
+            Reward functions F.
+        row_of (`Callable[[Draw], dict]`):
+            Returns the dataset row of a draw. Every rank has the whole dataset, so rows never travel.
+        has_sampling_logps (`bool`):
+            Whether rollouts carry the log-probabilities of the engine that sampled them.
+        moves_extra_logs (`bool`):
+            Whether logged columns travel with their rollouts.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        num_generations: int,
+        num_rewards: int,
+        row_of: Callable[[Draw], dict[str, Any]],
+        has_sampling_logps: bool,
+        moves_extra_logs: bool,
+    ):
+        self.accelerator = accelerator
+        self.num_generations = num_generations
+        self.num_rewards = num_rewards
+        self.row_of = row_of
+        self.has_sampling_logps = has_sampling_logps
+        self.moves_extra_logs = moves_extra_logs
+
+    def assemble(
+        self, collection: BatchCollection, kept: Mapping[Location, Rollout], spare: tuple[Draw, Rollout] | None
+    ) -> CollectedBatch:
+        """
+        Returns the batch of this rank.
+
+        Args:
+            collection (`BatchCollection`):
+                The collected groups.
+            kept (`Mapping[Location, Rollout]`):
+                The rollouts of accepted groups that this rank generated.
+            spare (`tuple[Draw, Rollout]`, *optional*):
+                Any rollout of this rank, to fill rows of a batch that is not full.
+        """
+        accepted = collection.accepted
+        moves = place_groups(
+            [[location.rank for location in group.locations] for group in accepted],
+            num_groups=collection.num_groups,
+            num_generations=self.num_generations,
+            num_ranks=self.accelerator.num_processes,
+        )
+        arrived, num_moved_words = self._exchange(moves, collection, kept)
+        local = [move for move in moves if move.target == self.accelerator.process_index]
+        inputs, rollouts = [], []
+        for move in local:
+            if move.group is None:
+                # Cut to one token: it has no weight and should cost nothing.
+                draw, rollout = spare[0], spare[1].truncated(1)
+            else:
+                group = accepted[move.group]
+                draw = group.draw
+                rollout = arrived.get(move) or kept[group.locations[move.sample]]
+            inputs.append(dict(self.row_of(draw)))
+            rollouts.append(rollout)
+        not_scored = [math.nan] * self.num_rewards
+        return CollectedBatch(
+            inputs=inputs,
+            rollouts=rollouts,
+            rewards=torch.tensor(
+                [not_scored if move.group is None else accepted[move.group].rewards[move.sample] for move in moves]
+            ),
+            is_filler=torch.tensor([move.group is None for move in local]),
+            collection=collection,
+            num_moved_words=num_moved_words,
+        )
+
+    def _exchange(
+        self, moves: Sequence[Move], collection: BatchCollection, kept: Mapping[Location, Rollout]
+    ) -> tuple[dict[Move, Rollout], int]:
+        """Returns the rollouts that other ranks generated and this one trains, and the int32 words moved in all."""
+        travelling = [move for move in moves if move.source != move.target]
+        if not travelling:
+            return {}, 0
+        accepted, num_carried = collection.accepted, collection.num_carried
+        rank, ranks = self.accelerator.process_index, range(self.accelerator.num_processes)
+
+        def group_of(move: Move) -> SampledGroup:
+            return accepted[move.group]
+
+        def size(move: Move) -> int:
+            # Carried groups are the first ones, and have the log-probabilities of the policy that sampled them.
+            num_logps = self.has_sampling_logps + (move.group < num_carried)
+            return packed_size(*group_of(move).lengths[move.sample], num_logps)
+
+        leaving = [[m for m in travelling if (m.source, m.target) == (rank, target)] for target in ranks]
+        coming = [[m for m in travelling if (m.source, m.target) == (source, rank)] for source in ranks]
+        received = exchange(
+            self.accelerator,
+            [[kept[group_of(move).locations[move.sample]].pack() for move in row] for row in leaving],
+            [[size(move) for move in row] for row in coming],
+        )
+        # Only the table of completions shows the logged columns, so they travel only for it.
+        extra_logs: dict[Move, Mapping[str, Any]] = {}
+        if self.moves_extra_logs:
+            sent = [(move, kept[group_of(move).locations[move.sample]].extra_logs) for row in leaving for move in row]
+            extra_logs = dict(gather_object(sent))
+        arrived = {
+            move: Rollout.unpack(
+                packed,
+                *group_of(move).lengths[move.sample],
+                has_sampling_logps=self.has_sampling_logps,
+                has_old_logps=move.group < num_carried,
+                extra_logs=extra_logs.get(move),
+            )
+            for row, tensors in zip(coming, received, strict=True)
+            for move, packed in zip(row, tensors, strict=True)
+        }
+        return arrived, sum(map(size, travelling))
