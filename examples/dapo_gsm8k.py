@@ -17,8 +17,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toy_math import make_problems, prepare_toy_model
 from trl import GRPOTrainer, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from word_problems import make_problems, prepare_tiny_model
 
 from trl_dapo import DAPOConfig, DAPOTrainer, HubUnreachableError
 from trl_dapo.curves import plot_curves
@@ -34,7 +34,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "gsm8k_qwen2.5_0.5b.yaml"
 class DAPOScriptArguments(ScriptArguments):
     """What the script needs beside `DAPOConfig` and TRL's `ModelConfig`."""
 
-    toy_task: bool = field(
+    tiny_task: bool = field(
         default=False, metadata={"help": "Build a tiny model and its word problems instead of loading any."}
     )
     reward_names: list[str] = field(
@@ -53,7 +53,7 @@ class DAPOScriptArguments(ScriptArguments):
 
 def load_problems(script_args, seed):
     """Returns problems to train on and problems to hold out."""
-    if script_args.toy_task:
+    if script_args.tiny_task:
         return make_problems(4000, seed=seed), make_problems(script_args.num_eval_problems, seed=seed + 1)
     rows = load_rows(script_args.dataset_name, script_args.dataset_train_split, script_args.dataset_config)
     if script_args.eval_dataset_name:
@@ -97,11 +97,11 @@ def main(script_args, args, model_args):
     train_dataset, eval_dataset = load_problems(script_args, args.seed)
     out = Path(args.output_dir)
     model = model_args.model_name_or_path
-    if script_args.toy_task:
-        with args.main_process_first(desc="warming the toy model"):
-            model = str(out / "toy-model")
+    if script_args.tiny_task:
+        with args.main_process_first(desc="warming up the tiny model"):
+            model = str(out / "tiny-model")
             if args.process_index == 0:
-                prepare_toy_model(model, seed=args.seed)
+                prepare_tiny_model(model, seed=args.seed)
     else:
         require_local_or_hub(model, "model", "--model_name_or_path")
         init = {"revision": model_args.model_revision, "dtype": model_args.dtype}

@@ -89,3 +89,22 @@ def test_exhausted_batch_is_the_same_on_both_ranks(tmp_path):
 
     assert_same_batches(live(alone), live(together))
     assert [b["num_items"] for b in together[1]["trained"]] == [b["num_items"] for b in alone[0]["trained"]]
+
+
+def test_two_ranks_carry_what_one_carries(tmp_path):
+    options = {"max_steps": 8, "surplus": "carry", "max_off_policy_steps": 100, "max_generation_rounds": 30}
+    options |= {"learning_rate": 1e-3}
+    alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)
+    together = run(tmp_path / "two", 2, per_device_train_batch_size=8, **options)
+    assert sum(entry.get("dapo/carried", 0) for entry in alone[0]["logs"]) > 0
+    assert_same_batches(trained_batches(alone), trained_batches(together))
+    # Rollouts that moved brought the log-probabilities of the policy that sampled them.
+    assert any(entry.get("dapo/moved_bytes", 0) > 0 for entry in together[0]["logs"])
+    for batches in zip(alone[0]["trained"], *(result["trained"] for result in together), strict=True):
+        by_row = [
+            {(tuple(p), tuple(r)): old for b in part for p, r, old in zip(b["prompts"], b["rows"], b["old_logps"] or [], strict=False)}
+            for part in (batches[:1], batches[1:])
+        ]  # fmt: skip
+        assert by_row[0].keys() == by_row[1].keys()
+        for row, old in by_row[0].items():
+            np.testing.assert_allclose(by_row[1][row], old, rtol=1e-3, atol=1e-4)

@@ -40,7 +40,7 @@ def test_recipe_parses_and_evaluates_before_and_after(recipe):
     script_args, args, model_args = parse(recipe)
     assert args.dynamic_sampling
     assert args.eval_on_start
-    assert script_args.toy_task or (model_args.model_name_or_path and script_args.dataset_name)
+    assert script_args.tiny_task or (model_args.model_name_or_path and script_args.dataset_name)
     assert "{question}" in script_args.prompt_template
     # Several optimizer steps on each generation batch: with one the ratio is 1 and nothing can be clipped.
     assert args.steps_per_generation > args.gradient_accumulation_steps

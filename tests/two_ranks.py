@@ -34,18 +34,22 @@ class ScriptedTrainer(DAPOTrainer):
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
-            rows = [
-                ids[mask.bool()].tolist()
-                for ids, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)
-            ]
-            prompts = [
-                ids[mask.bool()].tolist()
-                for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
-            ]
+            masks = output["completion_mask"].bool()
+            old = output.get("old_per_token_logps")
             self.trained.append(
-                {"prompts": prompts, "rows": rows, "advantages": output["advantages"].tolist(),
-                 "num_items": output["num_items_in_batch"].item(), "old": "old_per_token_logps" in output}
-            )  # fmt: skip
+                {
+                    "prompts": [
+                        ids[mask.bool()].tolist()
+                        for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
+                    ],
+                    "rows": [ids[mask].tolist() for ids, mask in zip(output["completion_ids"], masks, strict=True)],
+                    "advantages": output["advantages"].tolist(),
+                    "num_items": output["num_items_in_batch"].item(),
+                    "old_logps": None
+                    if old is None
+                    else [x[mask].tolist() for x, mask in zip(old, masks, strict=True)],
+                }
+            )
         return output
 
 

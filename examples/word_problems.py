@@ -1,0 +1,210 @@
+"""
+A toy task on which DAPO can be watched learning on a CPU: word problems, a tokenizer, a tiny Llama and its warm-up.
+
+Nothing is downloaded. `prepare_tiny_model` builds a Llama of 0.2 million parameters and warms it up on the worked solutions
+of a careless student, who slips now and then and works on with what he wrote. So the model knows how to solve a problem,
+but slips as its teacher did, the more often the longer the problem: what reinforcement learning is good at curing. One
+family of problems is nearly always right from the start, one never is: groups without a signal, which dynamic sampling is
+for.
+
+    python examples/word_problems.py out/tiny-model
+"""
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# Share of each family: two easy ones, four of growing length, and a hopeless one (products of two-digit numbers).
+FAMILIES = {
+    "sum": 0.2,
+    "multiply": 0.1,
+    "add": 0.15,
+    "subtract": 0.15,
+    "two_step": 0.15,
+    "three_step": 0.1,
+    "product": 0.15,
+}
+NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo"]
+ITEMS = ["apples", "books", "cards", "coins", "pens", "shells", "stamps", "toys"]
+WORDS = ["has", "gets", "more", "and", "gives", "away", "boxes", "of", "wait", "again"]
+SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+# A slip in so many steps; a solution that starts over, and may run into the length limit, in so many.
+FRAC_SLIPS = 0.2
+FRAC_REPEATS = 0.12
+
+
+def draw_problem(family, rng):
+    """Returns the text of a problem and its terms: a first number, and what is done with it."""
+    name, items = rng.choice(NAMES), rng.choice(ITEMS)
+    if family == "sum":
+        a = rng.randint(1, 8)
+        b = rng.randint(1, 9 - a)
+        return f"{name} has {a} {items} and gets {b} more .", [a, ("+", b)]
+    if family == "product":
+        a, b = rng.randint(11, 99), rng.randint(11, 99)
+        return f"{name} has {a} boxes of {b} {items} .", [a, ("*", b)]
+    if family in ("add", "subtract"):
+        total = rng.randint(12, 88)
+        text, terms = f"{name} has {total} {items}", [total]
+    else:
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        total = a * b
+        text, terms = f"{name} has {a} boxes of {b} {items}", [a, ("*", b)]
+    # Digits are chosen so that no column carries or borrows.
+    if family in ("add", "two_step", "three_step"):
+        more = 10 * rng.randint(0, 9 - total // 10) + rng.randint(0, 9 - total % 10)
+        total += more
+        text, terms = f"{text} and gets {more} more", [*terms, ("+", more)]
+    if family in ("subtract", "three_step"):
+        away = 10 * rng.randint(0, total // 10) + rng.randint(0, total % 10)
+        text, terms = f"{text} and gives {away} away", [*terms, ("-", away)]
+    return f"{text} .", terms
+
+
+def solve(terms, rng, frac_slips=0.0):
+    """Returns a worked solution and its answer. With slips, the work goes on from what was written."""
+
+    def step(a, sign, b):
+        result = max(0, {"+": a + b, "-": a - b, "*": a * b}[sign])  # below 0 only after a slip
+        if rng.random() < frac_slips:
+            result = rng.choice([value for value in range(max(0, result - 5), result + 6) if value != result])
+        return result, f"{a} {sign} {b} = {result}"
+
+    total, steps = terms[0], []
+    for sign, value in terms[1:]:
+        if sign == "*" or (total < 10 and value < 10):
+            total, line = step(total, sign, value)
+            steps.append(line)
+        else:
+            (ones, first), (tens, second) = step(total % 10, sign, value % 10), step(total // 10, sign, value // 10)
+            before, total = total, 10 * tens + ones
+            steps += [first, second, f"{before} {sign} {value} = {total}"]
+    return " , ".join(steps), total
+
+
+def make_problems(num_problems, seed):
+    """Returns a `Dataset` of problems: `prompt` (a conversation), `solution` (the integer, as a string) and `family`."""
+    rng = random.Random(seed)
+    rows = []
+    for family in rng.choices(list(FAMILIES), weights=list(FAMILIES.values()), k=num_problems):
+        text, terms = draw_problem(family, rng)
+        solution = str(solve(terms, rng)[1])
+        rows.append({"prompt": [{"role": "user", "content": text}], "solution": solution, "family": family})
+    return Dataset.from_list(rows)
+
+
+def build_tokenizer():
+    r"""Returns a tokenizer of whole words and single digits that decodes numbers joined: `\boxed{42}`."""
+    symbols = [*"0123456789+-*=,.", "\\boxed{", "}"]
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *WORDS, *symbols, *NAMES, *ITEMS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    pieces = pre_tokenizers.Split(Regex(r"\\boxed\{|[A-Za-z]+|[^A-Za-z]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces])
+    joined = decoders.Replace(Regex(r"(?<=[\d{]) (?=[\d}])"), "")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(Regex("$"), " "), decoders.Fuse(), joined, decoders.Strip(" ", 0, 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(tokenizer, seed):
+    """Returns a two-layer Llama of about 0.2 million random parameters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def worked_examples(tokenizer, num_examples, rng):
+    """Returns the token ids of problems with careless solutions, and where each solution begins."""
+    examples = []
+    for family in rng.choices(list(FAMILIES), weights=list(FAMILIES.values()), k=num_examples):
+        text, terms = draw_problem(family, rng)
+        frac_slips = {"sum": 0.02, "product": 0.9}.get(family, FRAC_SLIPS)
+        steps, answer = solve(terms, rng, frac_slips)
+        while rng.random() < FRAC_REPEATS:
+            repeated, answer = solve(terms, rng, frac_slips)
+            steps += f" , wait again {repeated}"
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": f"{steps} , \\boxed{{{answer}}}"}]
+        prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+        examples.append((tokenizer.apply_chat_template(turns, return_dict=False)[:160], len(prompt)))
+    return examples
+
+
+def warm_up(model, tokenizer, seed, num_steps=400, batch_size=64, learning_rate=3e-3):
+    """Trains the model on worked solutions; the loss is on the solutions alone."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
+    for step in range(num_steps):
+        # Sorted and cut into parts of similar length: half the padding, half the time.
+        examples = sorted(worked_examples(tokenizer, batch_size, rng), key=lambda example: len(example[0]))
+        num_tokens = sum(len(ids) - start for ids, start in examples)
+
+        for part in (
+            examples[: batch_size // 2],
+            examples[batch_size // 2 : -batch_size // 8],
+            examples[-batch_size // 8 :],
+        ):
+            width = max(len(ids) for ids, _ in part)
+            input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in part])
+            positions = torch.arange(width)
+            is_solution = torch.stack([(positions >= start) & (positions < len(ids)) for ids, start in part])
+            logits = model(input_ids).logits[:, :-1]
+            labels = input_ids.masked_fill(~is_solution, -100)[:, 1:]
+            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="sum") / num_tokens
+            loss.backward()
+
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+def prepare_tiny_model(folder, seed):
+    """Builds and warms up the model, and saves it with its tokenizer."""
+    start = time.perf_counter()
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed)
+    warm_up(model, tokenizer, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    seconds = time.perf_counter() - start
+    print(
+        f"Built a Llama of {model.num_parameters():,} parameters and warmed it up in {seconds:.0f} s: {Path(folder)}"
+    )
+
+
+if __name__ == "__main__":
+    prepare_tiny_model(sys.argv[1], seed=0)
