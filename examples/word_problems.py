@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 )
 
 # A slip in so many steps; a solution that starts over, and may run into the length limit, in so many.
-FRAC_SLIPS = 0.2
+FRAC_SLIPS = 0.25
 FRAC_REPEATS = 0.12
 
 
@@ -161,11 +161,11 @@ def worked_examples(tokenizer, num_examples, rng):
             steps += f" , wait again {repeated}"
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": f"{steps} , \\boxed{{{answer}}}"}]
         prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-        examples.append((tokenizer.apply_chat_template(turns, return_dict=False)[:160], len(prompt)))
+        examples.append((tokenizer.apply_chat_template(turns, return_dict=False)[:128], len(prompt)))
     return examples
 
 
-def warm_up(model, tokenizer, seed, num_steps=300, batch_size=64, learning_rate=3e-3):
+def warm_up(model, tokenizer, seed, num_steps=400, batch_size=64, learning_rate=3e-3):
     """Trains the model on worked solutions; the loss is on the solutions alone."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)

@@ -37,6 +37,7 @@ def test_new_fields_are_exactly_these():
         "surplus",
         "max_off_policy_steps",
         "selective_rollout",
+        "loss_normalization",
         "soft_punish_cache",
         "overlong_penalty_factor",
     }
@@ -60,6 +61,10 @@ def test_every_new_field_is_documented_with_its_default():
         ({"max_generation_rounds": 0}, "max_generation_rounds is 0, but must be 1 or more"),
         ({"max_prompts_per_round": 0}, "max_prompts_per_round is 0, but must be 1 or more"),
         ({"refill_confidence": 1.0}, "refill_confidence is 1.0, but must lie strictly between 0 and 1"),
+        (
+            {"loss_normalization": "token"},
+            "loss_normalization is 'token', but must be one of 'batch', 'generation_batch'",
+        ),
         ({"surplus": "drop"}, "surplus is 'drop', but must be one of 'requeue', 'carry'"),
         ({"max_off_policy_steps": 0}, "max_off_policy_steps is 0, but must be 1 or more"),
         ({"filter_range": (0.9, 0.1)}, r"filter_range is \(0.9, 0.1\), but must be two values, the lower one first"),
@@ -84,7 +89,10 @@ def test_bad_value_is_refused_with_its_name_and_range(tmp_path, overrides, messa
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"scale_rewards": "batch"}, {"steps_per_generation": 3, "gradient_accumulation_steps": 2}],
+    [
+        {"scale_rewards": "batch"},
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "loss_normalization": "generation_batch"},
+    ],
 )
 def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path, overrides):
     assert not make_config(tmp_path, dynamic_sampling=False, **overrides).dynamic_sampling

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "trl_dapo"
 FLOORS = {
     "errors": 0,
     "sampling": 0,
+    "loss_normalization": 1,
     "rollouts": 1,
     "rewards": 2,
     "config": 3,
@@ -22,11 +23,11 @@ FLOORS = {
     "carried_logps": 3,
     "collectives": 3,
     "data": 3,
-    "data_checks": 3,
     "dynamic_sampling": 3,
     "hub_access": 3,
     "iterable_stream": 3,
     "curves": 3,
+    "run_checks": 3,
     "trainer": 3,
     "__init__": 4,
 }

@@ -8,6 +8,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_dapo import DAPOConfig, DAPOTrainer
 
 
+OFF = {"dynamic_sampling": False, "soft_punish_cache": 0, "loss_normalization": "generation_batch"}
+
+
 def run(trainer_class, args):
     trainer = trainer_class(
         model=tiny_model(),
@@ -23,7 +26,7 @@ def run(trainer_class, args):
 @pytest.mark.parametrize("shape", [{}, {"steps_per_generation": 4}, {"gradient_accumulation_steps": 2}])
 def test_losses_and_parameters_equal_those_of_grpo(tmp_path, shape):
     arguments = training_arguments(tmp_path, max_steps=5, epsilon_high=0.28, **shape)
-    ours = run(DAPOTrainer, DAPOConfig(**arguments, dynamic_sampling=False, soft_punish_cache=0))
+    ours = run(DAPOTrainer, DAPOConfig(**arguments, **OFF))
     theirs = run(GRPOTrainer, GRPOConfig(**arguments))
     for mine, its in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         assert torch.equal(mine, its)

@@ -11,21 +11,20 @@ class EmptyUpdateGuard(TrainerCallback):
     """
     Keeps an optimizer step without any gradient from moving the weights.
 
-    A batch for which no informative group was found has gradient zero, but Adam's momentum and weight decay would move
-    the weights all the same. Without gradients the optimizer leaves a parameter and its state alone.
+    A step for which no informative group was found has gradient zero, but Adam's momentum and weight decay would move the
+    weights all the same. Without gradients the optimizer leaves a parameter and its state alone.
 
     Args:
-        buffered_inputs (`Callable[[], list[dict] | None]`):
-            Returns the slices of the generation batch in training.
+        step_has_tokens (`Callable[[], bool]`):
+            Whether any token of the step about to be taken carries loss. The same on all ranks.
     """
 
-    def __init__(self, buffered_inputs: Callable[[], list[dict[str, Any]] | None]):
-        self.buffered_inputs = buffered_inputs
+    def __init__(self, step_has_tokens: Callable[[], bool]):
+        self.step_has_tokens = step_has_tokens
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: torch.nn.Module | None = None, **kwargs: Any
     ) -> None:
-        """Drops the gradients when the generation batch holds no token that carries loss."""
-        batch = self.buffered_inputs()
-        if model is not None and batch and not any(part["num_items_in_batch"].item() for part in batch):
+        """Drops the gradients of a step without tokens."""
+        if model is not None and not self.step_has_tokens():
             model.zero_grad(set_to_none=True)

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from .loss_normalization import TOKEN_NORMALIZED_LOSSES
+
 
 _ON_EXHAUSTED = ("partial", "error")
 _SURPLUS = ("requeue", "carry")
+_LOSS_NORMALIZATION = ("batch", "generation_batch")
 
 
 @dataclass
@@ -51,6 +54,10 @@ class DAPOConfig(GRPOConfig):
         selective_rollout (`bool`, *optional*, defaults to `False`):
             Skip prompts whose last groups were uninformative, with a probability that grows with the streak and never
             reaches 1 ([GRESO](https://huggingface.co/papers/2506.02177)).
+        loss_normalization (`str`, *optional*, defaults to `"batch"`):
+            What the token-level loss divides by. `"batch"`: the tokens of the optimizer step over all ranks and
+            micro-batches (DAPO Eq. 12, verl). `"generation_batch"`: as TRL, the tokens of the generation batch divided by
+            its optimizer steps, which is right on average only.
         soft_punish_cache (`int`, *optional*):
             L_cache of the soft overlong punishment (DAPO Eq. 13), in tokens: completions longer than
             `max_completion_length - soft_punish_cache` lose up to 1. `None`: 20 % of `max_completion_length`. `0`: off.
@@ -117,6 +124,14 @@ class DAPOConfig(GRPOConfig):
         default=False,
         metadata={"help": "Skip prompts whose last groups taught nothing, with a probability below 1 (GRESO)."},
     )
+    loss_normalization: str = field(
+        default="batch",
+        metadata={
+            "help": "Divide the token-level loss by the tokens of the optimizer step, or as TRL by the average over the "
+            "steps of the generation batch.",
+            "choices": list(_LOSS_NORMALIZATION),
+        },
+    )
     soft_punish_cache: int | None = field(
         default=None,
         metadata={
@@ -132,6 +147,7 @@ class DAPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_overlong_fields()
+        self._check_loss_normalization()
         if self.dynamic_sampling:
             self._check_sampling_fields()
             self._check_combinations()
@@ -169,6 +185,20 @@ class DAPOConfig(GRPOConfig):
             raise ValueError(
                 f"soft_punish_cache is {self.soft_punish_cache}, but max_completion_length is None. Set a length limit, "
                 "or soft_punish_cache=0 to turn the soft overlong punishment off."
+            )
+
+    def _check_loss_normalization(self) -> None:
+        if self.loss_normalization not in _LOSS_NORMALIZATION:
+            raise ValueError(
+                f"loss_normalization is {self.loss_normalization!r}, but must be one of "
+                f"{', '.join(map(repr, _LOSS_NORMALIZATION))}."
+            )
+        is_token_normalized = self.loss_normalization == "batch" and self.loss_type in TOKEN_NORMALIZED_LOSSES
+        if is_token_normalized and self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that the tokens of every optimizer "
+                'step are known when it begins. Change either, or set loss_normalization="generation_batch".'
             )
 
     def _check_sampling_fields(self) -> None:

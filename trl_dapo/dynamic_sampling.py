@@ -5,13 +5,16 @@ In a round only numbers cross ranks (rewards, lengths, the time it took), so tha
 rollouts stay where they were generated until the batch is complete.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
 from .assembly import BatchAssembler, CollectedBatch
@@ -28,6 +31,9 @@ from .sampling.prompt_stream import Draw, PromptStream
 from .sampling.refill_planner import RefillPlanner, RoundPlan
 
 
+logger = get_logger(__name__)
+
+_STATE_FILE = "dapo_state.json"
 _STATE_VERSION = 1
 
 
@@ -172,6 +178,18 @@ class DynamicSampler:
         if isinstance(self.stream, IterablePromptStream):
             self.stream.forget_before(self._first_needed_position())
         return batch
+
+    def save(self, folder: str) -> None:
+        """Writes the state into a checkpoint folder."""
+        Path(folder, _STATE_FILE).write_text(json.dumps(self.state_dict()))
+
+    def load(self, folder: str) -> None:
+        """Continues from a checkpoint folder; one that TRL's own trainer wrote has no state, and the stream begins anew."""
+        path = Path(folder, _STATE_FILE)
+        if path.exists():
+            self.load_state_dict(json.loads(path.read_text()))
+        else:
+            logger.warning(f"{path} does not exist: the prompt stream starts at its beginning.")
 
     def state_dict(self) -> dict[str, Any]:
         """

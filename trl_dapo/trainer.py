@@ -1,6 +1,5 @@
 """The trainer: TRL's `GRPOTrainer` with dynamic sampling and the soft overlong punishment of DAPO."""
 
-import json
 import math
 import os
 import textwrap
@@ -21,18 +20,18 @@ from .assembly import CollectedBatch
 from .callbacks import EmptyUpdateGuard
 from .carried_logps import compute_logps, restore_old_logps
 from .config import DAPOConfig
-from .data_checks import check_train_dataset
 from .dynamic_sampling import DynamicSampler, RoundOutput
 from .errors import describe_exhaustion
+from .loss_normalization import TOKEN_NORMALIZED_LOSSES, num_live_tokens, window_denominators
 from .rewards import SoftOverlongPunishment
 from .rollouts import Rollout
+from .run_checks import check_single_turn, check_train_dataset
 from .sampling.collection import BatchCollection
 from .sampling.group_filter import GroupVerdict
 
 
 logger = get_logger(__name__)
 
-_STATE_FILE = "dapo_state.json"
 # Wholly empty generation batches after which a run stops: it would spend its time on nothing.
 _MAX_EMPTY_BATCHES = 5
 
@@ -110,22 +109,13 @@ class DAPOTrainer(GRPOTrainer):
                 f"`args` must be a `DAPOConfig`, got `{type(args).__name__}`. It takes all of GRPOConfig's fields."
             )
         if args.dynamic_sampling:
-            check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch)
-            if args.selective_rollout and isinstance(train_dataset, IterableDataset):
-                raise ValueError(
-                    "selective_rollout is True, but remembers outcomes by row number, which an IterableDataset has not. "
-                    "Pass a `datasets.Dataset`, or set selective_rollout=False."
-                )
-            for name in ("tools", "environment_factory", "rollout_func"):
-                if kwargs.get(name) is not None:
-                    raise ValueError(
-                        f"`{name}` is set, but dynamic sampling supports single-turn text generation only. Remove it, or "
-                        "set dynamic_sampling=False."
-                    )
+            check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
+            check_single_turn(kwargs)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         # While set, generation and scoring hand this batch back instead of making a new one.
         self._replay: CollectedBatch | None = None
         self._awaits_old_logps = False
+        self._stamped_batch: list[dict[str, Any]] | None = None
         self._num_empty_batches = 0
         self._has_warned: set[str] = set()
         filter_column = self._find_filter_column()
@@ -142,7 +132,7 @@ class DAPOTrainer(GRPOTrainer):
                 filter_column=filter_column,
                 end_token_ids=[*self.eos_token_ids, self._tokenizer.pad_token_id],
             )
-            self.add_callback(EmptyUpdateGuard(lambda: self._buffered_inputs))
+            self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
 
     # Reward postprocessing
 
@@ -319,6 +309,25 @@ class DAPOTrainer(GRPOTrainer):
             completion_ids.extend(part_ids)
         return completion_ids, None
 
+    # Loss normalization
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        batch: Any = self._buffered_inputs
+        is_exact = self.args.loss_normalization == "batch" and self.loss_type in TOKEN_NORMALIZED_LOSSES
+        if self.model.training and is_exact and batch is not self._stamped_batch:
+            num_tokens = self.accelerator.reduce(torch.stack([num_live_tokens(part) for part in batch]), "sum")
+            denominators = window_denominators(num_tokens, self.args.gradient_accumulation_steps)
+            for part, denominator in zip(batch, denominators, strict=True):
+                part["num_items_in_batch"] = denominator
+            self._stamped_batch = batch
+        return inputs
+
+    def _step_has_tokens(self) -> bool:
+        """Whether the optimizer step that is about to be taken has a token that carries loss."""
+        batch: Any = self._buffered_inputs
+        return bool(batch[(self._step - 1) % self.args.steps_per_generation]["num_items_in_batch"].item())
+
     def _mask_fillers(self, output: dict[str, Any], is_filler: torch.Tensor) -> None:
         output["completion_mask"] = output["completion_mask"].masked_fill(is_filler.unsqueeze(1), 0)
         output["advantages"] = output["advantages"].masked_fill(is_filler, 0.0)
@@ -384,18 +393,10 @@ class DAPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.dynamic_sampler is not None and self.args.should_save:
-            folder = os.path.join(
-                self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            )
-            with open(os.path.join(folder, _STATE_FILE), "w") as file:
-                json.dump(self.dynamic_sampler.state_dict(), file)
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.dynamic_sampler.save(os.path.join(self._get_output_dir(trial=trial), folder))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.dynamic_sampler is not None and checkpoint is not None:
-            path = os.path.join(checkpoint, _STATE_FILE)
-            if os.path.exists(path):
-                with open(path) as file:
-                    self.dynamic_sampler.load_state_dict(json.load(file))
-            else:
-                logger.warning(f"{path} does not exist: the prompt stream starts at its beginning.")
+            self.dynamic_sampler.load(checkpoint)

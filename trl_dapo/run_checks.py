@@ -1,7 +1,7 @@
-"""Refuses a training dataset that cannot work, before anything is loaded or generated."""
+"""Refuses what cannot work with dynamic sampling, before anything is loaded or generated."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -13,10 +13,30 @@ _REWARD_ARGUMENTS = frozenset(
 )
 
 
+def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
+    """
+    Checks that completions are plain text of one turn.
+
+    Args:
+        trainer_arguments (`Mapping[str, Any]`):
+            Keyword arguments of the trainer.
+
+    Raises:
+        `ValueError`: naming the argument that asks for more.
+    """
+    for name in ("tools", "environment_factory", "rollout_func"):
+        if trainer_arguments.get(name) is not None:
+            raise ValueError(
+                f"`{name}` is set, but dynamic sampling supports single-turn text generation only. Remove it, or set "
+                "dynamic_sampling=False."
+            )
+
+
 def check_train_dataset(
     dataset: Dataset | IterableDataset | None,
     reward_funcs: Any,
     num_groups_per_batch: int,
+    selective_rollout: bool = False,
 ) -> None:
     """
     Checks the training dataset of a run with dynamic sampling.
@@ -28,6 +48,8 @@ def check_train_dataset(
             The reward functions, whose required arguments must be columns.
         num_groups_per_batch (`int`):
             Prompts of one generation batch.
+        selective_rollout (`bool`, *optional*, defaults to `False`):
+            Whether outcomes are remembered by row number.
 
     Raises:
         `ValueError`: naming what is missing and what to do.
@@ -48,6 +70,11 @@ def check_train_dataset(
             f"train_dataset has {len(dataset)} rows, but one generation batch needs {num_groups_per_batch} prompts "
             "(generation_batch_size / num_generations). Add rows, or lower per_device_train_batch_size or "
             "steps_per_generation."
+        )
+    if selective_rollout and isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "selective_rollout is True, but remembers outcomes by row number, which an IterableDataset has not. Pass a "
+            "`datasets.Dataset`, or set selective_rollout=False."
         )
     if dataset.column_names is None:
         return  # a stream that does not know its columns before it is read
