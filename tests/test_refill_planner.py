@@ -1,3 +1,5 @@
+import math
+import random
 from fractions import Fraction
 from math import comb
 
@@ -5,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dapo.sampling.refill_planner import RefillPlanner, prob_at_least
+from trl_dapo.sampling.refill_planner import RefillPlanner, RoundCost, prob_at_least
 
 
 def exact_prob_at_least(num_needed, num_trials, probability):
@@ -69,3 +71,71 @@ def test_saved_estimate_continues():
     resumed = RefillPlanner(num_groups=8, confidence=0.9, max_prompts=100)
     resumed.load_state_dict(planner.state_dict())
     assert resumed.plan(8) == planner.plan(8)
+
+
+def test_cost_of_a_round_is_the_line_through_the_measured_ones():
+    cost = RoundCost()
+    for num_prompts in (10, 30, 20, 50) * 30:
+        cost.observe(num_prompts, seconds=4.0 + 0.25 * num_prompts)
+    # The prior, one imagined empty round of weight 0.1 among about 20, pulls a little.
+    assert cost.to_begin == pytest.approx(4.0, rel=0.05)
+    assert cost.per_prompt == pytest.approx(0.25, rel=0.05)
+
+
+def test_rounds_of_one_size_split_their_time_in_halves():
+    cost = RoundCost()
+    for _ in range(5):
+        cost.observe(10, seconds=6.0)
+    assert cost.to_begin == pytest.approx(3.0, rel=0.05)
+    assert cost.per_prompt == pytest.approx(0.3, rel=0.05)
+
+
+def test_cost_is_never_negative():
+    cost = RoundCost()
+    cost.observe(100, seconds=1.0)
+    cost.observe(10, seconds=5.0)
+    assert cost.to_begin >= 0
+    assert cost.per_prompt >= 0
+
+
+def planner_with_costs(to_begin, per_prompt):
+    planner = RefillPlanner(num_groups=64, confidence=None, max_prompts=1000)
+    for _ in range(40):
+        for num_sampled in (40, 80, 160):
+            planner.observe(num_sampled // 4, num_sampled, seconds=to_begin + per_prompt * num_sampled)
+    return planner
+
+
+def test_dear_beginnings_make_large_rounds_and_dear_prompts_small_ones():
+    idle, saturated = planner_with_costs(60.0, 0.01), planner_with_costs(0.5, 1.0)
+    assert idle.plan(64).fill_probability > 0.99
+    assert saturated.plan(64).num_prompts < idle.plan(64).num_prompts
+
+
+def simulated_seconds(size, num_needed, rate, to_begin, per_prompt, trials=3000):
+    """Time to a full batch when the first round has `size` prompts and the later ones the expected number."""
+    rng = random.Random(0)
+    total = 0.0
+    for _ in range(trials):
+        missing, prompts = num_needed, size
+        while missing > 0:
+            total += to_begin + per_prompt * prompts
+            missing -= sum(rng.random() < rate for _ in range(prompts))
+            prompts = math.ceil(missing / rate)
+    return total / trials
+
+
+def test_planned_round_is_close_to_the_best_of_a_simulation():
+    planner = RefillPlanner(num_groups=8, confidence=None, max_prompts=1000)
+    for _ in range(60):
+        for num_sampled in (10, 20, 40):
+            planner.observe(num_sampled // 4, num_sampled, seconds=5.0 + 0.2 * num_sampled)
+    plan = planner.plan(8)
+    costs = (planner.cost.to_begin, planner.cost.per_prompt)
+    best = min(simulated_seconds(size, 8, plan.acceptance_rate, *costs, trials=400) for size in range(16, 90, 6))
+    assert simulated_seconds(plan.num_prompts, 8, plan.acceptance_rate, *costs) < 1.08 * best
+
+
+def test_first_round_without_measured_costs_is_planned_for_confidence():
+    planner = RefillPlanner(num_groups=64, confidence=None, max_prompts=1000)
+    assert planner.plan(64) == RefillPlanner(num_groups=64, confidence=0.9, max_prompts=1000).plan(64)

@@ -139,6 +139,25 @@ def test_nothing_to_learn_leaves_weights_and_optimizer_alone(tmp_path, reward, s
     assert [entry["dapo/exhausted"] for entry in logs] == [1.0] * 3
 
 
+@pytest.mark.parametrize("reward", [all_wrong, all_correct])
+def test_run_with_nothing_to_learn_stops_with_a_diagnosis_and_a_checkpoint(tmp_path, caplog, reward):
+    trainer = make_trainer(tmp_path, reward, max_steps=50, max_generation_rounds=2)
+    trainer.train()
+    assert trainer.state.global_step == 5
+    assert (tmp_path / "checkpoint-5").is_dir()
+    assert "5 generation batches in a row had nothing to learn from" in caplog.text
+    direction = "easier prompts" if reward is all_wrong else "harder prompts"
+    assert direction in caplog.text
+
+
+def test_rounds_by_expected_time_fill_the_batch(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=6, refill_confidence=None)
+    trainer.train()
+    assert trainer.dynamic_sampler.last_plan.expected_seconds > 0
+    for _, (_, rewards, _), _ in trainer.batches:
+        assert all(0 < sum(reward[0] for reward in rewards[start : start + 4]) < 4 for start in (0, 4))
+
+
 def test_partial_batch_trains_what_was_found_and_nothing_else(tmp_path, caplog):
     trainer = make_trainer(tmp_path, rare_reward, max_steps=3, steps_per_generation=2, max_generation_rounds=1,
                            max_prompts_per_round=4)  # fmt: skip

@@ -21,7 +21,6 @@ from .callbacks import EmptyUpdateGuard
 from .carried_logps import compute_logps, restore_old_logps
 from .config import DAPOConfig
 from .dynamic_sampling import DynamicSampler, RoundOutput
-from .errors import describe_exhaustion
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES, num_live_tokens, window_denominators
 from .rewards import SoftOverlongPunishment
 from .rollouts import Rollout
@@ -145,8 +144,7 @@ class DAPOTrainer(GRPOTrainer):
                 f"filter_reward is {name!r}, but must be one of the reward functions: "
                 f"{', '.join(map(repr, self.reward_func_names))}. Leave it None to use the first."
             )
-        index: int = self.reward_func_names.index(name)
-        return index
+        return self.reward_func_names.index(name)
 
     def _add_overlong_punishment(self) -> None:
         self._overlong_column: int | None = None
@@ -181,8 +179,8 @@ class DAPOTrainer(GRPOTrainer):
         if not self.model.training:
             output = super()._generate_and_score_completions(inputs)
             if self._overlong_column is not None:
+                name = self.reward_func_names[self._overlong_column]
                 for statistic in ("mean", "std"):  # NaN by construction: see `_calculate_rewards`
-                    name = self.reward_func_names[self._overlong_column]
                     self._metrics["eval"].pop(f"rewards/{name}/{statistic}")
             return output
         if self.dynamic_sampler is None:
@@ -227,10 +225,9 @@ class DAPOTrainer(GRPOTrainer):
             metrics["dapo/acceptance_estimate"].append(sampler.last_plan.acceptance_rate)
         self._stop_when_empty(collection)
         if collection.num_missing:
-            counts = collection.verdict_counts
             self._warn_once(
                 "exhausted",
-                describe_exhaustion(len(collection.accepted), collection.num_groups, collection.num_rounds, counts)
+                collection.describe_exhaustion()
                 + "\nThe batch trains on what was found (`on_exhausted='partial'`); `dapo/exhausted` counts such batches.",
             )
         unscorable = [group for group in collection.sampled if group.verdict is GroupVerdict.UNSCORABLE]
@@ -378,10 +375,9 @@ class DAPOTrainer(GRPOTrainer):
     def _stop_when_empty(self, collection: BatchCollection) -> None:
         self._num_empty_batches = 0 if collection.accepted else self._num_empty_batches + 1
         if self._num_empty_batches == _MAX_EMPTY_BATCHES:
-            counts = collection.verdict_counts
             logger.error(
                 f"{_MAX_EMPTY_BATCHES} generation batches in a row had nothing to learn from; training stops and saves a "
-                "checkpoint.\n" + describe_exhaustion(0, collection.num_groups, collection.num_rounds, counts)
+                "checkpoint.\n" + collection.describe_exhaustion()
             )
             self.control.should_save = self.control.should_training_stop = True
 

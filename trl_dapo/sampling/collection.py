@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from trl_dapo.errors import describe_exhaustion
+
 from .group_filter import GroupVerdict, is_correct
 from .prompt_stream import Draw
 
@@ -146,6 +148,10 @@ class BatchCollection:
         """Number of sampled groups per verdict."""
         counts = Counter(group.verdict.value for group in self.sampled)
         return {verdict.value: counts[verdict.value] for verdict in GroupVerdict}
+
+    def describe_exhaustion(self) -> str:
+        """Says how far the rounds came, what the sampled groups were, and what would help."""
+        return describe_exhaustion(len(self.accepted), self.num_groups, self.num_rounds, self.verdict_counts)
 
     def tokens_by_fate(self) -> dict[str, int]:
         """
