@@ -23,13 +23,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # Share of each family: two easy ones, four of growing length, and a hopeless one (products of two-digit numbers).
 FAMILIES = {
-    "sum": 0.2,
-    "multiply": 0.1,
-    "add": 0.15,
+    "sum": 0.18,
+    "multiply": 0.15,
+    "add": 0.18,
     "subtract": 0.15,
-    "two_step": 0.15,
-    "three_step": 0.15,
-    "product": 0.1,
+    "two_step": 0.16,
+    "three_step": 0.12,
+    "product": 0.06,
 }
 # The warm-up spends its time on what takes longest to learn.
 WARM_UP_FAMILIES = FAMILIES | {"sum": 0.08, "multiply": 0.2, "subtract": 0.2, "product": 0.02}
@@ -44,8 +44,8 @@ CHAT_TEMPLATE = (
 )
 
 # A slip in so many steps; a solution that starts over, and may run into the length limit, in so many.
-FRAC_SLIPS = 0.25
-FRAC_REPEATS = 0.12
+FRAC_SLIPS = 0.22
+FRAC_REPEATS = 0.1
 
 
 def draw_problem(family, rng):
@@ -161,11 +161,11 @@ def worked_examples(tokenizer, num_examples, rng):
             steps += f" , wait again {repeated}"
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": f"{steps} , \\boxed{{{answer}}}"}]
         prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
-        examples.append((tokenizer.apply_chat_template(turns, return_dict=False)[:128], len(prompt)))
+        examples.append((tokenizer.apply_chat_template(turns, return_dict=False)[:110], len(prompt)))
     return examples
 
 
-def warm_up(model, tokenizer, seed, num_steps=400, batch_size=64, learning_rate=3e-3):
+def warm_up(model, tokenizer, seed, num_steps=450, batch_size=64, learning_rate=3e-3):
     """Trains the model on worked solutions; the loss is on the solutions alone."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)

@@ -139,3 +139,20 @@ def test_planned_round_is_close_to_the_best_of_a_simulation():
 def test_first_round_without_measured_costs_is_planned_for_confidence():
     planner = RefillPlanner(num_groups=64, confidence=None, max_prompts=1000)
     assert planner.plan(64) == RefillPlanner(num_groups=64, confidence=0.9, max_prompts=1000).plan(64)
+
+
+def test_kept_surplus_makes_rounds_larger():
+    plans = []
+    for keeps_surplus in (False, True):
+        planner = RefillPlanner(num_groups=16, confidence=None, max_prompts=1000, keeps_surplus=keeps_surplus)
+        for _ in range(40):
+            for num_sampled in (20, 40, 80):
+                planner.observe(num_sampled // 4, num_sampled, seconds=2.0 + 0.5 * num_sampled)
+        plans.append(planner.plan(16).num_prompts)
+    assert plans[1] > 1.2 * plans[0]
+
+
+def test_last_rounds_are_planned_to_fill_the_batch():
+    planner = planner_with_costs(to_begin=0.1, per_prompt=1.0)
+    assert planner.plan(64, rounds_left=8).fill_probability < 0.9
+    assert planner.plan(64, rounds_left=2).fill_probability >= 0.9

@@ -115,6 +115,7 @@ class DynamicSampler:
             confidence=args.refill_confidence,
             max_prompts=args.max_prompts_per_round,
             multiple_of=prompts_multiple(args.num_generations, accelerator.num_processes),
+            keeps_surplus=args.surplus == "carry",
         )
         self.assembler = BatchAssembler(
             accelerator, args.num_generations, num_rewards, row_of, bool(args.use_vllm), bool(args.log_completions)
@@ -155,7 +156,8 @@ class DynamicSampler:
         first_position, spare = self.stream.position, None
         self.seconds_sampling = 0.0
         while collection.num_missing and collection.num_rounds < self.args.max_generation_rounds:
-            plan = self.last_plan = self.planner.plan(collection.num_missing)
+            rounds_left = self.args.max_generation_rounds - collection.num_rounds
+            plan = self.last_plan = self.planner.plan(collection.num_missing, rounds_left)
             groups, spare, seconds = self._sample_round(self._draw(plan.num_prompts), policy_step)
             num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
             self.planner.observe(num_informative, len(groups), seconds)

@@ -32,13 +32,13 @@ def window_denominators(num_tokens: torch.Tensor, gradient_accumulation_steps: i
             Micro-batches of one optimizer step A, a divisor of S.
 
     Returns:
-        `torch.Tensor`: shape `(S,)`, float64. 0 for a step without tokens.
+        `torch.Tensor`: shape `(S,)`, int64. 0 for a step without tokens.
 
     Example:
 
     >>> window_denominators(torch.tensor([10, 30, 5, 5]), gradient_accumulation_steps=2).tolist()
-    [80.0, 80.0, 20.0, 20.0]
+    [80, 80, 20, 20]
     """
-    windows = num_tokens.double().view(-1, gradient_accumulation_steps).sum(dim=1)
+    windows = num_tokens.view(-1, gradient_accumulation_steps).sum(dim=1)
     num_windows = len(windows)
     return (windows * num_windows).repeat_interleave(gradient_accumulation_steps)

@@ -10,8 +10,11 @@ from typing import Any
 _PRIOR_NUM_GROUPS = 8.0
 _PRIOR_ACCEPTANCE = 0.5
 _NUM_BATCHES_REMEMBERED = 2.0
-# Without measured costs a round is planned for this confidence.
+# A round is planned for this confidence when costs are not measured yet, and when few rounds are left.
 _DEFAULT_CONFIDENCE = 0.9
+_FEW_ROUNDS = 2
+# Kept surplus beyond this part of a batch counts for nothing: it may grow too old to train.
+_USEFUL_SURPLUS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,8 @@ class RefillPlanner:
             Most prompts of one round.
         multiple_of (`int`, *optional*, defaults to `1`):
             A round is a multiple of so many prompts, so that every rank samples equally many completions.
+        keeps_surplus (`bool`, *optional*, defaults to `False`):
+            Whether informative groups beyond the batch train in the next one, and so are no waste of time.
 
     Example:
 
@@ -157,8 +162,16 @@ class RefillPlanner:
     356
     """
 
-    def __init__(self, num_groups: int, confidence: float | None, max_prompts: int, multiple_of: int = 1):
+    def __init__(
+        self,
+        num_groups: int,
+        confidence: float | None,
+        max_prompts: int,
+        multiple_of: int = 1,
+        keeps_surplus: bool = False,
+    ):
         self.num_groups = num_groups
+        self.keeps_surplus = keeps_surplus
         self.confidence = confidence
         self.multiple_of = multiple_of
         # A cap between two multiples would never be met: it is rounded down, but one multiple must be allowed.
@@ -173,9 +186,19 @@ class RefillPlanner:
         # Half a group on either side: all-wrong rounds lead to large rounds, never to infinite ones.
         return (self._num_informative + 0.5) / (self._num_sampled + 1.0)
 
-    def plan(self, num_needed: int) -> RoundPlan:
-        """Returns the round for a batch that lacks `num_needed` informative groups."""
-        if self.confidence is None and self.cost.is_measured:
+    def plan(self, num_needed: int, rounds_left: int | None = None) -> RoundPlan:
+        """
+        Returns the round for a batch that lacks `num_needed` informative groups.
+
+        Args:
+            num_needed (`int`):
+                Informative groups missing.
+            rounds_left (`int`, *optional*):
+                Rounds that the batch may still use, this one included. With few left a round is planned to fill the batch,
+                whatever it costs. `None`: no limit.
+        """
+        has_time = rounds_left is None or rounds_left > _FEW_ROUNDS
+        if self.confidence is None and self.cost.is_measured and has_time:
             return self._soonest(num_needed)
         return self._smallest_confident(num_needed, self.confidence or _DEFAULT_CONFIDENCE)
 
@@ -226,9 +249,14 @@ class RefillPlanner:
     def _expected_seconds(self, num_prompts: int, num_needed: int, rate: float) -> float:
         """Returns the time of this round, and of one more of the expected size for what it leaves missing."""
         begin, per_prompt = self.cost.to_begin, self.cost.per_prompt
-        seconds = begin + per_prompt * num_prompts
+        seconds, shortfall = begin + per_prompt * num_prompts, 0.0
         for found, mass in enumerate(_masses(num_prompts, rate, 0, min(num_needed, num_prompts + 1))):
             seconds += mass * (begin + per_prompt * (num_needed - found) / rate)
+            shortfall += mass * (num_needed - found)
+        if self.keeps_surplus:
+            # The next batch need not sample what this one keeps for it.
+            surplus = num_prompts * rate - num_needed + shortfall
+            seconds -= min(surplus, _USEFUL_SURPLUS * self.num_groups) * per_prompt / rate
         return seconds
 
     def _shareable(self, num_prompts: int) -> int:
