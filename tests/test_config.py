@@ -24,6 +24,11 @@ def test_defaults_are_those_of_the_paper(tmp_path):
     assert not config.mask_truncated_completions
 
 
+def test_config_needs_no_more_than_a_folder(monkeypatch):
+    monkeypatch.setattr("trl_dapo.config.is_torch_bf16_gpu_available", lambda: False)
+    assert DAPOConfig(output_dir="x", epsilon_high=0.28).bf16 is False
+
+
 def test_new_fields_are_exactly_these():
     new = {field.name for field in dataclasses.fields(DAPOConfig)} - {f.name for f in dataclasses.fields(GRPOConfig)}
     assert new == {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES
@@ -21,6 +22,8 @@ class DAPOConfig(GRPOConfig):
     TRL's own fields `epsilon=0.2`, `loss_type="dapo"`, `beta=0.0`, `scale_rewards="group"` and `temperature=1.0`
     already have the paper's values. `epsilon_high` has it here. The paper takes 16 optimizer steps per generation batch:
     set `steps_per_generation`, since with one step the ratio is 1 and no clipping can bind.
+
+    Where no bfloat16 accelerator is found, `bf16` is `False` unless it is set.
 
     Parameters:
         epsilon_high (`float` or `None`, *optional*, defaults to `0.28`):
@@ -145,6 +148,10 @@ class DAPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        has_bf16 = is_torch_bf16_gpu_available() or is_torch_xla_available()
+        if self.bf16 is None and not self.use_cpu and not has_bf16:
+            # TRL would choose bfloat16, and transformers refuse it.
+            self.bf16 = False
         super().__post_init__()
         self._check_overlong_fields()
         self._check_loss_normalization()
