@@ -69,6 +69,19 @@ def test_two_ranks_train_the_batches_of_one(tmp_path, rows_per_rank):
         assert decoded == list(table["completion"])
 
 
+def test_rank_that_finds_everything_shares_with_the_one_that_finds_nothing(tmp_path):
+    options = {"alternate": True, "shuffle_dataset": False, "max_steps": 20, "max_generation_rounds": 30}
+    options |= {"max_completion_length": 6}
+    alone = run(tmp_path / "one", 1, per_device_train_batch_size=12, **options)
+    together = run(tmp_path / "two", 2, per_device_train_batch_size=6, **options)
+    assert_same_batches(trained_batches(alone), trained_batches(together))
+    assert len(trained_batches(together)) == 20
+    moved = [entry["dapo/moved_bytes"] for entry in together[0]["logs"] if "dapo/moved_bytes" in entry]
+    # A row has 2 prompt tokens and 2 to 4 completion tokens, and 6 of the 12 rows train elsewhere than they were made.
+    assert max(moved) <= 4 * 12 * 6
+    assert sum(moved) > 0
+
+
 def test_two_ranks_take_the_optimizer_step_of_one(tmp_path):
     options = {"max_steps": 3, "max_generation_rounds": 30, "learning_rate": 1e-3}
     alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from tiny import numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from tiny import SPECIAL_TOKENS, WORDS, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
 
@@ -22,14 +22,21 @@ def script(prompt_ids, sample):
     return [4 if is_correct else 5] * (1 + (key + sample) % 7) + [2]
 
 
+def alternating_script(prompt_ids, sample):
+    """Groups of even rows are mixed, those of odd rows all wrong: dealt in turn, one rank finds everything."""
+    is_even = int(WORDS[prompt_ids[0] - len(SPECIAL_TOKENS)][1:]) % 2 == 0
+    return [4 if is_even and sample % 2 else 5] * (1 + sample % 3) + [2]
+
+
 class ScriptedTrainer(DAPOTrainer):
     """Replaces sampling by the script; everything else is real."""
 
     trained = None
+    script = staticmethod(script)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         first = self.accelerator.process_index * len(prompt_ids)
-        return [script(ids, (first + row) % num_generations) for row, ids in enumerate(prompt_ids)], None
+        return [self.script(ids, (first + row) % num_generations) for row, ids in enumerate(prompt_ids)], None
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
@@ -60,6 +67,8 @@ def correct(completion_ids, log_extra, **kwargs):
 
 def main(folder: str, overrides: str) -> None:
     options = json.loads(overrides)
+    if options.pop("alternate", False):
+        ScriptedTrainer.script = staticmethod(alternating_script)
     trainer = ScriptedTrainer(
         model=tiny_model(),
         reward_funcs=correct,
