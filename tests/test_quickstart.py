@@ -16,7 +16,7 @@ def launch(output_dir, num_ranks, *overrides):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     launcher += ["--dynamo_backend", "no", "--num_processes", str(num_ranks)]
     # `accelerate launch --cpu --num_processes 2` would start one process.
-    launcher += ["--multi_gpu", "--main_process_port", "0"] if num_ranks > 1 else ["--cpu"]
+    launcher += ["--multi_gpu"] if num_ranks > 1 else ["--cpu"]
     recipe = ROOT / "examples" / "recipes" / "quickstart.yaml"
     script = [str(ROOT / "examples" / "dapo_gsm8k.py"), "--config", str(recipe), "--output_dir", str(output_dir)]
     environment = os.environ | {
