@@ -20,6 +20,7 @@ left out. CPU seconds are what the wall clock shows on an idle core, and do not 
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -182,7 +183,7 @@ def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
 
 def cost_to_reach(curve: Sequence[dict[str, float]], accuracy: float, cost: str) -> float | None:
     """Returns the cost at which the curve first reaches an accuracy, interpolated; `None` where it never does."""
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in itertools.pairwise(curve):
         if after["accuracy"] >= accuracy > before["accuracy"]:
             share = (accuracy - before["accuracy"]) / (after["accuracy"] - before["accuracy"])
             return before[cost] + share * (after[cost] - before[cost])

@@ -129,7 +129,7 @@ def test_batch_that_is_carried_whole_samples_nothing(tmp_path):
 
 
 def test_resumed_run_samples_carried_groups_again(tmp_path):
-    trainer = carrying_trainer(tmp_path)
+    trainer = carrying_trainer(tmp_path, max_steps=7)
     trainer.train()
     carried = trainer.dynamic_sampler._carried
     assert carried

@@ -40,12 +40,12 @@ def test_new_fields_are_exactly_these():
         "on_exhausted",
         "refill_confidence",
         "surplus",
-        "truncated_in_statistics",
         "max_off_policy_steps",
         "selective_rollout",
         "loss_normalization",
         "soft_punish_cache",
         "overlong_penalty_factor",
+        "truncated_in_statistics",
     }
 
 

@@ -1,53 +1,42 @@
-"""The loss against a plain float64 implementation of DAPO Eq. 8 with Eq. 12's normalisation."""
-
-import copy
+"""The loss against the plain float64 implementation of DAPO Eq. 8."""
 
 import pytest
 import torch
+from paper import StepRecorder, gradient_error, paper_gradient
 from test_trainer import RecordingTrainer, make_trainer
-from tiny import tiny_model
+from tiny import first_token_reward
+
+from trl_dapo.loss_normalization import ROW_NUMBER
 
 
-def paper_loss(model, parts, eps_low, eps_high):
-    """DAPO Eq. 8 over the micro-batches of one optimizer step, row by row and token by token."""
-    total, num_tokens = torch.zeros((), dtype=torch.float64), 0
-    for part in parts:
-        for row in range(len(part["advantages"])):
-            prompt = part["prompt_ids"][row][part["prompt_mask"][row].bool()]
-            live = part["completion_mask"][row].bool()
-            completion = part["completion_ids"][row][live]
-            if not len(completion):
-                continue
-            logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0].double()
-            logps = logits[len(prompt) - 1 : -1].log_softmax(-1)
-            advantage = part["advantages"][row].double()
-            for position, token in enumerate(completion):
-                logp = logps[position, token]
-                has_old = "old_per_token_logps" in part
-                old = part["old_per_token_logps"][row][live][position].double() if has_old else logp.detach()
-                ratio = torch.exp(logp - old)
-                clipped = torch.clamp(ratio, 1 - eps_low, 1 + eps_high)
-                total = total + torch.minimum(ratio * advantage, clipped * advantage)
-                num_tokens += 1
-    return -total / num_tokens if num_tokens else total
+class RecordingSteps(StepRecorder, RecordingTrainer):
+    pass
 
 
-class StepRecorder(RecordingTrainer):
-    """Keeps the parameters before, and the micro-batches of, every optimizer step."""
+def train_with_sgd(tmp_path, **overrides):
+    trainer = make_trainer(
+        tmp_path,
+        cls=RecordingSteps,
+        **{
+            "optim": "sgd",
+            "learning_rate": 0.5,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "max_steps": 6,
+        }
+        | overrides,
+    )
+    trainer.train()
+    return trainer
 
-    def __init__(self, *args, **kwargs):
-        self.steps = []
-        super().__init__(*args, **kwargs)
 
-    def training_step(self, model, inputs, num_items_in_batch):
-        if self._step % self.args.gradient_accumulation_steps == 0:
-            self.steps.append((copy.deepcopy(self.model.state_dict()), []))
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        part = self._buffered_inputs[(self._step - 1) % self.args.steps_per_generation]
-        self.steps[-1][1].append({name: value.clone() for name, value in part.items()})
-        return loss
+def gradient_errors(trainer, by_group=False):
+    return [
+        gradient_error(gradient, paper_gradient(before, rows, by_group)) for before, rows, gradient in trainer.steps
+    ]
 
 
+@pytest.mark.parametrize("normalization", ["batch", "group"])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -56,66 +45,90 @@ class StepRecorder(RecordingTrainer):
         {"steps_per_generation": 4, "gradient_accumulation_steps": 2},
         {"steps_per_generation": 2, "num_iterations": 2},
         {"steps_per_generation": 2, "mask_truncated_completions": True},
+        {"steps_per_generation": 2, "mask_truncated_completions": True, "truncated_in_statistics": False},
         {"steps_per_generation": 2, "surplus": "carry", "refill_confidence": 0.99, "max_prompts_per_round": 50},
+        {"steps_per_generation": 2, "max_generation_rounds": 1, "max_prompts_per_round": 4},
+        {"steps_per_generation": 2, "dynamic_sampling": False},
+        {"per_device_train_batch_size": 2, "steps_per_generation": 8, "gradient_accumulation_steps": 4},
     ],
     ids=str,
 )
-def test_every_update_is_the_gradient_of_the_paper(tmp_path, shape):
-    learning_rate = 0.5
-    trainer = make_trainer(
-        tmp_path,
-        cls=StepRecorder,
-        optim="sgd",
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        max_steps=6,
-        **shape,
-    )
-    trainer.train()
-    after = [state for state, _ in trainer.steps[1:]] + [trainer.model.state_dict()]
-    ratios_moved = False
-    for (before, parts), then in zip(trainer.steps, after, strict=True):
-        model = tiny_model()
-        model.load_state_dict(before)
-        model.double()
-        loss = paper_loss(model, parts, eps_low=0.2, eps_high=0.28)
-        if loss.grad_fn is None:
-            continue
-        loss.backward()
-        for name, parameter in model.named_parameters():
-            update = (before[name] - then[name]).double() / learning_rate
-            # The update is read off float32 parameters of size about 0.5, hence the absolute tolerance.
-            torch.testing.assert_close(update, parameter.grad, rtol=1e-4, atol=2e-6)
-        ratios_moved |= any("old_per_token_logps" in part for part in parts)
+def test_every_optimizer_step_has_the_gradient_of_the_paper(tmp_path, shape, normalization):
+    trainer = train_with_sgd(tmp_path, loss_normalization=normalization, **shape)
+    assert max(gradient_errors(trainer, by_group=normalization == "group")) < 1e-5
+    ratios_moved = any(row["old_logps"] is not None for _, rows, _ in trainer.steps for row in rows)
     assert ratios_moved == (shape != {})
 
 
-@pytest.mark.parametrize("num_parts", [2, 4, 8])
-def test_accumulation_does_not_change_the_step(tmp_path, num_parts):
-    def parameters(parts):
-        trainer = make_trainer(
-            tmp_path,
-            per_device_train_batch_size=16 // parts,
-            gradient_accumulation_steps=parts,
-            max_steps=3,
-            optim="sgd",
-            learning_rate=0.1,
-        )
-        trainer.train()
-        return [parameter.detach() for parameter in trainer.model.parameters()]
-
-    for whole, split in zip(parameters(1), parameters(num_parts), strict=True):
-        torch.testing.assert_close(whole, split, rtol=1e-5, atol=1e-6)
+def test_the_two_normalizations_are_different_ones(tmp_path):
+    # The test above can fail.
+    trainer = train_with_sgd(tmp_path, steps_per_generation=2)
+    assert min(gradient_errors(trainer, by_group=True)) > 1e-3
+    trainer = train_with_sgd(tmp_path, steps_per_generation=4, loss_normalization="generation_batch")
+    assert max(gradient_errors(trainer)) > 1e-2
 
 
-def test_trl_normalisation_is_another_one(tmp_path):
-    # The test above can fail: with TRL's average over the generation batch the first update differs.
-    updates = []
-    for normalization in ("batch", "generation_batch"):
-        trainer = make_trainer(tmp_path, cls=StepRecorder, steps_per_generation=4, loss_normalization=normalization,
-                               optim="sgd", max_grad_norm=0.0, max_steps=2)  # fmt: skip
-        trainer.train()
-        (before, _), (then, _) = trainer.steps[:2]
-        updates.append(torch.cat([(then[name] - before[name]).flatten() for name in before]))
-    assert not torch.allclose(updates[0], updates[1], rtol=1e-2, atol=0)
+def test_by_group_every_optimizer_step_has_whole_groups_in_random_order(tmp_path):
+    trainer = train_with_sgd(tmp_path, steps_per_generation=4, loss_normalization="group", max_steps=8)
+    orders = []
+    for _, rows, _ in trainer.steps:
+        prompts = [row["key"][0] for row in rows]
+        assert all(prompts.count(prompt) == 4 for prompt in prompts)
+    for start in (0, 4):
+        orders.append([row["key"] for _, rows, _ in trainer.steps[start : start + 4] for row in rows])
+    for order, (_, (_, _, completion_ids), output) in zip(orders, trainer.batches, strict=True):
+        trained = sorted(completion for _, completion in order)
+        assert trained == sorted(tuple(ids) for ids in completion_ids)
+        assert [completion for _, completion in order] != [tuple(ids) for ids in completion_ids]
+        assert output[ROW_NUMBER].tolist() == list(range(32))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"loss_type": "grpo", "loss_normalization": "batch"}, "loss_type='grpo' has a denominator of its own"),
+        ({"loss_type": "bnpo", "loss_normalization": "group"}, "loss_type='bnpo' has a denominator of its own"),
+        ({"loss_normalization": "group", "beta": 0.1}, "beta is 0.1, but must be 0"),
+        (
+            {"loss_normalization": "group", "per_device_train_batch_size": 6, "steps_per_generation": 4},
+            r"the 6 completions of a process in an optimizer step .* are no multiple of num_generations \(4\)",
+        ),
+        ({"truncated_in_statistics": False}, "truncated_in_statistics is False, but mask_truncated_completions"),
+    ],
+)
+def test_combination_that_cannot_be_exact_is_refused(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **overrides)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "sapo", "luspo", "cispo", "vespo"])
+def test_loss_types_of_trl_train_with_dynamic_sampling(tmp_path, loss_type):
+    extras = {"importance_sampling_level": "sequence"} if loss_type == "luspo" else {}
+    trainer = make_trainer(tmp_path, loss_type=loss_type, steps_per_generation=2, max_steps=2, **extras)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert trainer.args.loss_normalization == ("batch" if loss_type in ("cispo", "vespo") else None)
+    assert any(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_groups_that_were_not_found_do_not_dilute_a_mean_over_rows(tmp_path):
+    trainer = train_with_sgd(
+        tmp_path,
+        steps_per_generation=1,
+        loss_type="dr_grpo",
+        max_generation_rounds=1,
+        max_prompts_per_round=2,
+        soft_punish_cache=0,
+    )
+    partial = [n for n, (_, rows, _) in enumerate(trainer.steps) if 0 < len({row["key"][0] for row in rows}) < 2]
+    assert partial, "the seed no longer gives a partial batch"
+    for number in partial:
+        before, rows, gradient = trainer.steps[number]
+        # The one group found, with advantages of its own; Dr. GRPO sums tokens, over the live rows times the length limit.
+        rewards = torch.tensor(first_token_reward([row["key"][1] for row in rows]), dtype=torch.float64)
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        rows = [row | {"advantage": value} for row, value in zip(rows, advantages.tolist(), strict=True)]
+        num_tokens = sum(len(row["key"][1]) for row in rows)
+        by_tokens = paper_gradient(before, rows)
+        expected = {name: value * num_tokens / (len(rows) * 8) for name, value in by_tokens.items()}
+        assert gradient_error(gradient, expected) < 1e-5

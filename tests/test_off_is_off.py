@@ -29,7 +29,12 @@ def run(trainer_class, args):
         {},
         {"steps_per_generation": 4},
         {"gradient_accumulation_steps": 2},
-        {"steps_per_generation": 2, "mask_truncated_completions": True},
+        # Without padding tokens among the sampled ones: TRL takes a completion that ends in one for finished.
+        {
+            "steps_per_generation": 2,
+            "mask_truncated_completions": True,
+            "generation_kwargs": {"suppress_tokens": [0]},
+        },
     ],
     ids=str,
 )

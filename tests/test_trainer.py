@@ -20,6 +20,7 @@ class RecordingTrainer(DAPOTrainer):
     def __init__(self, *args, **kwargs):
         self.sampled_rounds = []
         self.batches = []
+        self.trained_record = None
         super().__init__(*args, **kwargs)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):

@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+from paper import StepRecorder
 from tiny import SPECIAL_TOKENS, WORDS, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
@@ -60,6 +62,10 @@ class ScriptedTrainer(DAPOTrainer):
         return output
 
 
+class ScriptedSteps(StepRecorder, ScriptedTrainer):
+    """Records every optimizer step, too."""
+
+
 def correct(completion_ids, log_extra, **kwargs):
     log_extra("ids_seen", [str(ids) for ids in completion_ids])
     return [float(ids[0] == 4) for ids in completion_ids]
@@ -69,7 +75,8 @@ def main(folder: str, overrides: str) -> None:
     options = json.loads(overrides)
     if options.pop("alternate", False):
         ScriptedTrainer.script = staticmethod(alternating_script)
-    trainer = ScriptedTrainer(
+    records_steps = options.pop("record_steps", False)
+    trainer = (ScriptedSteps if records_steps else ScriptedTrainer)(
         model=tiny_model(),
         reward_funcs=correct,
         args=DAPOConfig(**training_arguments(folder, **options)),
@@ -85,6 +92,8 @@ def main(folder: str, overrides: str) -> None:
         "position": trainer.dynamic_sampler.stream.position,
         "parameters": [parameter.flatten().tolist() for parameter in trainer.model.parameters()],
     }
+    if records_steps:
+        torch.save(trainer.steps, Path(folder, f"steps{trainer.accelerator.process_index}.pt"))
     Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
 
 

@@ -16,8 +16,11 @@ _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
             "eval_rewards/accuracy_reward/mean": "held out",
         },
     ),
-    ("entropy (nats per token)", {"entropy": ""}),
-    ("length (tokens)", {"completions/mean_length": "mean", "completions/mean_terminated_length": "ended by itself"}),
+    ("entropy (nats per token)", {"dapo/entropy": "", "entropy": ""}),
+    (
+        "length (tokens)",
+        {"dapo/length/correct": "correct", "dapo/length/wrong": "wrong", "completions/mean_length": "mean"},
+    ),
     (
         "groups sampled",
         {
@@ -27,9 +30,41 @@ _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
             "frac_reward_zero_std": "no spread",
         },
     ),
-    ("clipped tokens", {"clip_ratio/high_mean": "from above", "clip_ratio/low_mean": "from below"}),
+    (
+        "clipped tokens",
+        {
+            "dapo/clip_high/frac_of_positive": "from above, of A > 0",
+            "dapo/clip_low/frac_of_negative": "from below, of A < 0",
+            "clip_ratio/high_mean": "from above, of all",
+            "clip_ratio/low_mean": "from below, of all",
+        },
+    ),
+    (
+        "probability of clipped tokens",
+        {
+            "dapo/clip_high/token_prob_max": "from above, max",
+            "dapo/clip_high/token_prob_mean": "from above, mean",
+            "dapo/clip_low/token_prob_mean": "from below, mean",
+        },
+    ),
+    (
+        "overlong completions",
+        {
+            "dapo/overlong/frac": "share of all sampled",
+            "dapo/length/frac_long_given_negative": "share of those with A < 0",
+            "completions/clipped_ratio": "truncated",
+        },
+    ),
     ("trained tokens / generated tokens", {"dapo/rollout_efficiency": ""}),
 )
+# What a `DAPOTrainer` logs, and the metric of TRL's beside it that says less: drawn only where the first is missing.
+_BETTER = {
+    "dapo/entropy": ("entropy",),
+    "dapo/sampled_accuracy": ("rewards/accuracy_reward/mean",),  # of a filtered batch it is no learning curve
+    "dapo/length/correct": ("completions/mean_length",),
+    "dapo/acceptance_rate": ("frac_reward_zero_std",),
+    "dapo/clip_high/frac_of_positive": ("clip_ratio/high_mean", "clip_ratio/low_mean"),
+}
 
 
 def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path:
@@ -55,10 +90,10 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
         raise ImportError("Drawing curves needs matplotlib: pip install trl-dapo[curves]") from error
 
     # Not pyplot: it would choose a backend for the whole process of the user.
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    figure = Figure(figsize=(17, 7), layout="constrained")
     FigureCanvasAgg(figure)
     colors = [f"C{number}" for number in range(10)]
-    for axes, (title, metrics) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+    for axes, (title, metrics) in zip(figure.subplots(2, 4).flat, _PANELS, strict=True):
         for run_number, (run, history) in enumerate(histories.items()):
             for metric_number, (metric, label) in enumerate(_logged(metrics, history).items()):
                 points = [(entry["step"], entry[metric]) for entry in history if entry.get(metric) is not None]
@@ -83,9 +118,8 @@ def _logged(metrics: Mapping[str, str], history: Sequence[Mapping[str, Any]]) ->
     logged = {
         metric: label for metric, label in metrics.items() if any(entry.get(metric) is not None for entry in history)
     }
-    if "dapo/sampled_accuracy" in logged:
-        # Of such a run TRL's reward mean is that of the filtered batch, which is no learning curve.
-        logged.pop("rewards/accuracy_reward/mean", None)
-    if "dapo/acceptance_rate" in logged:
-        logged.pop("frac_reward_zero_std", None)
+    for better, others in _BETTER.items():
+        if better in logged:
+            for metric in others:
+                logged.pop(metric, None)
     return logged

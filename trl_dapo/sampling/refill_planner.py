@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# The first round knows nothing: 8 imagined groups, half of them informative. Old rounds fade with a memory of about 2
+# The first round knows nothing: 8 imagined groups, half of them informative. Old rounds fade with a memory of about 3
 # batches, since acceptance drifts as the policy learns.
 _PRIOR_NUM_GROUPS = 8.0
 _PRIOR_ACCEPTANCE = 0.5
-_NUM_BATCHES_REMEMBERED = 2.0
+_NUM_BATCHES_REMEMBERED = 3.0
 # A round is planned for this confidence when costs are not measured yet, and when few rounds are left.
 _DEFAULT_CONFIDENCE = 0.9
 _FEW_ROUNDS = 2
