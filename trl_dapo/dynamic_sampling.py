@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
 from .assembly import BatchAssembler, CollectedBatch
-from .collectives import gather_rows
+from .collectives import Ranks
 from .config import DAPOConfig
 from .errors import RefillExhaustedError
 from .iterable_stream import IterablePromptStream
@@ -60,8 +59,8 @@ class DynamicSampler:
     Args:
         args (`DAPOConfig`):
             The trainer's configuration.
-        accelerator (`Accelerator`):
-            The trainer's.
+        ranks (`Ranks`):
+            The ranks of the run.
         dataset (`Dataset` or `IterableDataset`):
             Dataset with a `prompt` column.
         sample (`Callable[[list[dict]], RoundOutput]`):
@@ -80,7 +79,7 @@ class DynamicSampler:
     def __init__(
         self,
         args: DAPOConfig,
-        accelerator: Accelerator,
+        ranks: Ranks,
         dataset: Dataset | IterableDataset,
         sample: Callable[[list[dict[str, Any]]], RoundOutput],
         compute_logps: Callable[[list[Rollout]], list[torch.Tensor]],
@@ -89,7 +88,7 @@ class DynamicSampler:
         end_token_ids: Sequence[int],
     ):
         self.args = args
-        self.accelerator = accelerator
+        self.ranks = ranks
         self.sample = sample
         self.compute_logps = compute_logps
         self.filter_column = filter_column
@@ -114,11 +113,11 @@ class DynamicSampler:
             num_groups=args.num_groups_per_batch,
             confidence=args.refill_confidence,
             max_prompts=args.max_prompts_per_round,
-            multiple_of=prompts_multiple(args.num_generations, accelerator.num_processes),
+            multiple_of=prompts_multiple(args.num_generations, ranks.num_ranks),
             keeps_surplus=args.surplus == "carry",
         )
         self.assembler = BatchAssembler(
-            accelerator, args.num_generations, num_rewards, row_of, bool(args.use_vllm), bool(args.log_completions)
+            ranks, args.num_generations, num_rewards, row_of, bool(args.use_vllm), bool(args.log_completions)
         )
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
@@ -240,14 +239,13 @@ class DynamicSampler:
     ) -> tuple[list[SampledGroup], tuple[Draw, Rollout], float]:
         """Returns the groups in stream order, one rollout of this rank, and the seconds of the slowest rank."""
         start = time.perf_counter()
-        num_generations, rank = self.args.num_generations, self.accelerator.process_index
-        order = deal_prompts(len(draws), self.accelerator.num_processes)
-        num_rows = len(draws) * num_generations // self.accelerator.num_processes
+        num_generations, rank = self.args.num_generations, self.ranks.rank
+        order = deal_prompts(len(draws), self.ranks.num_ranks)
+        num_rows = len(draws) * num_generations // self.ranks.num_ranks
         local_draws = [draws[order[row // num_generations]] for row in range(rank * num_rows, (rank + 1) * num_rows)]
         output = self.sample([dict(self.row_of(draw)) for draw in local_draws])
         microseconds = round((time.perf_counter() - start) * 1e6)
-        facts = gather_rows(
-            self.accelerator,
+        facts = self.ranks.gather_rows(
             [[len(r.prompt_ids), len(r.completion_ids), self._is_truncated(r), microseconds] for r in output.rollouts],
         )
         groups = []
@@ -279,7 +277,7 @@ class DynamicSampler:
     def _carry(self, collection: BatchCollection, spare: tuple[Draw, Rollout] | None) -> None:
         """Keeps the rollouts of the surplus, with the log-probabilities of the policy that sampled them; drops the others."""
         self._carried = collection.surplus if collection.keeps_surplus else []
-        rank = self.accelerator.process_index
+        rank = self.ranks.rank
         self._kept = {at: self._kept[at] for group in self._carried for at in group.locations if at.rank == rank}
         # What was carried before comes first, and has its log-probabilities. Those of the new surplus are computed now,
         # while the policy is still the one that sampled it.
@@ -288,7 +286,7 @@ class DynamicSampler:
         if not new:
             return
         # A forward pass may be a collective, so all ranks run equally many rows.
-        num_rows = max(sum(at.rank == other for at in new) for other in range(self.accelerator.num_processes))
+        num_rows = max(sum(at.rank == other for at in new) for other in range(self.ranks.num_ranks))
         mine = [at for at in new if at.rank == rank]
         rollouts = [self._kept[at] for at in mine] + [spare[1]] * (num_rows - len(mine))
         for at, rollout, logps in zip(mine, rollouts, self.compute_logps(rollouts), strict=False):

@@ -19,6 +19,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 from .assembly import CollectedBatch
 from .callbacks import EmptyUpdateGuard
 from .carried_logps import compute_logps, restore_old_logps
+from .collectives import Ranks
 from .config import DAPOConfig
 from .dynamic_sampling import DynamicSampler, RoundOutput
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES, num_live_tokens, window_denominators
@@ -123,7 +124,7 @@ class DAPOTrainer(GRPOTrainer):
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
                 args=args,
-                accelerator=self.accelerator,
+                ranks=Ranks(self.accelerator),
                 dataset=train_dataset,
                 sample=self._sample_and_score,
                 compute_logps=self._compute_logps,
