@@ -161,7 +161,7 @@ class DynamicSampler:
             num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
             self.planner.observe(num_informative, len(groups), seconds)
             self.seconds_sampling += seconds
-            collection.add_round(groups)
+            collection.add_round(groups, seconds)
         self.stream.seek(collection.next_position)
         used = collection.used
         collection.num_skipped = collection.next_position - first_position - len(used)
