@@ -162,18 +162,20 @@ class DynamicSampler:
             self.planner.observe(num_informative, len(groups), seconds)
             self.seconds_sampling += seconds
             collection.add_round(groups, seconds)
+        self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
+        if collection.num_missing and self.args.on_exhausted == "error":
+            # Nothing of the batch trains, so all of its prompts go back to the stream.
+            self.stream.seek(first_position)
+            raise RefillExhaustedError(
+                len(collection.accepted), collection.num_groups, collection.num_rounds, collection.verdict_counts
+            )
         self.stream.seek(collection.next_position)
         used = collection.used
         collection.num_skipped = collection.next_position - first_position - len(used)
         if self.history is not None:
             for group in used:
                 self.history.observe(group.draw.index, group.verdict is GroupVerdict.INFORMATIVE)
-        self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
         self.num_trained_tokens += sum(group.num_tokens for group in collection.accepted)
-        if collection.num_missing and self.args.on_exhausted == "error":
-            raise RefillExhaustedError(
-                len(collection.accepted), collection.num_groups, collection.num_rounds, collection.verdict_counts
-            )
         batch = self.assembler.assemble(collection, self._kept, spare)
         self._carry(collection, spare)
         if isinstance(self.stream, IterablePromptStream):
