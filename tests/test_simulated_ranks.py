@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from simulated_run import RankRecord, Scenario, simulate
 from thread_ranks import run_ranks
@@ -40,39 +40,41 @@ def multiple_of(num_generations, num_ranks):
 
 
 @st.composite
-def scenarios(draw, num_ranks=None, **fixed):
-    """Runs of any shape. Where G is no multiple of W, groups may straddle ranks."""
-    num_ranks = draw(st.integers(1, 8)) if num_ranks is None else num_ranks
+def scenarios(draw, **fixed):
+    """Runs of any shape, but for what is fixed. Where G is no multiple of W, groups may straddle ranks."""
+    fields = {name: fixed.pop(name) for name in ("num_ranks", "num_updates", "is_iterable") if name in fixed}
+    num_ranks = fields.setdefault("num_ranks", draw(st.sampled_from([8, 7, 6, 5, 4, 3, 2, 1])))
     num_generations = draw(st.integers(2, 6))
     multiple = multiple_of(num_generations, num_ranks)
     num_groups = multiple * draw(st.integers(1, max(1, 8 // multiple)))
-    is_iterable = draw(st.sampled_from([False, False, False, True]))
+    is_iterable = fields.setdefault("is_iterable", draw(st.sampled_from([False, False, False, True])))
     options = {
         "surplus": draw(st.sampled_from(["requeue", "carry"])),
-        "max_off_policy_steps": draw(st.integers(1, 6)),
+        "max_off_policy_steps": draw(st.sampled_from([1, 2, 4, 12])),
         "selective_rollout": draw(st.booleans()) and not is_iterable,
-        "max_generation_rounds": draw(st.integers(1, 6)),
-        "max_prompts_per_round": draw(st.none() | st.integers(1, 4 * num_groups)),
-        "refill_confidence": draw(st.sampled_from([0.1, 0.5, 0.9, 0.999, None])),
-        "on_exhausted": draw(st.sampled_from(["partial", "partial", "partial", "error"])),
-        "filter_range": draw(st.sampled_from([None, None, (0.3, 0.8)])),
+        "max_generation_rounds": draw(st.sampled_from([1, 2, 4, 8])),
+        "max_prompts_per_round": draw(st.sampled_from([None, 1, num_groups, 3 * num_groups])),
+        "refill_confidence": draw(st.sampled_from([0.1, 0.9, 0.99999, None])),
+        "on_exhausted": draw(st.sampled_from([*["partial"] * 7, "error"])),
+        "filter_range": draw(st.sampled_from([None, None, None, (0.3, 0.8)])),
         "shuffle_dataset": draw(st.booleans()),
         "use_vllm": draw(st.booleans()),
         "log_completions": draw(st.booleans()),
     }
+    # From runs in which every group teaches to runs in which none does.
+    mostly = draw(st.sampled_from([[], ["mixed"], ["mixed"] * 4]))
+    some = draw(st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=4))
     return Scenario(
-        num_ranks=num_ranks,
         num_generations=num_generations,
         num_groups=num_groups,
         num_rows=draw(st.integers(1, 60)),
-        num_batches=draw(st.integers(2, 5)),
-        outcomes=tuple(draw(st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=5))),
+        num_batches=draw(st.integers(3, 5)),
+        outcomes=tuple(mostly + some),
         is_persistent=draw(st.booleans()),
         seed=draw(st.integers(0, 2**16)),
         filter_column=draw(st.integers(0, 1)),
-        is_iterable=is_iterable,
-        num_updates=draw(st.integers(1, 3)),
         options=options | fixed,
+        **{"num_updates": draw(st.integers(1, 3))} | fields,
     )
 
 
@@ -265,9 +267,28 @@ def check_run(scenario: Scenario):
     oracle.check_passes()
 
 
-@efforts(fast=100, large=4000)
-def test_every_rank_trains_its_part_of_the_first_informative_groups(effort):
-    effort(given(scenarios())(check_run))()
+# Beside runs of any kind, runs of those kinds that chance alone would seldom make.
+CARRY = {"surplus": "carry", "on_exhausted": "partial", "filter_range": None}
+KINDS = {
+    "any": {},
+    "requeue": {"surplus": "requeue", "max_generation_rounds": 20, "on_exhausted": "partial"},
+    "carry": CARRY | {"max_off_policy_steps": 12, "max_generation_rounds": 20},
+    # Rounds so large that surplus waits for the batch after the next one.
+    "long carry": CARRY | {"max_off_policy_steps": 100, "refill_confidence": 1 - 1e-9, "max_prompts_per_round": 100},
+    "stale": CARRY | {"max_off_policy_steps": 2, "num_updates": 2, "refill_confidence": 1 - 1e-9},
+    "selective": {"selective_rollout": True, "is_iterable": False},
+    "iterable": {"selective_rollout": False, "is_iterable": True},
+    "exhausted": {"max_generation_rounds": 2, "max_prompts_per_round": 3, "on_exhausted": "partial"},
+    "error": {"max_generation_rounds": 2, "on_exhausted": "error"},
+}
+
+
+@efforts(fast=12, large=200)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_rank_trains_its_part_of_the_first_informative_groups(kind, effort):
+    test = effort(given(scenarios(**KINDS[kind]))(check_run))
+    # Other shapes for each kind.
+    (seed(list(KINDS).index(kind))(test) if effort.derandomize else test)()
 
 
 def trained(records: list[RankRecord], with_old_logps=True):
