@@ -23,6 +23,7 @@ from trl_dapo.assembly import CollectedBatch
 from trl_dapo.dynamic_sampling import DynamicSampler, RoundOutput
 from trl_dapo.errors import RefillExhaustedError
 from trl_dapo.rollouts import Rollout
+from trl_dapo.sampling.groups import GroupJudge, RowFacts
 
 
 END_TOKEN = 2
@@ -137,7 +138,9 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             record.seconds.append(seconds)
             rewards = [scenario.all_rewards(*completion) for completion in asked]
             assert_alike(ranks, len(asked))
-            return RoundOutput([scenario.rollout(*completion) for completion in asked], ranks.gather_objects(rewards))
+            rollouts = [scenario.rollout(*completion) for completion in asked]
+            facts = [RowFacts(len(r.prompt_ids), len(r.completion_ids), is_truncated=0) for r in rollouts]
+            return RoundOutput(rollouts, ranks.gather_objects(rewards), facts)
 
         def compute_logps(rollouts):
             assert_alike(ranks, len(rollouts))
@@ -150,8 +153,7 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             sample=sample,
             compute_logps=compute_logps,
             num_rewards=2,
-            filter_column=scenario.filter_column,
-            end_token_ids=[END_TOKEN],
+            judge=GroupJudge(scenario.filter_column, args.filter_range),
         )
         row_of = sampler.row_of
 

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_dapo.sampling.collection import BatchCollection, SampledGroup
+from trl_dapo.sampling.collection import BatchCollection
+from trl_dapo.sampling.figures import completion_figures
 from trl_dapo.sampling.group_filter import GroupFilter
+from trl_dapo.sampling.groups import SampledGroup
 from trl_dapo.sampling.prompt_stream import Draw
 
 
@@ -56,6 +58,8 @@ def test_metrics_by_hand():
         "frac_all_wrong": 1 / 5,
         "frac_unscorable": 1 / 5,
         "sampled_accuracy": 4 / 8,
+        "length/correct": (2 + 2 + 3 + 1) / 4,
+        "length/wrong": (5 + 5 + 4 + 1) / 4,
         "trained_accuracy": 1 / 2,
         "rollout_efficiency": 7 / (10 + 4 + 7 + 2 + 16),
         "exhausted": 0,
@@ -104,7 +108,7 @@ def test_round_that_generated_no_tokens_is_shared_equally():
 def test_length_metrics_by_hand():
     collection = BatchCollection(num_groups=1, next_position=0)
     collection.add_round([sampled(0, MIXED, [8, 2], [True, False]), sampled(1, WRONG, [4, 8], [False, True])])
-    assert collection.length_metrics() == {
+    assert completion_figures(collection.sampled) == {
         "completions/mean_length": 5.5,
         "completions/min_length": 2,
         "completions/max_length": 8,

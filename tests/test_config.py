@@ -40,6 +40,7 @@ def test_new_fields_are_exactly_these():
         "on_exhausted",
         "refill_confidence",
         "surplus",
+        "truncated_in_statistics",
         "max_off_policy_steps",
         "selective_rollout",
         "loss_normalization",
@@ -68,7 +69,7 @@ def test_every_new_field_is_documented_with_its_default():
         ({"refill_confidence": 1.0}, "refill_confidence is 1.0, but must lie strictly between 0 and 1"),
         (
             {"loss_normalization": "token"},
-            "loss_normalization is 'token', but must be one of 'batch', 'generation_batch'",
+            "loss_normalization is 'token', but must be None or one of 'batch', 'group', 'generation_batch'",
         ),
         ({"surplus": "drop"}, "surplus is 'drop', but must be one of 'requeue', 'carry'"),
         ({"max_off_policy_steps": 0}, "max_off_policy_steps is 0, but must be 1 or more"),

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from .collectives import Ranks
-from .rollouts import Rollout, packed_size
-from .sampling.collection import BatchCollection, Location, SampledGroup
+from .rollouts import Rollout, packed_size, with_placeholders
+from .sampling.collection import BatchCollection
+from .sampling.groups import Location, SampledGroup
 from .sampling.placement import Move, place_groups
 from .sampling.prompt_stream import Draw
 
@@ -29,6 +30,8 @@ class CollectedBatch:
             not scored, or a row without weight.
         is_filler (`torch.Tensor`):
             Which of the B rows stand in for groups that were not found, shape `(B,)`, bool. They carry no weight.
+        is_truncated (`torch.Tensor`):
+            Which of the B rows ran into the length limit, shape `(B,)`, bool.
         collection (`BatchCollection`):
             What was sampled, and what became of it. The same on all ranks.
         num_moved_words (`int`):
@@ -39,8 +42,21 @@ class CollectedBatch:
     rollouts: list[Rollout]
     rewards: torch.Tensor
     is_filler: torch.Tensor
+    is_truncated: torch.Tensor
     collection: BatchCollection
     num_moved_words: int
+
+    def as_generated(self, tokenizer: Any, is_conversational: bool) -> tuple[Any, ...]:
+        """Returns what TRL's `_generate` returns, for the B rows; see `with_placeholders` for empty completions."""
+        logps = [rollout.sampling_logps.tolist() for rollout in self.rollouts if rollout.sampling_logps is not None]
+        completion_ids, logps_or_none = with_placeholders(
+            [rollout.completion_ids.tolist() for rollout in self.rollouts], logps or None, tokenizer.pad_token_id
+        )
+        completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        if is_conversational:
+            completions = [[{"role": "assistant", "content": content}] for content in completions]
+        prompt_ids = [rollout.prompt_ids.tolist() for rollout in self.rollouts]
+        return prompt_ids, completion_ids, None, completions, logps_or_none, {}, None, []
 
     def extra_logs(self) -> dict[str, list[Any]]:
         """Returns the columns that reward functions logged, one value for each of the B rows."""
@@ -122,9 +138,15 @@ class BatchAssembler:
             inputs=inputs,
             rollouts=rollouts,
             rewards=torch.tensor(
-                [not_scored if move.group is None else accepted[move.group].rewards[move.sample] for move in moves]
+                [
+                    not_scored if move.group is None else accepted[move.group].rewards_in_statistics(move.sample)
+                    for move in moves
+                ]
             ),
             is_filler=torch.tensor([move.group is None for move in local]),
+            is_truncated=torch.tensor(
+                [move.group is not None and accepted[move.group].is_truncated[move.sample] for move in local]
+            ),
             collection=collection,
             num_moved_words=num_moved_words,
         )

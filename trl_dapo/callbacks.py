@@ -28,3 +28,21 @@ class EmptyUpdateGuard(TrainerCallback):
         """Drops the gradients of a step without tokens."""
         if model is not None and not self.step_has_tokens():
             model.zero_grad(set_to_none=True)
+
+
+class RunAnnouncement(TrainerCallback):
+    """
+    Prints what a run is going to do, once, before it begins.
+
+    Args:
+        describe (`Callable[[int], str]`):
+            Describes a run of so many optimizer steps.
+    """
+
+    def __init__(self, describe: Callable[[int], str]):
+        self.describe = describe
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prints it on the first rank."""
+        if state.is_world_process_zero:
+            print(self.describe(state.max_steps))

@@ -37,7 +37,11 @@ def compute_logps(
     for start in range(0, len(rollouts), batch_size):
         part = rollouts[start : start + batch_size]
         prompts = [rollout.prompt_ids.long() for rollout in part]
-        completions = [rollout.completion_ids.long() for rollout in part]
+        # A forward pass needs a token even where every completion is empty.
+        completions = [
+            rollout.completion_ids.long() if len(rollout.completion_ids) else torch.tensor([pad_token_id])
+            for rollout in part
+        ]
         sides = ((prompts, "left"), (completions, "right"))
         ids = [pad(rows, padding_value=pad_token_id, padding_side=side) for rows, side in sides]
         masks = [
@@ -46,7 +50,7 @@ def compute_logps(
         width = ids[1].shape[1]
         values = forward(torch.cat(ids, dim=1).to(device), torch.cat(masks, dim=1).to(device), width)
         values = values.float().cpu()
-        logps += [row[: len(completion)].clone() for row, completion in zip(values, completions, strict=True)]
+        logps += [row[: len(rollout.completion_ids)].clone() for row, rollout in zip(values, part, strict=True)]
     return logps
 
 

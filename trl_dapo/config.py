@@ -10,7 +10,7 @@ from .loss_normalization import TOKEN_NORMALIZED_LOSSES
 
 _ON_EXHAUSTED = ("partial", "error")
 _SURPLUS = ("requeue", "carry")
-_LOSS_NORMALIZATION = ("batch", "generation_batch")
+_LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
 
 
 @dataclass
@@ -57,10 +57,16 @@ class DAPOConfig(GRPOConfig):
         selective_rollout (`bool`, *optional*, defaults to `False`):
             Skip prompts whose last groups were uninformative, with a probability that grows with the streak and never
             reaches 1 ([GRESO](https://huggingface.co/papers/2506.02177)).
-        loss_normalization (`str`, *optional*, defaults to `"batch"`):
-            What the token-level loss divides by. `"batch"`: the tokens of the optimizer step over all ranks and
-            micro-batches (DAPO Eq. 12, verl). `"generation_batch"`: as TRL, the tokens of the generation batch divided by
-            its optimizer steps, which is right on average only.
+        loss_normalization (`str`, *optional*):
+            What a token-level loss (`loss_type` `"dapo"`, `"cispo"`, `"vespo"`) divides by. `"batch"`: the tokens of the
+            optimizer step over all ranks and micro-batches (DAPO Eq. 12, verl). `"group"`: the tokens of each group, and
+            then the mean over the groups of the optimizer step (DAPO Eq. 8 to the letter). `"generation_batch"`: as TRL,
+            the tokens of the generation batch divided by its optimizer steps, which is right on average only. `None`:
+            `"batch"`; TRL's other loss types divide by what they always do, and take no other value.
+        truncated_in_statistics (`bool`, *optional*, defaults to `True`):
+            With `mask_truncated_completions`, whether the truncated completions, which carry no loss, count in the mean
+            and standard deviation of their group all the same. `False`: advantages are over the other completions alone,
+            and a group in which those are all alike is not informative.
         soft_punish_cache (`int`, *optional*):
             L_cache of the soft overlong punishment (DAPO Eq. 13), in tokens: completions longer than
             `max_completion_length - soft_punish_cache` lose up to 1. `None`: 20 % of `max_completion_length`. `0`: off.
@@ -127,13 +133,17 @@ class DAPOConfig(GRPOConfig):
         default=False,
         metadata={"help": "Skip prompts whose last groups taught nothing, with a probability below 1 (GRESO)."},
     )
-    loss_normalization: str = field(
-        default="batch",
+    loss_normalization: str | None = field(
+        default=None,
         metadata={
-            "help": "Divide the token-level loss by the tokens of the optimizer step, or as TRL by the average over the "
-            "steps of the generation batch.",
+            "help": "Divide the token-level loss by the tokens of the optimizer step (verl: token-mean), by those of each "
+            "group, or as TRL by the average over the steps of the generation batch. None takes the first.",
             "choices": list(_LOSS_NORMALIZATION),
         },
+    )
+    truncated_in_statistics: bool = field(
+        default=True,
+        metadata={"help": "Whether truncated completions that carry no loss count in their group's mean and std."},
     )
     soft_punish_cache: int | None = field(
         default=None,
@@ -155,6 +165,11 @@ class DAPOConfig(GRPOConfig):
         super().__post_init__()
         self._check_overlong_fields()
         self._check_loss_normalization()
+        if not self.truncated_in_statistics and not self.mask_truncated_completions:
+            raise ValueError(
+                "truncated_in_statistics is False, but mask_truncated_completions is False too, so that truncated "
+                "completions carry loss and need an advantage. Set mask_truncated_completions=True."
+            )
         if self.dynamic_sampling:
             self._check_sampling_fields()
             self._check_combinations()
@@ -168,6 +183,22 @@ class DAPOConfig(GRPOConfig):
     def num_updates_per_batch(self) -> int:
         """Optimizer steps on one generation batch."""
         return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+
+    @property
+    def filter_bounds(self) -> tuple[float, float] | None:
+        """`filter_range` as a pair."""
+        return None if self.filter_range is None else (self.filter_range[0], self.filter_range[1])
+
+    @property
+    def free_length(self) -> int | None:
+        """
+        Longest completion that is not overlong, L_max - L_cache in tokens.
+
+        With the punishment off, 80 % of `max_completion_length`; `None` without a length limit.
+        """
+        if self.max_completion_length is None:
+            return None
+        return self.max_completion_length - (self.soft_punish_cache or self.max_completion_length // 5)
 
     def _check_overlong_fields(self) -> None:
         if self.overlong_penalty_factor < 0:
@@ -195,17 +226,46 @@ class DAPOConfig(GRPOConfig):
             )
 
     def _check_loss_normalization(self) -> None:
-        if self.loss_normalization not in _LOSS_NORMALIZATION:
+        if self.loss_normalization not in (None, *_LOSS_NORMALIZATION):
             raise ValueError(
-                f"loss_normalization is {self.loss_normalization!r}, but must be one of "
+                f"loss_normalization is {self.loss_normalization!r}, but must be None or one of "
                 f"{', '.join(map(repr, _LOSS_NORMALIZATION))}."
             )
-        is_token_normalized = self.loss_normalization == "batch" and self.loss_type in TOKEN_NORMALIZED_LOSSES
-        if is_token_normalized and self.steps_per_generation % self.gradient_accumulation_steps:
+        if self.loss_type not in TOKEN_NORMALIZED_LOSSES:
+            if self.loss_normalization is not None:
+                raise ValueError(
+                    f"loss_normalization is {self.loss_normalization!r}, but loss_type={self.loss_type!r} has a "
+                    f"denominator of its own and would ignore it. Leave it None, or use loss_type="
+                    f"{' or '.join(map(repr, TOKEN_NORMALIZED_LOSSES))}."
+                )
+            return
+        if self.loss_normalization is None:
+            self.loss_normalization = "batch"
+        if self.loss_normalization == "generation_batch":
+            return
+        accumulation = self.gradient_accumulation_steps
+        if self.steps_per_generation % accumulation:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
-                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that the tokens of every optimizer "
-                'step are known when it begins. Change either, or set loss_normalization="generation_batch".'
+                f"gradient_accumulation_steps ({accumulation}), so that the tokens of every optimizer step are known when "
+                'it begins. Change either, or set loss_normalization="generation_batch".'
+            )
+        if self.loss_normalization == "group":
+            self._check_group_normalization(self.per_device_train_batch_size * accumulation)
+
+    def _check_group_normalization(self, rows_per_step: int) -> None:
+        if self.beta:
+            raise ValueError(
+                f'beta is {self.beta}, but must be 0 with loss_normalization="group": groups are weighted through their '
+                'advantages, which a KL term has not. Set beta=0.0 (DAPO), or loss_normalization="batch".'
+            )
+        is_split = self.steps_per_generation > self.gradient_accumulation_steps
+        if is_split and rows_per_step % self.num_generations:
+            raise ValueError(
+                f'loss_normalization is "group", but the {rows_per_step} completions of a process in an optimizer step '
+                f"(per_device_train_batch_size * gradient_accumulation_steps) are no multiple of num_generations "
+                f"({self.num_generations}), so that groups would be split over optimizer steps. Make them one, take one "
+                'optimizer step per generation batch, or set loss_normalization="batch".'
             )
 
     def _check_sampling_fields(self) -> None:

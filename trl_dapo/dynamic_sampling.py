@@ -7,7 +7,7 @@ rollouts stay where they were generated until the batch is complete.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from .config import DAPOConfig
 from .errors import RefillExhaustedError
 from .iterable_stream import IterablePromptStream
 from .rollouts import Rollout
-from .sampling.collection import BatchCollection, Location, SampledGroup
-from .sampling.group_filter import GroupFilter, GroupVerdict
+from .sampling.collection import BatchCollection
+from .sampling.group_filter import GroupVerdict
+from .sampling.groups import GroupJudge, Location, RowFacts, SampledGroup
 from .sampling.placement import deal_prompts, prompts_multiple
 from .sampling.prompt_history import PromptHistory
 from .sampling.prompt_stream import Draw, PromptStream
@@ -46,10 +47,13 @@ class RoundOutput:
             The rollouts of this rank.
         rewards (`list[list[float]]`):
             Reward of each completion of *all* ranks by each reward function, rank-major, shape `(R, F)`.
+        facts (`list[RowFacts]`):
+            Lengths and truncation of the completions of this rank.
     """
 
     rollouts: list[Rollout]
     rewards: list[list[float]]
+    facts: list[RowFacts]
 
 
 class DynamicSampler:
@@ -70,10 +74,8 @@ class DynamicSampler:
             equally many rollouts.
         num_rewards (`int`):
             Reward functions F.
-        filter_column (`int`):
-            Column of the rewards that decides whether a group is informative.
-        end_token_ids (`Sequence[int]`):
-            Tokens with which a completion ends of itself; any other last token means that it was truncated.
+        judge (`GroupJudge`):
+            Judges the sampled groups.
     """
 
     def __init__(
@@ -84,15 +86,13 @@ class DynamicSampler:
         sample: Callable[[list[dict[str, Any]]], RoundOutput],
         compute_logps: Callable[[list[Rollout]], list[torch.Tensor]],
         num_rewards: int,
-        filter_column: int,
-        end_token_ids: Sequence[int],
+        judge: GroupJudge,
     ):
         self.args = args
         self.ranks = ranks
         self.sample = sample
         self.compute_logps = compute_logps
-        self.filter_column = filter_column
-        self.end_token_ids = frozenset(end_token_ids)
+        self.judge = judge
         self.stream: PromptStream | IterablePromptStream
         self.history: PromptHistory | None = None
         row_of: Callable[[Draw], dict[str, Any]]
@@ -108,7 +108,6 @@ class DynamicSampler:
                 return dataset[draw.index]
 
         self.row_of = row_of
-        self.group_filter = GroupFilter(mean_range=args.filter_range)  # type: ignore[arg-type]
         self.planner = RefillPlanner(
             num_groups=args.num_groups_per_batch,
             confidence=args.refill_confidence,
@@ -247,28 +246,14 @@ class DynamicSampler:
         local_draws = [draws[order[row // num_generations]] for row in range(rank * num_rows, (rank + 1) * num_rows)]
         output = self.sample([dict(self.row_of(draw)) for draw in local_draws])
         microseconds = round((time.perf_counter() - start) * 1e6)
-        facts = self.ranks.gather_rows(
-            [[len(r.prompt_ids), len(r.completion_ids), self._is_truncated(r), microseconds] for r in output.rollouts],
+        facts = self.ranks.gather_rows([[*row, microseconds] for row in output.facts])
+        groups = self.judge.judge(
+            [draws[number] for number in order],
+            output.rewards,
+            [RowFacts(*row[:3]) for row in facts],
+            [Location(self._num_rounds, *divmod(row, num_rows)) for row in range(len(facts))],
+            policy_step,
         )
-        groups = []
-        for slot, draw_number in enumerate(order):
-            rows = range(slot * num_generations, (slot + 1) * num_generations)
-            rewards = [output.rewards[row] for row in rows]
-            filter_rewards = [reward[self.filter_column] for reward in rewards]
-            is_truncated = [bool(facts[row][2]) for row in rows]
-            is_live = [not cut for cut in is_truncated] if self.args.mask_truncated_completions else None
-            groups.append(
-                SampledGroup(
-                    draw=draws[draw_number],
-                    verdict=self.group_filter.judge(filter_rewards, is_live),
-                    rewards=rewards,
-                    filter_rewards=filter_rewards,
-                    lengths=[(facts[row][0], facts[row][1]) for row in rows],
-                    is_truncated=is_truncated,
-                    locations=[Location(self._num_rounds, *divmod(row, num_rows)) for row in rows],
-                    policy_step=policy_step,
-                )
-            )
         self._num_rounds += 1
         for group in groups:
             if group.verdict is GroupVerdict.INFORMATIVE:
@@ -293,6 +278,3 @@ class DynamicSampler:
         rollouts = [self._kept[at] for at in mine] + [spare[1]] * (num_rows - len(mine))
         for at, rollout, logps in zip(mine, rollouts, self.compute_logps(rollouts), strict=False):
             self._kept[at] = replace(rollout, old_logps=logps)
-
-    def _is_truncated(self, rollout: Rollout) -> bool:
-        return len(rollout.completion_ids) > 0 and int(rollout.completion_ids[-1]) not in self.end_token_ids

@@ -90,3 +90,19 @@ def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> i
     11
     """
     return prompt_length + completion_length * (1 + num_logps)
+
+
+def with_placeholders(
+    completion_ids: Sequence[Sequence[int]], logps: Sequence[Sequence[float | None]] | None, pad_token_id: int
+) -> tuple[list[list[int]], list[list[float | None]] | None]:
+    """
+    Puts one padding token, of unknown log-probability, where a completion is empty: TRL reads the last token of each.
+
+    >>> with_placeholders([[7, 8], []], [[-1.0, -2.0], []], pad_token_id=0)
+    ([[7, 8], [0]], [[-1.0, -2.0], [None]])
+    """
+    placeholder: list[float | None] = [None]
+    return (
+        [list(ids) or [pad_token_id] for ids in completion_ids],
+        None if logps is None else [list(row) or placeholder for row in logps],
+    )

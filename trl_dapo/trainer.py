@@ -1,39 +1,43 @@
 """The trainer: TRL's `GRPOTrainer` with dynamic sampling and the soft overlong punishment of DAPO."""
 
+import functools
 import math
 import os
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.grpo_trainer import RewardFunc
 
 from .assembly import CollectedBatch
-from .callbacks import EmptyUpdateGuard
-from .carried_logps import compute_logps, restore_old_logps
+from .batch_report import BatchReporter
+from .callbacks import EmptyUpdateGuard, RunAnnouncement
+from .carried_logps import restore_old_logps
 from .collectives import Ranks
 from .config import DAPOConfig
+from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler, RoundOutput
-from .loss_normalization import TOKEN_NORMALIZED_LOSSES, num_live_tokens, window_denominators
+from .loss_normalization import (
+    GROUP_TOKENS,
+    ROW_NORMALIZED_LOSSES,
+    ROW_NUMBER,
+    live_tokens,
+    normalize_by_tokens,
+    whole_groups,
+)
+from .policy_scorer import PolicyScorer
+from .preflight import describe_run
 from .rewards import SoftOverlongPunishment
-from .rollouts import Rollout
+from .rollouts import Rollout, with_placeholders
 from .run_checks import check_single_turn, check_train_dataset
-from .sampling.collection import BatchCollection
-from .sampling.group_filter import GroupVerdict
-
-
-logger = get_logger(__name__)
-
-# Wholly empty generation batches after which a run stops: it would spend its time on nothing.
-_MAX_EMPTY_BATCHES = 5
+from .sampling.figures import completion_figures
+from .sampling.groups import GroupJudge, RowFacts
+from .sampling.prompt_stream import Draw
+from .sampling.truncation import TruncationRule
 
 
 class DAPOTrainer(GRPOTrainer):
@@ -112,14 +116,35 @@ class DAPOTrainer(GRPOTrainer):
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_single_turn(kwargs)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        # The truncated completions are masked here, by how their generation ended; TRL goes by their last token.
+        self.mask_truncated_completions = False
         # While set, generation and scoring hand this batch back instead of making a new one.
         self._replay: CollectedBatch | None = None
         self._awaits_old_logps = False
-        self._stamped_batch: list[dict[str, Any]] | None = None
-        self._num_empty_batches = 0
-        self._has_warned: set[str] = set()
+        self._normalized_batch: Any = None
+        # Of the completions of this rank that were generated last.
+        self._is_empty: list[bool] = []
+        self._facts: list[RowFacts] = []
         filter_column = self._find_filter_column()
         self._add_overlong_punishment()
+        self.truncation_rule = TruncationRule.of_generation(
+            self.eos_token_ids,
+            args.max_completion_length,
+            args.vllm_max_model_length if args.use_vllm else None,
+            args.generation_kwargs,  # type: ignore[arg-type]  # a string before it was parsed
+            self._tokenizer.decode,
+        )
+        self.group_judge = GroupJudge(
+            filter_column, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
+        )
+        self.reporter = BatchReporter(args, self._overlong_column)
+        self.diagnostics = LossDiagnostics(
+            self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
+        )
+        forward = functools.partial(GRPOTrainer._get_per_token_logps_and_entropies, self)
+        self.policy_scorer = PolicyScorer(
+            forward, self.model, args, self._tokenizer.pad_token_id, self.accelerator.device
+        )
         self.dynamic_sampler: DynamicSampler | None = None
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
@@ -127,12 +152,12 @@ class DAPOTrainer(GRPOTrainer):
                 ranks=Ranks(self.accelerator),
                 dataset=train_dataset,
                 sample=self._sample_and_score,
-                compute_logps=self._compute_logps,
+                compute_logps=self.policy_scorer.score_rollouts,
                 num_rewards=len(self.reward_funcs),
-                filter_column=filter_column,
-                end_token_ids=[*self.eos_token_ids, self._tokenizer.pad_token_id],
+                judge=self.group_judge,
             )
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
+        self.add_callback(RunAnnouncement(self._describe_run))
 
     # Reward postprocessing
 
@@ -172,23 +197,33 @@ class DAPOTrainer(GRPOTrainer):
             # A completion that nobody could score stays unscored, whatever its length; and evaluation is unshaped.
             is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.model.training)
             rewards[is_unscored, column] = torch.nan
+        if self.model.training and self.dynamic_sampler is None:
+            facts = [RowFacts(*row) for row in Ranks(self.accelerator).gather_rows(self._facts)]
+            draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
+            groups = self.group_judge.judge(draws, rewards.tolist(), facts)
+            self._log_train(self.reporter.plain_figures(groups))
+            if not self.args.truncated_in_statistics:
+                samples = range(self.num_generations)
+                rewards = rewards.new_tensor([group.rewards_in_statistics(row) for group in groups for row in samples])
         return rewards
 
     # Generation-batch refilling
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not self.model.training:
+        if self.dynamic_sampler is None or not self.model.training:
             output = super()._generate_and_score_completions(inputs)
-            if self._overlong_column is not None:
+            if self._overlong_column is not None and not self.model.training:
                 name = self.reward_func_names[self._overlong_column]
                 for statistic in ("mean", "std"):  # NaN by construction: see `_calculate_rewards`
                     self._metrics["eval"].pop(f"rewards/{name}/{statistic}")
-            return output
-        if self.dynamic_sampler is None:
-            return super()._generate_and_score_completions(inputs)
+            return self._finish_batch(output, torch.zeros(len(self._facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
-        self._replay = self._collect_batch(self.dynamic_sampler)
-        has_carried = self._replay.collection.num_carried > 0
+        self._replay = batch = self._collect_batch(self.dynamic_sampler)
+        self._facts = [
+            RowFacts(len(rollout.prompt_ids), len(rollout.completion_ids), is_truncated)
+            for rollout, is_truncated in zip(batch.rollouts, batch.is_truncated.tolist(), strict=True)
+        ]
+        has_carried = batch.collection.num_carried > 0
         # TRL computes old log-probabilities itself, first of all, unless it takes the ratio to be 1.
         is_aligned = (
             self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -196,89 +231,82 @@ class DAPOTrainer(GRPOTrainer):
         trl_computes_old = not is_aligned or (self.use_vllm and self.vllm_importance_sampling_correction)
         try:
             self._awaits_old_logps = has_carried and trl_computes_old
-            output = super()._generate_and_score_completions(self._replay.inputs)
-            if has_carried and not trl_computes_old:
-                output["old_per_token_logps"] = self._old_logps_of(output)
-            if self._replay.collection.num_missing:
-                self._mask_fillers(output, self._replay.is_filler.to(self.accelerator.device))
+            output = super()._generate_and_score_completions(batch.inputs)
         finally:
             self._replay, self._awaits_old_logps = None, False
+        if has_carried and not trl_computes_old:
+            output["old_per_token_logps"] = restore_old_logps(self.policy_scorer.score_batch(output), batch.rollouts)
+        if batch.collection.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and batch.collection.accepted:
+            # These take the mean over rows, and count those that stand in for groups that were not found.
+            output["advantages"] *= batch.collection.num_groups / len(batch.collection.accepted)
+        return self._finish_batch(output, batch.is_filler)
+
+    def _finish_batch(self, output: dict[str, Any], is_filler: torch.Tensor) -> dict[str, Any]:
+        """Takes rows that carry no loss out of it, and adds what loss normalization and diagnostics need."""
+        lengths = torch.tensor([facts.completion_length for facts in self._facts])
+        is_truncated = torch.tensor([facts.is_truncated for facts in self._facts])
+        is_masked = is_filler | (lengths == 0) | (is_truncated & self.args.mask_truncated_completions)
+        device = self.accelerator.device
+        output["completion_mask"] = output["completion_mask"].masked_fill(is_masked.to(device).unsqueeze(1), 0)
+        counts = live_tokens(output)
+        output["num_items_in_batch"] = self.accelerator.gather(counts.sum()).sum()
+        if self.model.training:
+            self.diagnostics.observe_rows(output["advantages"], lengths.to(device), ~is_filler.to(device))
+            if self.args.loss_normalization == "group":
+                first = self.accelerator.process_index * len(counts)
+                by_group = self.accelerator.gather(counts).view(-1, self.num_generations).sum(dim=1)
+                by_row = by_group.repeat_interleave(self.num_generations)
+                output[GROUP_TOKENS] = by_row[first : first + len(counts)]
+                output[ROW_NUMBER] = torch.arange(len(counts), device=device)
         return output
 
     def _collect_batch(self, sampler: DynamicSampler) -> CollectedBatch:
         metrics = self._metrics["train"]
         num_logged = {name: len(values) for name, values in metrics.items()}
         batch = sampler.collect(self.state.global_step)
-        collection = batch.collection
         # TRL logged the lengths of each round for itself: one figure over all completions replaces them.
-        for name, value in collection.length_metrics().items():
+        for name, value in completion_figures(batch.collection.sampled).items():
             metrics[name][num_logged.get(name, 0) :] = [value]
-        figures = collection.metrics()
-        if self._overlong_column is not None:
-            free_length = self.args.max_completion_length - self.args.soft_punish_cache
-            figures |= collection.overlong_metrics(free_length, self._overlong_column)
-        for name, value in figures.items():
-            metrics[f"dapo/{name}"].append(value)
-        metrics["dapo/data_passes"].append(sampler.stream.num_passes)
-        metrics["dapo/seconds_sampling"].append(sampler.seconds_sampling)
-        metrics["dapo/moved_bytes"].append(4.0 * batch.num_moved_words)
-        if sampler.last_plan is not None:
-            metrics["dapo/acceptance_estimate"].append(sampler.last_plan.acceptance_rate)
-        self._stop_when_empty(collection)
-        if collection.num_missing:
-            self._warn_once(
-                "exhausted",
-                collection.describe_exhaustion()
-                + "\nThe batch trains on what was found (`on_exhausted='partial'`); `dapo/exhausted` counts such batches.",
-            )
-        unscorable = [group for group in collection.sampled if group.verdict is GroupVerdict.UNSCORABLE]
-        if unscorable:
-            rows = sorted({group.draw.index for group in unscorable})[:5]
-            self._warn_once(
-                "unscorable",
-                f"No completion of dataset rows {rows} got a reward: the gold answer could not be read, or every reward "
-                "function returned None. Such prompts are skipped; `dapo/frac_unscorable` counts them.",
-            )
+        self._log_train(self.reporter.figures(batch, sampler))
+        if self.reporter.warn(batch.collection):
+            self.control.should_save = self.control.should_training_stop = True
         self._pending_extra_logs.update(batch.extra_logs())
         return batch
 
     def _sample_and_score(self, inputs: list[dict[str, Any]]) -> RoundOutput:
         prompts = [row["prompt"] for row in inputs]
-        prompt_ids, completion_ids, _, completions, logps, *_ = super()._generate(prompts)
+        prompt_ids, completion_ids, _, completions, logps, *_ = self._generate(prompts)
         rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
         # Only columns with one value per completion can follow their completions into the batch.
         logged = {column: values for column, values in self._pending_extra_logs.items() if len(values) == len(inputs)}
         self._pending_extra_logs.clear()
         rollouts = [
             Rollout.from_lists(
-                prompt,
-                completion,
-                None if logps is None else logps[row],
+                prompt_ids[row],
+                completion_ids[row][: facts.completion_length],
+                None if logps is None else logps[row][: facts.completion_length],
                 {column: values[row] for column, values in logged.items()},
             )
-            for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True))
+            for row, facts in enumerate(self._facts)
         ]
-        return RoundOutput(rollouts, rewards.tolist())
+        return RoundOutput(rollouts, rewards.tolist(), self._facts)
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        if self._replay is None:
-            return super()._generate(prompts)
-        rollouts = self._replay.rollouts
-        completion_ids = [rollout.completion_ids.tolist() for rollout in rollouts]
-        completions = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        if not isinstance(prompts[0], str):
-            completions = [[{"role": "assistant", "content": content}] for content in completions]
-        logps = [rollout.sampling_logps.tolist() for rollout in rollouts if rollout.sampling_logps is not None]
-        return (
-            [r.prompt_ids.tolist() for r in rollouts],
-            completion_ids,
-            None,
-            completions,
-            logps or None,
-            {},
-            None,
-            [],
-        )
+        if self._replay is not None:
+            return self._replay.as_generated(self._tokenizer, is_conversational=not isinstance(prompts[0], str))
+        self._is_empty = []
+        generated: tuple[Any, ...] = super()._generate(prompts)
+        prompt_ids, completion_ids, *_ = generated
+        is_empty = self._is_empty if len(self._is_empty) == len(completion_ids) else [False] * len(completion_ids)
+        self._facts = [
+            RowFacts(
+                len(prompt),
+                0 if empty else len(ids),
+                not empty and self.truncation_rule.is_truncated(len(prompt), ids),
+            )
+            for prompt, ids, empty in zip(prompt_ids, completion_ids, is_empty, strict=True)
+        ]
+        return generated
 
     def _generate_single_turn(
         self,
@@ -288,104 +316,84 @@ class DAPOTrainer(GRPOTrainer):
         num_generations: int,
         *args: Any,
         **kwargs: Any,
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
+    ) -> tuple[list[list[int]], list[list[float | None]] | None]:
         # A refill round may be larger than the generation batch. `model.generate` holds the cache of all its rows at
         # once, so it gets at most as many as TRL would give it; vLLM and continuous batching queue by themselves.
         most = self.args.per_device_train_batch_size * self.args.steps_per_generation
         queues = self.use_vllm or self.use_transformers_continuous_batching
-        if not self.model.training or queues or len(prompt_ids) <= most:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-            )
+        is_whole = not self.model.training or queues or len(prompt_ids) <= most
         # Equal parts: their number depends on the row count alone, which is the same on all ranks.
-        part = math.ceil(len(prompt_ids) / math.ceil(len(prompt_ids) / most))
+        part = len(prompt_ids) if is_whole else math.ceil(len(prompt_ids) / math.ceil(len(prompt_ids) / most))
         completion_ids: list[list[int]] = []
         for start in range(0, len(prompt_ids), part):
-            part_ids, _ = super()._generate_single_turn(
+            part_ids, logps = super()._generate_single_turn(
                 prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
             )
             completion_ids.extend(part_ids)
-        return completion_ids, None
+        self._is_empty = [not ids for ids in completion_ids]
+        return with_placeholders(completion_ids, logps, self._tokenizer.pad_token_id)
 
-    # Loss normalization
+    # Loss
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        by_group = self.args.loss_normalization == "group"
+        if not self.model.training or not (by_group or self.args.loss_normalization == "batch"):
+            return inputs
         batch: Any = self._buffered_inputs
-        is_exact = self.args.loss_normalization == "batch" and self.loss_type in TOKEN_NORMALIZED_LOSSES
-        if self.model.training and is_exact and batch is not self._stamped_batch:
-            num_tokens = self.accelerator.reduce(torch.stack([num_live_tokens(part) for part in batch]), "sum")
-            denominators = window_denominators(num_tokens, self.args.gradient_accumulation_steps)
-            for part, denominator in zip(batch, denominators, strict=True):
-                part["num_items_in_batch"] = denominator
-            self._stamped_batch = batch
-        return inputs
+        if batch is not self._normalized_batch:
+            if by_group and self.args.num_updates_per_batch > self.num_iterations:
+                batch = whole_groups(batch, self.num_generations)
+            sum_over_ranks = functools.partial(self.accelerator.reduce, reduction="sum")
+            accumulation = self.args.gradient_accumulation_steps
+            normalize_by_tokens(batch, sum_over_ranks, accumulation, by_group, self.num_generations)
+            self._buffered_inputs = self._normalized_batch = batch
+        normalized: dict[str, Any] = batch[self._step % self.args.steps_per_generation]
+        return normalized
 
     def _step_has_tokens(self) -> bool:
         """Whether the optimizer step that is about to be taken has a token that carries loss."""
         batch: Any = self._buffered_inputs
         return bool(batch[(self._step - 1) % self.args.steps_per_generation]["num_items_in_batch"].item())
 
-    def _mask_fillers(self, output: dict[str, Any], is_filler: torch.Tensor) -> None:
-        output["completion_mask"] = output["completion_mask"].masked_fill(is_filler.unsqueeze(1), 0)
-        output["advantages"] = output["advantages"].masked_fill(is_filler, 0.0)
-        output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
-
-    # Carried rollouts
-
-    @contextmanager
-    def _scoring(self) -> Iterator[None]:
-        """No gradients and no checkpointing, as when TRL computes old log-probabilities."""
-        model: Any = self.model
-        kwargs: Any = self.args.gradient_checkpointing_kwargs
-        with torch.no_grad(), disable_gradient_checkpointing(model, kwargs):
-            yield
-
-    def _compute_logps(self, rollouts: list[Rollout]) -> list[torch.Tensor]:
-        def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> torch.Tensor:
-            logps: torch.Tensor = super(DAPOTrainer, self)._get_per_token_logps_and_entropies(
-                self.model, input_ids, attention_mask, width
-            )[0]
-            return logps
-
-        size = self.args.per_device_train_batch_size
-        with self._scoring():
-            return compute_logps(forward, rollouts, size, self._tokenizer.pad_token_id, self.accelerator.device)
-
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        logps, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        logps, entropies, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._awaits_old_logps:
             # The first pass of the replay. So TRL's importance-sampling ratio starts from the right policy too.
             self._awaits_old_logps = False
             logps = restore_old_logps(logps, self._replay.rollouts)
-        return logps, *rest
+        if kwargs.get("compute_entropy"):
+            self._loss_pass = logps, entropies
+        return logps, entropies, *rest
 
-    def _old_logps_of(self, output: dict[str, Any]) -> torch.Tensor:
-        self._awaits_old_logps = True
-        parts = [[output[f"{part}_{name}"] for part in ("prompt", "completion")] for name in ("ids", "mask")]
-        input_ids, attention_mask = (torch.cat(part, dim=1) for part in parts)
-        width, size = output["completion_ids"].size(1), self.args.per_device_train_batch_size
-        with self._scoring():
-            logps: torch.Tensor = self._get_per_token_logps_and_entropies(
-                self.model, input_ids, attention_mask, width, batch_size=size
-            )[0]
-        return logps
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        logps, entropies = self._loss_pass
+        del self._loss_pass  # it holds on to the graph
+        if self.model.training:
+            mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+            is_sequence_ratio = self.importance_sampling_level == "sequence"
+            old_logps, advantages = inputs.get("old_per_token_logps"), inputs["advantages"]
+            self.diagnostics.observe_tokens(logps, old_logps, entropies, advantages, mask, is_sequence_ratio)
+        return loss
 
     # Reporting and state
 
-    def _stop_when_empty(self, collection: BatchCollection) -> None:
-        self._num_empty_batches = 0 if collection.accepted else self._num_empty_batches + 1
-        if self._num_empty_batches == _MAX_EMPTY_BATCHES:
-            logger.error(
-                f"{_MAX_EMPTY_BATCHES} generation batches in a row had nothing to learn from; training stops and saves a "
-                "checkpoint.\n" + collection.describe_exhaustion()
-            )
-            self.control.should_save = self.control.should_training_stop = True
+    def _describe_run(self, num_steps: int) -> str:
+        sampler = self.dynamic_sampler
+        plan = None if sampler is None else sampler.planner.plan(self.args.num_groups_per_batch)
+        num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
+        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)
 
-    def _warn_once(self, topic: str, message: str) -> None:
-        if topic not in self._has_warned:
-            self._has_warned.add(topic)
-            logger.warning(message)
+    def _log_train(self, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._metrics["train"][f"dapo/{name}"].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs TRL's metrics, and the diagnostics of the tokens trained since the last line, over all ranks."""
+        if self.model.training:
+            self._log_train(self.diagnostics.flush(self.accelerator.gather))
+        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -1,15 +1,14 @@
 """The groups sampled for one generation batch, and what became of them."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from trl_dapo.errors import describe_exhaustion
 
-from .group_filter import GroupVerdict, is_correct
-from .prompt_stream import Draw
+from .figures import accuracy, group_figures, verdict_counts
+from .group_filter import GroupVerdict
+from .groups import SampledGroup
 
 
 # What becomes of a sampled group: an informative one trains or is surplus, any other has its verdict.
@@ -18,63 +17,6 @@ _FATES = (
     "surplus",
     *(verdict.value for verdict in GroupVerdict if verdict is not GroupVerdict.INFORMATIVE),
 )
-
-
-class Location(NamedTuple):
-    """
-    Where a rollout was generated.
-
-    Attributes:
-        round_number (`int`):
-            Number of the round since the run began.
-        rank (`int`):
-            Rank that generated it, and keeps it.
-        row (`int`):
-            Its row in that round on that rank.
-    """
-
-    round_number: int
-    rank: int
-    row: int
-
-
-@dataclass(frozen=True, slots=True)
-class SampledGroup:
-    """
-    The G completions of one draw, as every rank knows them: numbers only, the rollouts stay where they were generated.
-
-    Attributes:
-        draw (`Draw`):
-            The draw from the prompt stream.
-        verdict (`GroupVerdict`):
-            What the group filter says.
-        rewards (`list[list[float]]`):
-            Reward of each completion by each reward function, shape `(G, F)`. NaN: not scored.
-        filter_rewards (`list[float]`):
-            The column of `rewards` that the filter judged.
-        lengths (`list[tuple[int, int]]`):
-            Prompt and completion length of each completion, in tokens.
-        is_truncated (`list[bool]`):
-            Whether each completion ran into the length limit.
-        locations (`list[Location]`):
-            Where each rollout was generated.
-        policy_step (`int`):
-            Optimizer steps that the policy had taken when it sampled the group.
-    """
-
-    draw: Draw
-    verdict: GroupVerdict
-    rewards: list[list[float]]
-    filter_rewards: list[float]
-    lengths: list[tuple[int, int]]
-    is_truncated: list[bool]
-    locations: list[Location]
-    policy_step: int = 0
-
-    @property
-    def num_tokens(self) -> int:
-        """Generated tokens of the group."""
-        return sum(completion for _, completion in self.lengths)
 
 
 @dataclass
@@ -158,8 +100,7 @@ class BatchCollection:
     @property
     def verdict_counts(self) -> dict[str, int]:
         """Number of sampled groups per verdict."""
-        counts = Counter(group.verdict.value for group in self.sampled)
-        return {verdict.value: counts[verdict.value] for verdict in GroupVerdict}
+        return verdict_counts(self.sampled)
 
     def describe_exhaustion(self) -> str:
         """Says how far the rounds came, what the sampled groups were, and what would help."""
@@ -202,27 +143,15 @@ class BatchCollection:
         """
         Returns the figures of the batch, over all completions sampled for it but `trained_accuracy`.
 
-        `sampled_accuracy` is the learning curve: the accuracy of the trained batch is pulled towards one half by the
-        filter itself. A figure over nothing is NaN: accuracy without scored completions, shares when the whole batch was
-        carried.
+        A figure over nothing is NaN: accuracy without scored completions, shares when the whole batch was carried.
         """
-        counts = self.verdict_counts
-        num_sampled = len(self.sampled)
         num_tokens = sum(group.num_tokens for group in self.sampled)
         num_trained_tokens = sum(group.num_tokens for group in self.accepted)
-
-        def share(count: int) -> float:
-            return count / num_sampled if num_sampled else math.nan
-
         return {
             "rounds": float(self.num_rounds),
-            "prompts_drawn": float(num_sampled),
-            "acceptance_rate": share(counts["informative"]),
-            "frac_all_correct": share(counts["all_correct"]),
-            "frac_all_wrong": share(counts["all_wrong"]),
-            "frac_unscorable": share(counts["unscorable"]),
-            "sampled_accuracy": _accuracy(self.sampled),
-            "trained_accuracy": _accuracy(self.accepted),
+            "prompts_drawn": float(len(self.sampled)),
+            **group_figures(self.sampled),
+            "trained_accuracy": accuracy(self.accepted),
             "rollout_efficiency": num_trained_tokens / num_tokens if num_tokens else math.nan,
             "exhausted": float(self.num_missing > 0),
             "carried": float(self.num_carried),
@@ -232,48 +161,8 @@ class BatchCollection:
             **{f"seconds/{fate}": seconds for fate, seconds in self.seconds_by_fate().items()},
         }
 
-    def overlong_metrics(self, free_length: int, penalty_column: int) -> dict[str, float]:
-        """
-        Returns the figures of the soft overlong punishment, over all completions sampled for the batch.
-
-        Args:
-            free_length (`int`):
-                Longest completion without a punishment, L_max - L_cache, in tokens.
-            penalty_column (`int`):
-                Column of the rewards that holds the punishment.
-        """
-        is_overlong = [length > free_length for group in self.sampled for _, length in group.lengths]
-        penalties = [reward[penalty_column] for group in self.sampled for reward in group.rewards]
-        given = [penalty for penalty in penalties if not math.isnan(penalty)]
-        return {
-            "overlong/frac": sum(is_overlong) / len(is_overlong) if is_overlong else math.nan,
-            "overlong/penalty_mean": sum(given) / len(given) if given else math.nan,
-        }
-
-    def length_metrics(self) -> dict[str, float]:
-        """Returns TRL's figures of completion length in tokens, over all completions sampled for the batch."""
-        lengths = [completion for group in self.sampled for _, completion in group.lengths]
-        is_truncated = [truncated for group in self.sampled for truncated in group.is_truncated]
-        if not lengths:
-            return {}
-        terminated = [length for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [0]
-        return {
-            "completions/mean_length": sum(lengths) / len(lengths),
-            "completions/min_length": float(min(lengths)),
-            "completions/max_length": float(max(lengths)),
-            "completions/clipped_ratio": sum(is_truncated) / len(is_truncated),
-            "completions/mean_terminated_length": sum(terminated) / len(terminated),
-            "completions/min_terminated_length": float(min(terminated)),
-            "completions/max_terminated_length": float(max(terminated)),
-        }
-
 
 def _shares(amount: float, weights: Sequence[int]) -> list[float]:
     """Splits an amount in proportion to the weights, or equally where all are 0."""
     total = sum(weights)
     return [amount * weight / total if total else amount / len(weights) for weight in weights]
-
-
-def _accuracy(groups: Sequence[SampledGroup]) -> float:
-    scored = [reward for group in groups for reward in group.filter_rewards if math.isfinite(reward)]
-    return sum(map(is_correct, scored)) / len(scored) if scored else math.nan

@@ -41,6 +41,9 @@ class GroupFilter:
     Args:
         mean_range (`tuple[float, float]`, *optional*):
             Keep only groups whose mean reward lies strictly between the two bounds.
+        counts_masked (`bool`, *optional*, defaults to `True`):
+            Whether completions that carry no loss count in the mean and the spread of their group. `False`: a group
+            whose live completions are all alike is not informative, whatever the others are.
 
     Example:
 
@@ -51,8 +54,9 @@ class GroupFilter:
     'all_wrong'
     """
 
-    def __init__(self, mean_range: tuple[float, float] | None = None):
+    def __init__(self, mean_range: tuple[float, float] | None = None, counts_masked: bool = True):
         self.mean_range = mean_range
+        self.counts_masked = counts_masked
 
     def judge(self, rewards: Sequence[float], is_live: Sequence[bool] | None = None) -> GroupVerdict:
         """
@@ -70,12 +74,17 @@ class GroupFilter:
             if is_correct(lowest):
                 return GroupVerdict.ALL_CORRECT
             return GroupVerdict.ALL_WRONG if highest <= REWARD_TOLERANCE else GroupVerdict.UNIFORM
-        mean = math.fsum(scored) / len(scored)
+        live = [
+            reward
+            for reward, carries_loss in zip(rewards, is_live or [True] * len(rewards), strict=True)
+            if carries_loss and math.isfinite(reward)
+        ]
+        if not live:
+            return GroupVerdict.TRUNCATED_OUT
+        counted = scored if self.counts_masked else live
+        mean = math.fsum(counted) / len(counted)
         if self.mean_range is not None and not self.mean_range[0] < mean < self.mean_range[1]:
             return GroupVerdict.OUT_OF_RANGE
-        if is_live is not None and not any(
-            live and math.isfinite(reward) and abs(reward - mean) > REWARD_TOLERANCE
-            for reward, live in zip(rewards, is_live, strict=True)
-        ):
+        if all(abs(reward - mean) <= REWARD_TOLERANCE for reward in live):
             return GroupVerdict.TRUNCATED_OUT
         return GroupVerdict.INFORMATIVE
