@@ -47,8 +47,9 @@ def test_batch_is_the_first_informative_groups_whatever_the_rounds(outcomes, num
 
 def test_metrics_by_hand():
     collection = BatchCollection(num_groups=1, next_position=0)
-    collection.add_round([sampled(0, WRONG, [5, 5]), sampled(1, RIGHT, [2, 2])])
-    collection.add_round([sampled(2, MIXED, [3, 4]), sampled(3, MIXED, [1, 1]), sampled(4, [math.nan] * 2, [8, 8])])
+    collection.add_round([sampled(0, WRONG, [5, 5]), sampled(1, RIGHT, [2, 2])], seconds=28.0)
+    last = [sampled(2, MIXED, [3, 4]), sampled(3, MIXED, [1, 1]), sampled(4, [math.nan] * 2, [8, 8])]
+    collection.add_round(last, seconds=100.0)
     assert collection.metrics() == {
         "rounds": 2,
         "prompts_drawn": 5,
@@ -73,7 +74,35 @@ def test_metrics_by_hand():
         "tokens/unscorable": 16,
         "tokens/out_of_range": 0,
         "tokens/truncated_out": 0,
+        # 28 seconds for 14 tokens, then 100 seconds for 25.
+        "seconds/trained": 28,
+        "seconds/surplus": 8,
+        "seconds/all_correct": 8,
+        "seconds/all_wrong": 20,
+        "seconds/uniform": 0,
+        "seconds/unscorable": 64,
+        "seconds/out_of_range": 0,
+        "seconds/truncated_out": 0,
     }
+
+
+def test_seconds_of_a_group_that_was_carried_are_those_of_the_batch_that_sampled_it():
+    first = BatchCollection(num_groups=1, next_position=0, keeps_surplus=True)
+    first.add_round([sampled(0, MIXED, [1, 2]), sampled(1, MIXED, [2, 1])], seconds=6.0)
+    assert first.seconds_by_fate()["trained"] == first.seconds_by_fate()["surplus"] == 3.0
+    second = BatchCollection(num_groups=2, next_position=2, keeps_surplus=True, carried=first.surplus)
+    second.add_round([sampled(2, WRONG, [3, 3]), sampled(3, MIXED, [1, 1])], seconds=4.0)
+    assert [group.draw.position for group in second.accepted] == [1, 3]
+    assert {fate: seconds for fate, seconds in second.seconds_by_fate().items() if seconds} == {
+        "all_wrong": 3.0,
+        "trained": 1.0,
+    }
+
+
+def test_round_that_generated_no_tokens_is_shared_equally():
+    collection = BatchCollection(num_groups=1, next_position=0)
+    collection.add_round([sampled(0, WRONG, [0, 0]), sampled(1, MIXED, [0, 0])], seconds=5.0)
+    assert collection.seconds_by_fate()["all_wrong"] == collection.seconds_by_fate()["trained"] == 2.5
 
 
 def test_length_metrics_by_hand():

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from .collectives import exchange
+from .collectives import Ranks
 from .rollouts import Rollout, packed_size, with_placeholders
 from .sampling.collection import BatchCollection
 from .sampling.groups import Location, SampledGroup
@@ -71,8 +69,8 @@ class BatchAssembler:
     Lays out the collected groups and moves the rollouts of which a rank has too many, in one exchange.
 
     Args:
-        accelerator (`Accelerator`):
-            The trainer's.
+        ranks (`Ranks`):
+            The ranks of the run.
         num_generations (`int`):
             Completions per group G.
         num_rewards (`int`):
@@ -87,14 +85,14 @@ class BatchAssembler:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        ranks: Ranks,
         num_generations: int,
         num_rewards: int,
         row_of: Callable[[Draw], dict[str, Any]],
         has_sampling_logps: bool,
         moves_extra_logs: bool,
     ):
-        self.accelerator = accelerator
+        self.ranks = ranks
         self.num_generations = num_generations
         self.num_rewards = num_rewards
         self.row_of = row_of
@@ -120,10 +118,10 @@ class BatchAssembler:
             [[location.rank for location in group.locations] for group in accepted],
             num_groups=collection.num_groups,
             num_generations=self.num_generations,
-            num_ranks=self.accelerator.num_processes,
+            num_ranks=self.ranks.num_ranks,
         )
         arrived, num_moved_words = self._exchange(moves, collection, kept)
-        local = [move for move in moves if move.target == self.accelerator.process_index]
+        local = [move for move in moves if move.target == self.ranks.rank]
         inputs, rollouts = [], []
         for move in local:
             if move.group is None:
@@ -161,7 +159,7 @@ class BatchAssembler:
         if not travelling:
             return {}, 0
         accepted, num_carried = collection.accepted, collection.num_carried
-        rank, ranks = self.accelerator.process_index, range(self.accelerator.num_processes)
+        rank, all_ranks = self.ranks.rank, range(self.ranks.num_ranks)
 
         def group_of(move: Move) -> SampledGroup:
             return accepted[move.group]
@@ -171,10 +169,9 @@ class BatchAssembler:
             num_logps = self.has_sampling_logps + (move.group < num_carried)
             return packed_size(*group_of(move).lengths[move.sample], num_logps)
 
-        leaving = [[m for m in travelling if (m.source, m.target) == (rank, target)] for target in ranks]
-        coming = [[m for m in travelling if (m.source, m.target) == (source, rank)] for source in ranks]
-        received = exchange(
-            self.accelerator,
+        leaving = [[m for m in travelling if (m.source, m.target) == (rank, target)] for target in all_ranks]
+        coming = [[m for m in travelling if (m.source, m.target) == (source, rank)] for source in all_ranks]
+        received = self.ranks.exchange(
             [[kept[group_of(move).locations[move.sample]].pack() for move in row] for row in leaving],
             [[size(move) for move in row] for row in coming],
         )
@@ -182,7 +179,7 @@ class BatchAssembler:
         extra_logs: dict[Move, Mapping[str, Any]] = {}
         if self.moves_extra_logs:
             sent = [(move, kept[group_of(move).locations[move.sample]].extra_logs) for row in leaving for move in row]
-            extra_logs = dict(gather_object(sent))
+            extra_logs = dict(self.ranks.gather_objects(sent))
         arrived = {
             move: Rollout.unpack(
                 packed,

@@ -1,53 +1,94 @@
 """Every exchange between ranks that this package adds to TRL's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 
-def gather_rows(accelerator: Accelerator, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+class Ranks:
     """
-    Gathers equally many rows of integers from every rank.
+    The ranks of a run as one of them sees them: who it is, how many there are, and what they tell each other.
+
+    Every method is a collective: all ranks call it, in the same order. `_gather`, `_all_to_all` and `gather_objects` carry
+    the values and do nothing else, so a simulation of ranks replaces these three and the rest is what runs in earnest.
 
     Args:
         accelerator (`Accelerator`):
             The trainer's.
-        rows (`Sequence[Sequence[int]]`):
-            The rows of this rank, shape `(R, C)`; the same shape on every rank.
 
-    Returns:
-        `list[list[int]]`: the rows of all ranks, rank-major, shape `(W * R, C)`.
+    Attributes:
+        rank (`int`):
+            Number of this rank, 0 to W - 1.
+        num_ranks (`int`):
+            World size W.
+        device (`torch.device`):
+            Where the tensors of an exchange have to lie.
     """
-    local = torch.tensor(rows, dtype=torch.int64, device=accelerator.device)
-    gathered: list[list[int]] = accelerator.gather(local).tolist()
-    return gathered
 
+    def __init__(self, accelerator: Accelerator):
+        self.rank: int = accelerator.process_index
+        self.num_ranks: int = accelerator.num_processes
+        self.device: torch.device = accelerator.device
+        self._accelerator = accelerator
 
-def exchange(
-    accelerator: Accelerator, outgoing: Sequence[Sequence[torch.Tensor]], incoming_sizes: Sequence[Sequence[int]]
-) -> list[list[torch.Tensor]]:
-    """
-    Sends tensors of known sizes between all pairs of ranks, in one collective.
+    def gather_rows(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """
+        Gathers equally many rows of integers from every rank.
 
-    Args:
-        accelerator (`Accelerator`):
-            The trainer's.
-        outgoing (`Sequence[Sequence[torch.Tensor]]`):
-            For each rank, the one-dimensional int32 tensors that go there.
-        incoming_sizes (`Sequence[Sequence[int]]`):
-            For each rank, the sizes of the tensors that come from there, in its sending order.
+        Args:
+            rows (`Sequence[Sequence[int]]`):
+                The rows of this rank, shape `(R, C)`; the same shape on every rank.
 
-    Returns:
-        `list[list[torch.Tensor]]`: for each rank, the tensors that came from there, int32, on the CPU.
-    """
-    send_sizes = [sum(len(tensor) for tensor in tensors) for tensors in outgoing]
-    receive_sizes = [sum(sizes) for sizes in incoming_sizes]
-    flat = [tensor for tensors in outgoing for tensor in tensors]
-    send = torch.cat(flat) if flat else torch.empty(0, dtype=torch.int32)
-    send = send.to(accelerator.device)
-    received = torch.empty(sum(receive_sizes), dtype=torch.int32, device=accelerator.device)
-    dist.all_to_all_single(received, send, output_split_sizes=receive_sizes, input_split_sizes=send_sizes)
-    per_rank = received.cpu().split(receive_sizes)
-    return [list(part.split(list(sizes))) for part, sizes in zip(per_rank, incoming_sizes, strict=True)]
+        Returns:
+            `list[list[int]]`: the rows of all ranks, rank-major, shape `(W * R, C)`.
+        """
+        gathered: list[list[int]] = self._gather(torch.tensor(rows, dtype=torch.int64, device=self.device)).tolist()
+        return gathered
+
+    def exchange(
+        self, outgoing: Sequence[Sequence[torch.Tensor]], incoming_sizes: Sequence[Sequence[int]]
+    ) -> list[list[torch.Tensor]]:
+        """
+        Sends tensors of known sizes between all pairs of ranks, in one collective.
+
+        Args:
+            outgoing (`Sequence[Sequence[torch.Tensor]]`):
+                For each rank, the one-dimensional int32 tensors that go there.
+            incoming_sizes (`Sequence[Sequence[int]]`):
+                For each rank, the sizes of the tensors that come from there, in its sending order.
+
+        Returns:
+            `list[list[torch.Tensor]]`: for each rank, the tensors that came from there, int32, on the CPU.
+        """
+        send_sizes = [sum(len(tensor) for tensor in tensors) for tensors in outgoing]
+        receive_sizes = [sum(sizes) for sizes in incoming_sizes]
+        flat = [tensor for tensors in outgoing for tensor in tensors]
+        send = torch.cat(flat) if flat else torch.empty(0, dtype=torch.int32)
+        received = self._all_to_all(send.to(self.device), send_sizes, receive_sizes)
+        per_rank = received.cpu().split(receive_sizes)
+        return [list(part.split(list(sizes))) for part, sizes in zip(per_rank, incoming_sizes, strict=True)]
+
+    def gather_objects(self, objects: list[Any]) -> list[Any]:
+        """
+        Gathers picklable objects; how many, each rank decides for itself. Slow: for what no tensor can hold.
+
+        Returns:
+            `list`: the objects of all ranks, rank-major.
+        """
+        gathered: list[Any] = gather_object(objects)
+        return gathered
+
+    def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Maps `(R, ...)` on each rank to `(W * R, ...)`, rank-major, on all."""
+        gathered: torch.Tensor = self._accelerator.gather(tensor)
+        return gathered
+
+    def _all_to_all(self, send: torch.Tensor, send_sizes: list[int], receive_sizes: list[int]) -> torch.Tensor:
+        """Sends consecutive parts of an int32 vector to ranks 0, 1, ... and returns what came from them, in that order."""
+        received = torch.empty(sum(receive_sizes), dtype=torch.int32, device=self.device)
+        dist.all_to_all_single(received, send, output_split_sizes=receive_sizes, input_split_sizes=send_sizes)
+        return received

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
 from .assembly import BatchAssembler, CollectedBatch
-from .collectives import gather_rows
+from .collectives import Ranks
 from .config import DAPOConfig
 from .errors import RefillExhaustedError
 from .iterable_stream import IterablePromptStream
@@ -64,8 +63,8 @@ class DynamicSampler:
     Args:
         args (`DAPOConfig`):
             The trainer's configuration.
-        accelerator (`Accelerator`):
-            The trainer's.
+        ranks (`Ranks`):
+            The ranks of the run.
         dataset (`Dataset` or `IterableDataset`):
             Dataset with a `prompt` column.
         sample (`Callable[[list[dict]], RoundOutput]`):
@@ -82,7 +81,7 @@ class DynamicSampler:
     def __init__(
         self,
         args: DAPOConfig,
-        accelerator: Accelerator,
+        ranks: Ranks,
         dataset: Dataset | IterableDataset,
         sample: Callable[[list[dict[str, Any]]], RoundOutput],
         compute_logps: Callable[[list[Rollout]], list[torch.Tensor]],
@@ -90,7 +89,7 @@ class DynamicSampler:
         judge: GroupJudge,
     ):
         self.args = args
-        self.accelerator = accelerator
+        self.ranks = ranks
         self.sample = sample
         self.compute_logps = compute_logps
         self.judge = judge
@@ -113,11 +112,11 @@ class DynamicSampler:
             num_groups=args.num_groups_per_batch,
             confidence=args.refill_confidence,
             max_prompts=args.max_prompts_per_round,
-            multiple_of=prompts_multiple(args.num_generations, accelerator.num_processes),
+            multiple_of=prompts_multiple(args.num_generations, ranks.num_ranks),
             keeps_surplus=args.surplus == "carry",
         )
         self.assembler = BatchAssembler(
-            accelerator, args.num_generations, num_rewards, row_of, bool(args.use_vllm), bool(args.log_completions)
+            ranks, args.num_generations, num_rewards, row_of, bool(args.use_vllm), bool(args.log_completions)
         )
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
@@ -161,19 +160,21 @@ class DynamicSampler:
             num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
             self.planner.observe(num_informative, len(groups), seconds)
             self.seconds_sampling += seconds
-            collection.add_round(groups)
+            collection.add_round(groups, seconds)
+        self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
+        if collection.num_missing and self.args.on_exhausted == "error":
+            # Nothing of the batch trains, so all of its prompts go back to the stream.
+            self.stream.seek(first_position)
+            raise RefillExhaustedError(
+                len(collection.accepted), collection.num_groups, collection.num_rounds, collection.verdict_counts
+            )
         self.stream.seek(collection.next_position)
         used = collection.used
         collection.num_skipped = collection.next_position - first_position - len(used)
         if self.history is not None:
             for group in used:
                 self.history.observe(group.draw.index, group.verdict is GroupVerdict.INFORMATIVE)
-        self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
         self.num_trained_tokens += sum(group.num_tokens for group in collection.accepted)
-        if collection.num_missing and self.args.on_exhausted == "error":
-            raise RefillExhaustedError(
-                len(collection.accepted), collection.num_groups, collection.num_rounds, collection.verdict_counts
-            )
         batch = self.assembler.assemble(collection, self._kept, spare)
         self._carry(collection, spare)
         if isinstance(self.stream, IterablePromptStream):
@@ -239,13 +240,13 @@ class DynamicSampler:
     ) -> tuple[list[SampledGroup], tuple[Draw, Rollout], float]:
         """Returns the groups in stream order, one rollout of this rank, and the seconds of the slowest rank."""
         start = time.perf_counter()
-        num_generations, rank = self.args.num_generations, self.accelerator.process_index
-        order = deal_prompts(len(draws), self.accelerator.num_processes)
-        num_rows = len(draws) * num_generations // self.accelerator.num_processes
+        num_generations, rank = self.args.num_generations, self.ranks.rank
+        order = deal_prompts(len(draws), self.ranks.num_ranks)
+        num_rows = len(draws) * num_generations // self.ranks.num_ranks
         local_draws = [draws[order[row // num_generations]] for row in range(rank * num_rows, (rank + 1) * num_rows)]
         output = self.sample([dict(self.row_of(draw)) for draw in local_draws])
         microseconds = round((time.perf_counter() - start) * 1e6)
-        facts = gather_rows(self.accelerator, [[*row, microseconds] for row in output.facts])
+        facts = self.ranks.gather_rows([[*row, microseconds] for row in output.facts])
         groups = self.judge.judge(
             [draws[number] for number in order],
             output.rewards,
@@ -263,7 +264,7 @@ class DynamicSampler:
     def _carry(self, collection: BatchCollection, spare: tuple[Draw, Rollout] | None) -> None:
         """Keeps the rollouts of the surplus, with the log-probabilities of the policy that sampled them; drops the others."""
         self._carried = collection.surplus if collection.keeps_surplus else []
-        rank = self.accelerator.process_index
+        rank = self.ranks.rank
         self._kept = {at: self._kept[at] for group in self._carried for at in group.locations if at.rank == rank}
         # What was carried before comes first, and has its log-probabilities. Those of the new surplus are computed now,
         # while the policy is still the one that sampled it.
@@ -272,7 +273,7 @@ class DynamicSampler:
         if not new:
             return
         # A forward pass may be a collective, so all ranks run equally many rows.
-        num_rows = max(sum(at.rank == other for at in new) for other in range(self.accelerator.num_processes))
+        num_rows = max(sum(at.rank == other for at in new) for other in range(self.ranks.num_ranks))
         mine = [at for at in new if at.rank == rank]
         rollouts = [self._kept[at] for at in mine] + [spare[1]] * (num_rows - len(mine))
         for at, rollout, logps in zip(mine, rollouts, self.compute_logps(rollouts), strict=False):

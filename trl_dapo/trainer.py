@@ -17,7 +17,7 @@ from .assembly import CollectedBatch
 from .batch_report import BatchReporter
 from .callbacks import EmptyUpdateGuard, RunAnnouncement
 from .carried_logps import restore_old_logps
-from .collectives import gather_rows
+from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler, RoundOutput
@@ -149,7 +149,7 @@ class DAPOTrainer(GRPOTrainer):
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
                 args=args,
-                accelerator=self.accelerator,
+                ranks=Ranks(self.accelerator),
                 dataset=train_dataset,
                 sample=self._sample_and_score,
                 compute_logps=self.policy_scorer.score_rollouts,
@@ -198,7 +198,7 @@ class DAPOTrainer(GRPOTrainer):
             is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.model.training)
             rewards[is_unscored, column] = torch.nan
         if self.model.training and self.dynamic_sampler is None:
-            facts = [RowFacts(*row) for row in gather_rows(self.accelerator, self._facts)]
+            facts = [RowFacts(*row) for row in Ranks(self.accelerator).gather_rows(self._facts)]
             draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
             groups = self.group_judge.judge(draws, rewards.tolist(), facts)
             self._log_train(self.reporter.plain_figures(groups))

@@ -11,6 +11,14 @@ from .group_filter import GroupVerdict
 from .groups import SampledGroup
 
 
+# What becomes of a sampled group: an informative one trains or is surplus, any other has its verdict.
+_FATES = (
+    "trained",
+    "surplus",
+    *(verdict.value for verdict in GroupVerdict if verdict is not GroupVerdict.INFORMATIVE),
+)
+
+
 @dataclass
 class BatchCollection:
     """
@@ -34,6 +42,8 @@ class BatchCollection:
             The batch so far, in stream order.
         sampled (`list[SampledGroup]`):
             Every group of every round of this batch, in stream order.
+        sampled_seconds (`list[float]`):
+            Seconds of sampling that each of them took: its share of its round, in proportion to generated tokens.
         surplus (`list[SampledGroup]`):
             Informative groups that the batch had no room for.
         num_rounds (`int`):
@@ -50,6 +60,7 @@ class BatchCollection:
     carried: list[SampledGroup] = field(default_factory=list)
     accepted: list[SampledGroup] = field(default_factory=list)
     sampled: list[SampledGroup] = field(default_factory=list)
+    sampled_seconds: list[float] = field(default_factory=list)
     surplus: list[SampledGroup] = field(default_factory=list)
     num_rounds: int = 0
     num_stale: int = 0
@@ -69,9 +80,10 @@ class BatchCollection:
         """Groups of the batch that an earlier policy sampled."""
         return min(len(self.carried), self.num_groups)
 
-    def add_round(self, groups: Sequence[SampledGroup]) -> None:
-        """Takes the groups of one round, in stream order."""
+    def add_round(self, groups: Sequence[SampledGroup], seconds: float = 0.0) -> None:
+        """Takes the groups of one round, in stream order, and the seconds that the round took."""
         self.num_rounds += 1
+        self.sampled_seconds += _shares(seconds, [group.num_tokens for group in groups])
         for group in groups:
             self.sampled.append(group)
             is_informative = group.verdict is GroupVerdict.INFORMATIVE
@@ -101,15 +113,30 @@ class BatchCollection:
         `trained` and `surplus` share the informative ones; the other fates are the verdicts of the filter. Groups that
         were carried into the batch were generated, and so counted as surplus, before.
         """
-        carried = {group.draw.position for group in self.carried}
+        tokens = dict.fromkeys(_FATES, 0)
+        for group, fate in zip(self.sampled, self._fates(), strict=True):
+            tokens[fate] += group.num_tokens
+        return tokens
+
+    def seconds_by_fate(self) -> dict[str, float]:
+        """
+        Returns the seconds of sampling for this batch by what became of what they generated, with the fates of
+        `tokens_by_fate`. Together they are the seconds of all rounds.
+        """
+        seconds = dict.fromkeys(_FATES, 0.0)
+        for share, fate in zip(self.sampled_seconds, self._fates(), strict=True):
+            seconds[fate] += share
+        return seconds
+
+    def _fates(self) -> list[str]:
+        """Returns what became of each sampled group."""
         surplus = {group.draw.position for group in self.surplus}
-        fates = dict.fromkeys(["trained", "surplus", *(v.value for v in GroupVerdict)], 0)
-        fates.pop(GroupVerdict.INFORMATIVE.value)
+        fates = []
         for group in self.sampled:
             fate = group.verdict.value
             if group.verdict is GroupVerdict.INFORMATIVE:
-                fate = "surplus" if group.draw.position in surplus - carried else "trained"
-            fates[fate] += group.num_tokens
+                fate = "surplus" if group.draw.position in surplus else "trained"
+            fates.append(fate)
         return fates
 
     def metrics(self) -> dict[str, float]:
@@ -131,4 +158,11 @@ class BatchCollection:
             "stale": float(self.num_stale),
             "skipped_prompts": float(self.num_skipped),
             **{f"tokens/{fate}": float(count) for fate, count in self.tokens_by_fate().items()},
+            **{f"seconds/{fate}": seconds for fate, seconds in self.seconds_by_fate().items()},
         }
+
+
+def _shares(amount: float, weights: Sequence[int]) -> list[float]:
+    """Splits an amount in proportion to the weights, or equally where all are 0."""
+    total = sum(weights)
+    return [amount * weight / total if total else amount / len(weights) for weight in weights]

@@ -1,0 +1,186 @@
+"""
+A run of dynamic sampling on simulated ranks: everything is the product's own but generation, policy and clock.
+
+What is generated is a function of the stream position and the number of the completion in its group, so that it can be
+foretold without a run. Every rank notes what it was asked for.
+"""
+
+import math
+import random
+import threading
+import types
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from datasets import Dataset
+from thread_ranks import ThreadRanks, run_ranks
+
+import trl_dapo.dynamic_sampling
+from trl_dapo import DAPOConfig
+from trl_dapo.assembly import CollectedBatch
+from trl_dapo.dynamic_sampling import DynamicSampler, RoundOutput
+from trl_dapo.errors import RefillExhaustedError
+from trl_dapo.rollouts import Rollout
+from trl_dapo.sampling.groups import GroupJudge, RowFacts
+
+
+END_TOKEN = 2
+FIRST_TOKEN = 10  # of those that carry numbers
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One run: its shape, its options and what its prompts give."""
+
+    num_ranks: int
+    num_generations: int
+    num_groups: int
+    num_rows: int
+    num_batches: int
+    # What a prompt gives is chosen among these with equal probability, anew for each draw or for each row once.
+    outcomes: tuple[str, ...]
+    is_persistent: bool = False
+    seed: int = 0
+    filter_column: int = 0
+    is_iterable: bool = False
+    # Optimizer steps on one batch.
+    num_updates: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> DAPOConfig:
+        return DAPOConfig(
+            output_dir="unused",
+            per_device_train_batch_size=self.num_groups * self.num_generations,
+            num_generations=self.num_generations,
+            seed=self.seed,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            **self.options,
+        )
+
+    def rewards(self, position: int, row: int) -> list[float]:
+        """The filter reward of each completion of a draw."""
+        chance = random.Random(f"{self.seed}/{row if self.is_persistent else f'at {position}'}")
+        kind, size = chance.choice(self.outcomes), self.num_generations
+        mixed = [1.0, 0.0, *(float(chance.random() < 0.5) for _ in range(size - 2))]
+        chance.shuffle(mixed)
+        return {
+            "mixed": mixed,
+            "all right": [1.0] * size,
+            "all wrong": [0.0] * size,
+            "uniform": [0.5] * size,
+            "float noise": [1.0 + 3e-7 * reward for reward in mixed],
+            "unscorable": [math.nan] * size,
+            # May be informative or not: it depends on what is left.
+            "half scored": [chance.choice([reward, math.nan]) for reward in mixed],
+            "infinite": [math.inf, *[0.0] * (size - 1)],
+        }[kind]
+
+    def all_rewards(self, position: int, row: int, sample: int) -> list[float]:
+        """The rewards of one completion, shape `(F,)`; the other column names the completion."""
+        rewards = [self.rewards(position, row)[sample], float(position * self.num_generations + sample)]
+        return rewards if self.filter_column == 0 else rewards[::-1]
+
+    def rollout(self, position: int, row: int, sample: int) -> Rollout:
+        prompt_ids = [FIRST_TOKEN + row] * (1 + row % 3)
+        rest = [FIRST_TOKEN] * ((3 * position + 5 * sample) % 4)
+        completion_ids = [FIRST_TOKEN + position, FIRST_TOKEN + sample, *rest, END_TOKEN]
+        logps = None
+        if self.options.get("use_vllm"):
+            logps = [None if token == FIRST_TOKEN else -0.5 * token for token in completion_ids]
+        return Rollout.from_lists(prompt_ids, completion_ids, logps, {"name": f"{position}/{sample}"})
+
+    def logps(self, rollout: Rollout, policy_step: int) -> torch.Tensor:
+        """The log-probabilities of a rollout under the policy after so many optimizer steps."""
+        places = torch.arange(len(rollout.completion_ids))
+        return -(1.0 + policy_step) - rollout.completion_ids / 2**10 - places / 2**14
+
+
+@dataclass
+class RankRecord:
+    """What one rank was asked for in one batch, and what came out."""
+
+    policy_step: int
+    # For each round, the (position, row, sample) of each completion that this rank generated, and its seconds.
+    asked: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    batch: CollectedBatch | None = None
+    error: RefillExhaustedError | None = None
+    plan: Any = None
+    state: dict[str, Any] = field(default_factory=dict)
+    num_passes: float = 0.0
+    position: int = 0
+    seconds_sampling: float = 0.0
+
+
+def simulate(scenario: Scenario) -> list[list[RankRecord]]:
+    """Runs the scenario; returns, for each batch, the record of each rank. A batch that raises is the last one."""
+    args, clock = scenario.arguments(), threading.local()
+    table = [{"row": row} for row in range(scenario.num_rows)]
+
+    def work(ranks: ThreadRanks) -> list[RankRecord]:
+        clock.now = 100.0 * ranks.rank
+        records: list[RankRecord] = []
+
+        def sample(inputs):
+            record, first = records[-1], ranks.rank * len(inputs)
+            asked = [
+                (row["position"], row["row"], (first + number) % scenario.num_generations)
+                for number, row in enumerate(inputs)
+            ]
+            # Some ranks take longer than others, and not always the same ones.
+            seconds = 1.0 + (7 * ranks.rank + 3 * len(records) + len(record.asked)) % 5 + len(asked) / 8
+            clock.now += seconds
+            record.asked.append(asked)
+            record.seconds.append(seconds)
+            rewards = [scenario.all_rewards(*completion) for completion in asked]
+            assert_alike(ranks, len(asked))
+            rollouts = [scenario.rollout(*completion) for completion in asked]
+            facts = [RowFacts(len(r.prompt_ids), len(r.completion_ids), is_truncated=0) for r in rollouts]
+            return RoundOutput(rollouts, ranks.gather_objects(rewards), facts)
+
+        def compute_logps(rollouts):
+            assert_alike(ranks, len(rollouts))
+            return [scenario.logps(rollout, records[-1].policy_step) for rollout in rollouts]
+
+        sampler = DynamicSampler(
+            args=args,
+            ranks=ranks,
+            dataset=Dataset.from_list(table).to_iterable_dataset() if scenario.is_iterable else table,
+            sample=sample,
+            compute_logps=compute_logps,
+            num_rewards=2,
+            judge=GroupJudge(scenario.filter_column, args.filter_range),
+        )
+        row_of = sampler.row_of
+
+        def row_with_position(draw):
+            return {**row_of(draw), "position": draw.position}
+
+        sampler.row_of = sampler.assembler.row_of = row_with_position
+        for number in range(scenario.num_batches):
+            record = RankRecord(policy_step=number * scenario.num_updates)
+            records.append(record)
+            try:
+                record.batch = sampler.collect(record.policy_step)
+            except RefillExhaustedError as error:
+                record.error = error
+            record.plan, record.state = sampler.last_plan, sampler.state_dict()
+            record.position, record.num_passes = sampler.stream.position, sampler.stream.num_passes
+            record.seconds_sampling = sampler.seconds_sampling
+            if record.error:
+                break
+        return records
+
+    own_clock = types.SimpleNamespace(perf_counter=lambda: clock.now)
+    with mock.patch.object(trl_dapo.dynamic_sampling, "time", own_clock):
+        per_rank = run_ranks(scenario.num_ranks, work)
+    return [list(records) for records in zip(*per_rank, strict=True)]
+
+
+def assert_alike(ranks: ThreadRanks, value: Any) -> None:
+    """Fails when a collective is entered with unlike values; real ones would hang."""
+    assert len(set(ranks.gather_objects([value]))) == 1
