@@ -1,5 +1,6 @@
 """From the groups that were collected, scattered over the ranks, to the batch that each rank trains."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,9 +53,11 @@ class CollectedBatch:
         completion_ids, logps_or_none = with_placeholders(
             [rollout.completion_ids.tolist() for rollout in self.rollouts], logps or None, tokenizer.pad_token_id
         )
-        completions = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        if is_conversational:
-            completions = [[{"role": "assistant", "content": content}] for content in completions]
+        completions = [rollout.completion for rollout in self.rollouts]
+        for row, completion in enumerate(completions):
+            if completion is None:
+                text = tokenizer.decode(completion_ids[row], skip_special_tokens=True)
+                completions[row] = [{"role": "assistant", "content": text}] if is_conversational else text
         prompt_ids = [rollout.prompt_ids.tolist() for rollout in self.rollouts]
         return prompt_ids, completion_ids, None, completions, logps_or_none, {}, None, []
 
@@ -131,7 +134,7 @@ class BatchAssembler:
                 group = accepted[move.group]
                 draw = group.draw
                 rollout = arrived.get(move) or kept[group.locations[move.sample]]
-            inputs.append(dict(self.row_of(draw)))
+            inputs.append(copy.deepcopy(self.row_of(draw)))
             rollouts.append(rollout)
         not_scored = [math.nan] * self.num_rewards
         return CollectedBatch(

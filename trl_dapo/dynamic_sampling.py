@@ -5,6 +5,8 @@ In a round only numbers cross ranks (rewards, lengths, the time it took), so tha
 rollouts stay where they were generated until the batch is complete.
 """
 
+import copy
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -107,7 +109,8 @@ class DynamicSampler:
             def row_of(draw: Draw) -> dict[str, Any]:
                 return dataset[draw.index]
 
-        self.row_of = row_of
+        # The completions of a group stand in a row: each dataset row is read once.
+        self.row_of = functools.lru_cache(maxsize=1)(row_of)
         self.planner = RefillPlanner(
             num_groups=args.num_groups_per_batch,
             confidence=args.refill_confidence,
@@ -116,7 +119,7 @@ class DynamicSampler:
             keeps_surplus=args.surplus == "carry",
         )
         self.assembler = BatchAssembler(
-            ranks, args.num_generations, num_rewards, row_of, bool(args.use_vllm), bool(args.log_completions)
+            ranks, args.num_generations, num_rewards, self.row_of, bool(args.use_vllm), bool(args.log_completions)
         )
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
@@ -244,7 +247,7 @@ class DynamicSampler:
         order = deal_prompts(len(draws), self.ranks.num_ranks)
         num_rows = len(draws) * num_generations // self.ranks.num_ranks
         local_draws = [draws[order[row // num_generations]] for row in range(rank * num_rows, (rank + 1) * num_rows)]
-        output = self.sample([dict(self.row_of(draw)) for draw in local_draws])
+        output = self.sample([copy.deepcopy(self.row_of(draw)) for draw in local_draws])
         microseconds = round((time.perf_counter() - start) * 1e6)
         facts = self.ranks.gather_rows([[*row, microseconds] for row in output.facts])
         groups = self.judge.judge(

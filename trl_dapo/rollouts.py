@@ -25,6 +25,9 @@ class Rollout:
             shape `(C,)`, float32. `None`: the policy has not changed since.
         extra_logs (`Mapping[str, Any]`):
             What reward functions logged for the rollout, by column. It does not travel with `pack`.
+        completion (`Any`):
+            The completion as reward functions saw it, a text or a conversation. It does not travel with `pack`; `None`:
+            to be decoded from `completion_ids`.
     """
 
     prompt_ids: torch.Tensor
@@ -32,6 +35,7 @@ class Rollout:
     sampling_logps: torch.Tensor | None = None
     old_logps: torch.Tensor | None = None
     extra_logs: Mapping[str, Any] = field(default_factory=dict)
+    completion: Any = None
 
     @classmethod
     def from_lists(
@@ -40,6 +44,7 @@ class Rollout:
         completion_ids: Sequence[int],
         sampling_logps: Sequence[float | None] | None,
         extra_logs: Mapping[str, Any] | None = None,
+        completion: Any = None,
     ) -> "Rollout":
         """Builds a rollout from token ids and log-probabilities (`None` where the engine gave none)."""
         logps = None
@@ -50,6 +55,7 @@ class Rollout:
             torch.tensor(completion_ids, dtype=torch.int32),
             logps,
             extra_logs=extra_logs or {},
+            completion=completion,
         )
 
     def truncated(self, num_tokens: int) -> "Rollout":

@@ -286,6 +286,7 @@ class DAPOTrainer(GRPOTrainer):
                 completion_ids[row][: facts.completion_length],
                 None if logps is None else logps[row][: facts.completion_length],
                 {column: values[row] for column, values in logged.items()},
+                completions[row],
             )
             for row, facts in enumerate(self._facts)
         ]
