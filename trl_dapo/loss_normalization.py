@@ -31,6 +31,36 @@ def live_tokens(inputs: Mapping[str, Any]) -> torch.Tensor:
     return counts
 
 
+def group_columns(
+    counts: torch.Tensor, all_counts: torch.Tensor, rank: int, num_generations: int
+) -> dict[str, torch.Tensor]:
+    """
+    Returns the columns by which groups are told apart once the rows of a batch are shuffled.
+
+    Args:
+        counts (`torch.Tensor`):
+            Live tokens of the rows of this rank, shape `(B,)`.
+        all_counts (`torch.Tensor`):
+            The same of all ranks, rank-major, shape `(W * B,)`.
+        rank (`int`):
+            Number of this rank.
+        num_generations (`int`):
+            Completions of a group.
+
+    Example:
+
+    >>> columns = group_columns(torch.tensor([3, 4]), torch.tensor([1, 2, 3, 4]), rank=1, num_generations=4)
+    >>> columns["dapo_group_tokens"].tolist(), columns["dapo_row_number"].tolist()
+    ([10, 10], [0, 1])
+    """
+    by_row = all_counts.view(-1, num_generations).sum(dim=1).repeat_interleave(num_generations)
+    first = rank * len(counts)
+    return {
+        GROUP_TOKENS: by_row[first : first + len(counts)],
+        ROW_NUMBER: torch.arange(len(counts), device=counts.device),
+    }
+
+
 def window_sums(values: torch.Tensor, gradient_accumulation_steps: int) -> torch.Tensor:
     """
     Sums over the micro-batches of each optimizer step, repeated for each of them.

@@ -1,48 +1,33 @@
 """Log-probabilities of the present policy, as TRL computes those of the old one: no gradient, no checkpointing."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
+from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from .carried_logps import compute_logps
-from .config import DAPOConfig
 from .rollouts import Rollout
 
 
 class PolicyScorer:
     """
-    Scores completions with the model under training.
+    Scores completions with the model under training, in parts of `per_device_train_batch_size` rows.
+
+    With some wrappers a forward pass is a collective: all ranks score equally many rows.
 
     Args:
-        forward (`Callable`):
-            TRL's forward pass: model, token ids `(B, P + C)`, their attention mask, C and `batch_size` to a tuple that
-            begins with log-probabilities `(B, C)`. With some wrappers it is a collective: all ranks call it equally often.
-        model (`torch.nn.Module`):
-            The model under training.
-        args (`DAPOConfig`):
-            The trainer's configuration.
-        pad_token_id (`int`):
-            Fills what is shorter.
-        device (`torch.device`):
-            Device of the model.
+        trainer (`GRPOTrainer`):
+            Owns the model, which it may yet wrap, and TRL's forward pass.
     """
 
-    def __init__(
-        self, forward: Callable[..., Any], model: Any, args: DAPOConfig, pad_token_id: int, device: torch.device
-    ):
-        self.forward = forward
-        self.model = model
-        self.args = args
-        self.pad_token_id = pad_token_id
-        self.device = device
+    def __init__(self, trainer: GRPOTrainer):
+        self.trainer = trainer
 
     def score_rollouts(self, rollouts: list[Rollout]) -> list[torch.Tensor]:
         """Returns the log-probability of each token of each completion: shape `(C,)`, float32, on the CPU."""
-        return compute_logps(
-            self._logps, rollouts, self.args.per_device_train_batch_size, self.pad_token_id, self.device
-        )
+        size, pad_token_id = self.trainer.args.per_device_train_batch_size, self.trainer._tokenizer.pad_token_id
+        return compute_logps(self._logps, rollouts, size, pad_token_id, self.trainer.accelerator.device)
 
     def score_batch(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the log-probabilities of the completions of a generation batch, shape `(B, C)`."""
@@ -51,9 +36,18 @@ class PolicyScorer:
         return self._logps(input_ids, attention_mask, batch["completion_ids"].size(1))
 
     def _logps(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> torch.Tensor:
-        kwargs: Any = self.args.gradient_checkpointing_kwargs
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, kwargs):
-            logps: torch.Tensor = self.forward(
-                self.model, input_ids, attention_mask, width, batch_size=self.args.per_device_train_batch_size
+        trainer = self.trainer
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),  # type: ignore[arg-type]
+        ):
+            # TRL's own, and not what a subclass makes of it.
+            logps: torch.Tensor = GRPOTrainer._get_per_token_logps_and_entropies(
+                trainer,
+                trainer.model,
+                input_ids,
+                attention_mask,
+                width,
+                batch_size=trainer.args.per_device_train_batch_size,
             )[0]
         return logps

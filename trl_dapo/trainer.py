@@ -21,14 +21,7 @@ from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler, RoundOutput
-from .loss_normalization import (
-    GROUP_TOKENS,
-    ROW_NORMALIZED_LOSSES,
-    ROW_NUMBER,
-    live_tokens,
-    normalize_by_tokens,
-    whole_groups,
-)
+from .loss_normalization import ROW_NORMALIZED_LOSSES, group_columns, live_tokens, normalize_by_tokens, whole_groups
 from .policy_scorer import PolicyScorer
 from .preflight import describe_run
 from .rewards import SoftOverlongPunishment
@@ -141,10 +134,7 @@ class DAPOTrainer(GRPOTrainer):
         self.diagnostics = LossDiagnostics(
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
-        forward = functools.partial(GRPOTrainer._get_per_token_logps_and_entropies, self)
-        self.policy_scorer = PolicyScorer(
-            forward, self.model, args, self._tokenizer.pad_token_id, self.accelerator.device
-        )
+        self.policy_scorer = PolicyScorer(self)
         self.dynamic_sampler: DynamicSampler | None = None
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
@@ -253,11 +243,9 @@ class DAPOTrainer(GRPOTrainer):
         if self.model.training:
             self.diagnostics.observe_rows(output["advantages"], lengths.to(device), ~is_filler.to(device))
             if self.args.loss_normalization == "group":
-                first = self.accelerator.process_index * len(counts)
-                by_group = self.accelerator.gather(counts).view(-1, self.num_generations).sum(dim=1)
-                by_row = by_group.repeat_interleave(self.num_generations)
-                output[GROUP_TOKENS] = by_row[first : first + len(counts)]
-                output[ROW_NUMBER] = torch.arange(len(counts), device=device)
+                output |= group_columns(
+                    counts, self.accelerator.gather(counts), self.accelerator.process_index, self.num_generations
+                )
         return output
 
     def _collect_batch(self, sampler: DynamicSampler) -> CollectedBatch:
