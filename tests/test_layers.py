@@ -22,7 +22,6 @@ FLOORS = {
     "assembly": 3,
     "batch_report": 3,
     "callbacks": 3,
-    "carried_logps": 3,
     "collectives": 3,
     "data": 3,
     "dynamic_sampling": 3,

@@ -16,13 +16,12 @@ from trl.trainer.grpo_trainer import RewardFunc
 from .assembly import CollectedBatch
 from .batch_report import BatchReporter
 from .callbacks import EmptyUpdateGuard, RunAnnouncement
-from .carried_logps import restore_old_logps
 from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler, RoundOutput
 from .loss_normalization import ROW_NORMALIZED_LOSSES, group_columns, live_tokens, normalize_by_tokens, whole_groups
-from .policy_scorer import PolicyScorer
+from .policy_scorer import PolicyScorer, restore_old_logps
 from .preflight import describe_run
 from .rewards import SoftOverlongPunishment
 from .rollouts import Rollout, with_placeholders
