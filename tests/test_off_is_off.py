@@ -29,6 +29,7 @@ def run(trainer_class, args):
         {},
         {"steps_per_generation": 4},
         {"gradient_accumulation_steps": 2},
+        {"steps_per_generation": 2, "num_iterations": 2, "delta": 2.0, "entropy_coef": 0.01},
         # Without padding tokens among the sampled ones: TRL takes a completion that ends in one for finished.
         {
             "steps_per_generation": 2,
