@@ -7,11 +7,18 @@ a set nor fall back to any number in the text. Its own timeouts are off: the ope
 import logging
 import random
 import re
-from functools import lru_cache
 from typing import Any
 
+import math_verify
+import sympy
+import sympy.core.random
+
+from .agreement import agree
 from .verdicts import Outcome
 
+
+# The box first and nothing else: without an anchor math-verify takes any fraction that it finds in the text.
+_EXTRACTION = (math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)
 
 # Golds and what they were parsed to, oldest first.
 _known_golds: dict[str, tuple[Any, ...]] = {}
@@ -74,22 +81,32 @@ def compare(gold: str, answer: str | None) -> Outcome:
         parsed_answer = _parse(answer)
         if not parsed_answer:
             return Outcome.DIFFERENT
-        is_same = _math_verify().verify(list(parsed_gold), parsed_answer, timeout_seconds=None, raise_on_error=True)
+        is_same = _is_same(parsed_gold[0], parsed_answer[0])
     except Exception:
         return Outcome.GAVE_UP
     return Outcome.EQUAL if is_same else Outcome.DIFFERENT
 
 
 def warm_up() -> None:
-    """
-    Import math-verify and fill its parser's tables, so that the first gradings take no longer than later ones.
-
-    Raises:
-        `ImportError`: If math-verify is not installed.
-    """
-    _math_verify()
+    """Fill the parser's tables, so that the first gradings take no longer than later ones."""
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     for gold, answer in ((r"\frac{1}{2}+\sqrt{2}x", r"x\sqrt{2}+0.5"), (r"\{1,2\}", r"(1,\pi]"), ("x=3", "x^2<9")):
         compare(gold, answer)
+
+
+def _is_same(gold: Any, answer: Any) -> bool:
+    is_same = agree(gold, answer)
+    if is_same is None:
+        is_same = math_verify.verify(
+            gold, answer, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True
+        )
+        if is_same and isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq) and gold != answer:
+            # Two equations without a solution have the same solutions to math-verify.
+            return (
+                bool(sympy.solve(gold, gold.free_symbols))
+                or not sympy.simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs)).free_symbols
+            )
+    return bool(is_same)
 
 
 def _parse(text: str) -> list[Any]:
@@ -100,9 +117,10 @@ def _parse(text: str) -> list[Any]:
             return []
     if depth:
         return []
-    parsed: list[Any] = _math_verify().parse(
+    text = text.replace("\\varnothing", "\\emptyset")
+    parsed: list[Any] = math_verify.parse(
         f"\\boxed{{{text}}}",
-        extraction_config=_extraction_config(),
+        extraction_config=_EXTRACTION,
         fallback_mode="no_fallback",
         extraction_mode="first_match",
         parsing_timeout=None,
@@ -113,21 +131,5 @@ def _parse(text: str) -> list[Any]:
 
 def _reseed() -> None:
     # sympy tests equality at random points, and a verdict must not depend on which.
-    import sympy.core.random
-
     random.seed(0)
     sympy.core.random.seed(0)
-
-
-@lru_cache(maxsize=1)
-def _math_verify() -> Any:
-    import math_verify
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    return math_verify
-
-
-@lru_cache(maxsize=1)
-def _extraction_config() -> tuple[Any, ...]:
-    # The box first and nothing else: without an anchor math-verify takes any fraction that it finds in the text.
-    return (_math_verify().LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)

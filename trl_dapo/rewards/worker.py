@@ -13,7 +13,7 @@ import json
 import os
 import sys
 
-from . import limits, symbolic
+from . import limits
 from .verdicts import Outcome
 
 
@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
     replies = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not end up among the replies
     try:
+        from . import symbolic
+
         symbolic.warm_up()
     except Exception as error:
         _reply(replies, f"failed {type(error).__name__}: {error}".replace("\n", " "))
@@ -63,6 +65,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(replies: int, cpu_seconds: float) -> int:
+    from . import symbolic
+
     num_pairs = 0
     while True:
         pairs = _next_request()
