@@ -77,6 +77,8 @@ def agree(gold: Any, answer: Any) -> bool | None:
         return has_same_ends and _all_agree((gold.start, gold.end), (answer.start, answer.end))
     if isinstance(gold, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
         return gold.shape == answer.shape and _all_agree(gold.flat(), answer.flat())
+    if _is_inequality(gold) and _is_inequality(answer):
+        return _inequalities_agree(gold, answer)
     if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
         return _expressions_agree(gold, answer)
     return None
@@ -98,7 +100,24 @@ def _sets_agree(golds: list[Any], answers: list[Any]) -> bool | None:
     return not answers
 
 
+def _is_inequality(relation: Any) -> bool:
+    if isinstance(relation, sympy.And):
+        return all(map(_is_inequality, relation.args))
+    return isinstance(relation, sympy.core.relational._Inequality)
+
+
+def _inequalities_agree(gold: Any, answer: Any) -> bool | None:
+    if len(gold.free_symbols) != 1 or gold.free_symbols != answer.free_symbols:
+        return None
+    try:
+        return agree(gold.as_set(), answer.as_set())
+    except NotImplementedError:
+        return None
+
+
 def _expressions_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
+    # The parser takes the imaginary unit for a variable.
+    gold, answer = (side.subs({name: sympy.I for name in side.free_symbols if name.name == "i"}) for side in (gold, answer))
     if isinstance(gold, sympy.Symbol) or isinstance(answer, sympy.Symbol):
         return None  # `abc` may be one name or a product of three
     has_infinity = [expression.has(sympy.oo, -sympy.oo) for expression in (gold, answer)]

@@ -25,6 +25,7 @@ MAX_RELATIVE_ERROR = Fraction(1, 1000)
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?([A-Z])\)?")
+_BASED = re.compile(r"([0-9A-F]{1,60})_(?:\{([0-9]{1,2})\}|([0-9]))")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '\u2019-]+[^\W\d_]+)*")
 
 
@@ -66,10 +67,11 @@ class _Answer:
     text: str
     value: Fraction | None  # None: not certainly a rational number
     words: str | None  # None: not words
+    based: tuple[str, int] | None  # digits and base of a number like `1011_2`
 
     @property
     def is_plain(self) -> bool:
-        return self.value is not None or self.words is not None
+        return self.value is not None or self.words is not None or self.based is not None
 
 
 def grade_cheaply(gold: str, completion: str) -> Grading | Question:
@@ -115,6 +117,8 @@ def _decide(gold: _Answer, extracted: str | None) -> Verdict | None:
     answer = _read(extracted)
     if gold.value is not None and answer.value is not None:
         is_same = _rationals_agree(gold, answer, gold.value, answer.value)
+    elif gold.based is not None or answer.based is not None:
+        is_same = _based_numbers_agree(gold, answer)
     elif gold.words is not None and answer.words is not None:
         is_same = gold.words == answer.words
     elif "".join(gold.text.split()) == "".join(answer.text.split()):
@@ -152,7 +156,23 @@ def _read_gold(gold: str) -> _Answer | None:
 
 
 def _read(text: str) -> _Answer:
-    return _Answer(text=text, value=parse_rational(text), words=_words(text))
+    return _Answer(text=text, value=parse_rational(text), words=_words(text), based=_based(text))
+
+
+def _based(text: str) -> tuple[str, int] | None:
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    base = int(match[2] or match[3])
+    return (match[1], base) if 2 <= base <= 16 and all(int(digit, 16) < base for digit in match[1]) else None
+
+
+def _based_numbers_agree(gold: _Answer, answer: _Answer) -> bool:
+    if gold.based is not None and answer.based is not None:
+        return int(*gold.based) == int(*answer.based)
+    # One of them leaves the base out, as the question names it.
+    digits = [side.text if side.based is None else side.based[0] for side in (gold, answer)]
+    return digits[0] == digits[1]
 
 
 def _words(text: str) -> str | None:
@@ -171,7 +191,7 @@ def _latex(answer: _Answer) -> str:
     # math-verify misreads some plain numbers (`1\,234` as 235, `5 dollars` as a product); decimals stay decimals, as
     # they are compared with rounding.
     value = answer.value
-    if value is None or "." in answer.text or is_percentage(answer.text):
+    if value is None or ("." in answer.text and "\\overline" not in answer.text) or is_percentage(answer.text):
         return answer.text
     sign = "-" if value < 0 else ""
     return sign + (

@@ -20,6 +20,20 @@ from .verdicts import Outcome
 # The box first and nothing else: without an anchor math-verify takes any fraction that it finds in the text.
 _EXTRACTION = (math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)
 
+# What the parser does not know.
+_SPELLINGS = (
+    (re.compile(r"\\varnothing\b"), r"\\emptyset"),
+    (re.compile(r"(?<=[0-9}])\s*x\s*(?=10\s*\^)"), r"\\times "),
+    (re.compile(r"\u221a\s*([0-9]+|[a-zA-Z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\u221a\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile("\u00b2"), "^2"),
+    (re.compile("\u00b3"), "^3"),
+    (re.compile("\u00bd"), r"\\frac{1}{2}"),
+    (re.compile("\u00bc"), r"\\frac{1}{4}"),
+    (re.compile("\u00be"), r"\\frac{3}{4}"),
+    (re.compile("\u2212"), "-"),
+)
+
 # Golds and what they were parsed to, oldest first.
 _known_golds: dict[str, tuple[Any, ...]] = {}
 MAX_KNOWN_GOLDS = 4_096
@@ -40,7 +54,9 @@ def read_gold(latex: str) -> tuple[Any, ...]:
         if len(_known_golds) >= MAX_KNOWN_GOLDS:
             del _known_golds[next(iter(_known_golds))]
         try:
-            _known_golds[latex] = tuple(_parse(latex))
+            parsed = tuple(_parse(latex))
+            is_number = not any(part.has(sympy.nan, sympy.zoo) for part in parsed)
+            _known_golds[latex] = parsed if is_number else ()
         except Exception:
             _known_golds[latex] = ()
     return _known_golds[latex]
@@ -117,7 +133,8 @@ def _parse(text: str) -> list[Any]:
             return []
     if depth:
         return []
-    text = text.replace("\\varnothing", "\\emptyset")
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
     parsed: list[Any] = math_verify.parse(
         f"\\boxed{{{text}}}",
         extraction_config=_EXTRACTION,
