@@ -117,7 +117,9 @@ def _inequalities_agree(gold: Any, answer: Any) -> bool | None:
 
 def _expressions_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     # The parser takes the imaginary unit for a variable.
-    gold, answer = (side.subs({name: sympy.I for name in side.free_symbols if name.name == "i"}) for side in (gold, answer))
+    gold, answer = (
+        side.subs({name: sympy.I for name in side.free_symbols if name.name == "i"}) for side in (gold, answer)
+    )
     if isinstance(gold, sympy.Symbol) or isinstance(answer, sympy.Symbol):
         return None  # `abc` may be one name or a product of three
     has_infinity = [expression.has(sympy.oo, -sympy.oo) for expression in (gold, answer)]
@@ -141,6 +143,8 @@ def _numbers_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
         exact_gold, exact_answer = gold.doit(), answer.doit()
         if exact_gold.is_Rational and exact_answer.is_Rational:
             return bool(exact_gold == exact_answer)
+        if {exact_gold.is_rational, exact_answer.is_rational} == {True, False}:
+            return False  # however many digits they share
     left, right = gold.evalf(EXACT_DIGITS), answer.evalf(EXACT_DIGITS)
     if not _is_finite(left):
         return None

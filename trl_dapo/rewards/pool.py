@@ -247,15 +247,15 @@ class GradingPool:
         is_reading_gold = False
         num_open = len(pairs)
         while num_open:
-            word, _, number = worker.hear(self.wall_seconds).partition(" ")
+            word, signal_number = worker.hear(self.wall_seconds)
             if word in ("reading_gold", "gold_read"):
                 is_reading_gold = word == "reading_gold"
             elif word == "renewed":
                 return
             elif word == "died":
-                if int(number) not in CPU_LIMIT_SIGNALS:
+                if signal_number not in CPU_LIMIT_SIGNALS:
                     # Killed from outside, or crashed: who knows how much of the request it had read.
-                    raise WorkerLostError(f"the worker's fork was ended by signal {number}")
+                    raise WorkerLostError(f"the worker's fork was ended by signal {signal_number}")
                 self.num_restarts += 1
                 yield Outcome.BAD_GOLD if is_reading_gold else Outcome.GAVE_UP
                 return

@@ -3,10 +3,11 @@ r"""A worker process of the grading pool: `python -P -m trl_dapo.rewards.worker 
 It imports math-verify once and then forks itself: the fork grades, the original waits. A grading that reaches a limit
 costs the fork its life, and the next fork takes over within milliseconds, in the same fresh state.
 
-Requests come on standard input: four bytes of length (big-endian), then a JSON list of `[gold, answer or null]`.
-Replies are lines on standard output, at most one per pair and in order: the value of an `Outcome`. Between them stand
-`reading_gold` and `gold_read` around the parsing of a new gold, and `died N` (by signal N, 0 for none) or `renewed`
-when a fork has ended: then nobody answers the rest of the request, and the pool has to send it again.
+Requests come on standard input: four bytes of length (big-endian), then JSON: a number, and a list of
+`[gold, answer or null]`. Replies are lines on standard output, each with the request's number, at most one per pair and
+in order: the value of an `Outcome`. Between them stand `reading_gold` and `gold_read` around the parsing of a new gold.
+`renewed` instead of an outcome says that nobody will answer the rest of the request, which has to be sent again, and
+`died N`, without a number, the same because a fork was ended by signal N (0 for none).
 """
 
 import json
@@ -56,42 +57,42 @@ def main(arguments: list[str]) -> int:
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
             _reply(replies, f"died {os.WTERMSIG(status)}")
-        elif os.WEXITSTATUS(status) == _RENEW:
-            _reply(replies, "renewed")
         elif os.WEXITSTATUS(status) == _INPUT_ENDED:
             return 0
-        else:
+        elif os.WEXITSTATUS(status) != _RENEW:
             _reply(replies, "died 0")
 
 
 def _serve(replies: int, cpu_seconds: float) -> int:
     from . import symbolic
 
-    num_pairs = 0
-    while True:
-        pairs = _next_request()
-        if pairs is None:
-            return _INPUT_ENDED
-        for gold, answer in pairs:
+    num_graded = 0
+    while (request := _next_request()) is not None:
+        number, pairs = request
+        for position, (gold, answer) in enumerate(pairs, start=1):
             if not symbolic.is_known(gold):
                 # A time limit reached in here is the gold's fault, and the pool can tell by the missing second line.
-                _reply(replies, "reading_gold")
+                _reply(replies, f"{number} reading_gold")
                 limits.start_cpu_limit(cpu_seconds)
                 symbolic.read_gold(gold)
                 limits.start_cpu_limit(0)
-                _reply(replies, "gold_read")
+                _reply(replies, f"{number} gold_read")
             limits.start_cpu_limit(cpu_seconds)
             outcome = symbolic.compare(gold, answer)
             limits.start_cpu_limit(0)
-            _reply(replies, outcome.value)
-            num_pairs += 1
+            _reply(replies, f"{number} {outcome.value}")
             if outcome is Outcome.GAVE_UP:
-                return _RENEW  # whatever failed may have left something behind, a lack of memory for one
-        if num_pairs >= MAX_PAIRS_PER_FORK:
+                # Whatever failed may have left something behind: a lack of memory, for one.
+                if position < len(pairs):
+                    _reply(replies, f"{number} renewed")
+                return _RENEW
+        num_graded += len(pairs)
+        if num_graded >= MAX_PAIRS_PER_FORK:
             return _RENEW
+    return _INPUT_ENDED
 
 
-def _next_request() -> list[tuple[str, str | None]] | None:
+def _next_request() -> tuple[int, list[tuple[str, str | None]]] | None:
     # Not one byte more than the request: the rest must be there for the next fork.
     header = _read_exactly(4)
     body = header and _read_exactly(int.from_bytes(header, "big"))

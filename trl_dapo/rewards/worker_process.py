@@ -64,8 +64,9 @@ class WorkerProcess:
         self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._requests, False)
         self._buffer = b""
+        self._request_number = 0
         try:
-            word, _, reason = self.hear(START_SECONDS).partition(" ")
+            word, _, reason = self._line(START_SECONDS).partition(" ")
         except WorkerLostError as error:
             self.kill()
             raise WorkerNotStartedError(f"{error} before it was ready") from error
@@ -89,7 +90,10 @@ class WorkerProcess:
         Raises:
             `WorkerLostError`: If the worker has gone or does not read.
         """
-        body = json.dumps(pairs).encode("ascii")  # escapes keep null bytes and lone surrogates whole
+        self._request_number += 1
+        body = json.dumps((self._request_number, pairs)).encode(
+            "ascii"
+        )  # escapes keep null bytes and lone surrogates whole
         rest = memoryview(len(body).to_bytes(4, "big") + body)
         deadline = time.monotonic() + seconds
         while rest:
@@ -101,17 +105,28 @@ class WorkerProcess:
             except OSError as error:
                 raise WorkerLostError("the worker has ended") from error
 
-    def hear(self, seconds: float) -> str:
+    def hear(self, seconds: float) -> tuple[str, int]:
         """
-        Return the next line of the worker, without its end.
+        Return the next reply to the last request.
 
         Args:
             seconds (`float`):
                 Wall seconds to wait for it.
 
+        Returns:
+            `tuple[str, int]`: The reply, and with `died` the number of the signal, else 0.
+
         Raises:
-            `WorkerLostError`: If the worker has gone or says nothing.
+            `WorkerLostError`: If the worker has gone, says nothing, or answers something else.
         """
+        first, _, second = self._line(seconds).partition(" ")
+        if first == "died":
+            return first, int(second)
+        if first != str(self._request_number):
+            raise WorkerLostError(f"the worker answers request {first} and not {self._request_number}")
+        return second, 0
+
+    def _line(self, seconds: float) -> str:
         deadline = time.monotonic() + seconds
         while b"\n" not in self._buffer:
             self._wait(self._replies, select.POLLIN, deadline)
