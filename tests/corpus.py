@@ -72,7 +72,11 @@ def render(rows: list[dict[str, Any]]) -> str:
         false_positives = sum(bool(row[key]) for row in differing)
         share = 1 - len(differing) / len(asked)
         lines.append(f"| `{key}` | {len(asked) - len(differing)} ({share:.1%}) | {false_positives} |")
-    lines += ["", "| gold | completion | label | math-verify | gold in a box | TRL | why |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| gold | completion | label | math-verify | gold in a box | TRL | why |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in listed:
         cells = [_code(row["gold"]), _code(row["completion"]), row["verdict"]]
         for key in ("math_verify", "math_verify_boxed", "trl"):
