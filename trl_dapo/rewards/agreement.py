@@ -77,6 +77,8 @@ def agree(gold: Any, answer: Any) -> bool | None:
         return has_same_ends and _all_agree((gold.start, gold.end), (answer.start, answer.end))
     if isinstance(gold, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
         return gold.shape == answer.shape and _all_agree(gold.flat(), answer.flat())
+    if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
+        return _equations_agree(gold, answer)
     if _is_inequality(gold) and _is_inequality(answer):
         return _inequalities_agree(gold, answer)
     if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
@@ -98,6 +100,28 @@ def _sets_agree(golds: list[Any], answers: list[Any]) -> bool | None:
             return None if None in results else False
         del answers[results.index(True)]
     return not answers
+
+
+def _equations_agree(gold: Any, answer: Any) -> bool | None:
+    if not all(isinstance(side, sympy.Expr) for side in (*gold.args, *answer.args)):
+        return None
+    if (
+        gold.lhs == answer.lhs
+        and gold.lhs.is_Symbol
+        and gold.lhs not in gold.rhs.free_symbols | answer.rhs.free_symbols
+    ):
+        return agree(gold.rhs, answer.rhs)
+    differences = [side.lhs - side.rhs for side in (gold, answer)]
+    if _expressions_agree(*differences) or _expressions_agree(differences[0], -differences[1]):
+        return True
+    names = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    if names and all(difference.is_polynomial(*names) for difference in differences):
+        left, right = (sympy.Poly(difference, *names) for difference in differences)
+        if left.total_degree() == right.total_degree() == 1:
+            # Two straight lines (or planes, or numbers) are the same if and only if their coefficients are in proportion.
+            factor = right.LC() / left.LC() if left.LM() == right.LM() else 0
+            return bool((left * factor - right).is_zero)
+    return None
 
 
 def _is_inequality(relation: Any) -> bool:
@@ -138,6 +162,14 @@ def _expressions_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
 
 
 def _numbers_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
+    if gold.is_Rational and answer.is_Rational:
+        return bool(gold == answer)
+    # Most wrong answers differ at once, and what follows takes longer.
+    rough_gold, rough_answer = gold.evalf(), answer.evalf()
+    if _is_finite(rough_gold) and _is_finite(rough_answer):
+        size, difference = max(abs(rough_gold), abs(rough_answer)), abs(rough_gold - rough_answer)
+        if difference > 2 * MAX_RELATIVE_ERROR * size:
+            return False
     is_decimal = gold.has(sympy.Float) or answer.has(sympy.Float)
     if not is_decimal:
         exact_gold, exact_answer = gold.doit(), answer.doit()
