@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hostile import GOLD, HOSTILE
+from hostile import GOLD, HOSTILE, nested
 
 from trl_dapo.rewards.equivalence import Grading, Verdict, grade, grade_async
 from trl_dapo.rewards.pool import MEMORY_BYTES, GradingPool
@@ -43,51 +43,46 @@ def in_an_event_loop(golds: list[str], completions: list[str], pool: GradingPool
     return asyncio.run(main())
 
 
-def run_gauntlet(cpu_seconds: float, grade_all: Callable[..., list[Grading]]) -> tuple[list[Grading], float, int]:
-    """Grades all hostile completions between their neighbours; returns also wall seconds and forks lost."""
+def check_gauntlet(cpu_seconds: float, grade_all: Callable[..., list[Grading]]) -> None:
+    """Grades all hostile completions between their neighbours."""
     completions = [text for hostile in HOSTILE.values() for text in (NEIGHBOURS[0][0], hostile, NEIGHBOURS[1][0])]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with GradingPool(NUM_WORKERS, cpu_seconds) as pool:
-        assert grade([GOLD], [r"\boxed{x}"], pool)[0].verdict is Verdict.WRONG  # the workers are there
-        start = time.monotonic()
         gradings = grade_all([GOLD] * len(completions), completions, pool)
-        return gradings, time.monotonic() - start, pool.num_restarts
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the workers, which have ended, and of their forks
 
-
-def check_gauntlet(gradings: list[Grading], seconds: float, num_restarts: int, cpu_seconds: float) -> None:
     assert len(gradings) == 3 * len(HOSTILE)
     verdicts = {name: grading.verdict for name, grading in zip(HOSTILE, gradings[1::3], strict=True)}
     assert Verdict.CORRECT not in verdicts.values(), verdicts
     assert Verdict.UNPARSEABLE_GOLD not in verdicts.values(), verdicts
     assert {grading.verdict for grading in gradings[0::3]} == {NEIGHBOURS[0][1]}
     assert {grading.verdict for grading in gradings[2::3]} == {NEIGHBOURS[1][1]}
-    # The bound in CPU time is one limit per hostile completion, shared by the workers. Wall time is up to eight times
-    # that on a busy machine, with a second for each worker that has to start anew.
-    assert seconds < 8 * len(HOSTILE) * cpu_seconds / NUM_WORKERS + num_restarts + 10
-    assert num_restarts <= len(HOSTILE)
-    # In KiB: no process that the pool ended had more than its imports and its limit.
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < MEMORY_BYTES / 1024 + 300_000
+    assert pool.num_restarts <= len(HOSTILE)
+    # One limit per hostile completion, and what it takes to start two workers and fork them anew (a tenth of a second).
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < len(HOSTILE) * (cpu_seconds + 0.1) + NUM_WORKERS * 10
+    # Wall time only shows that it did not hang: the machine may have a lot else to do.
+    assert time.monotonic() - start < 60 + 20 * len(HOSTILE) * cpu_seconds
+    # In KiB: no process had more than its imports and its limit.
+    assert after.ru_maxrss < MEMORY_BYTES / 1024 + 300_000
 
 
 @pytest.mark.parametrize("grade_all", [in_this_thread, in_another_thread, in_an_event_loop])
 def test_hostile_completions_are_graded_and_their_neighbours_graded_right(grade_all: Callable[..., list[Grading]]):
-    cpu_seconds = 0.15
-    check_gauntlet(*run_gauntlet(cpu_seconds, grade_all), cpu_seconds=cpu_seconds)
+    check_gauntlet(0.15, grade_all)
 
 
 @pytest.mark.slow
 def test_hostile_completions_are_graded_within_the_default_limits():
-    check_gauntlet(*run_gauntlet(2.0, in_this_thread), cpu_seconds=2.0)
+    check_gauntlet(2.0, in_this_thread)
 
 
-def test_hostile_golds_say_nothing_about_the_completion():
-    golds = [HOSTILE[name] for name in ("quotient of huge powers", "memory: giant power", "factorial")]
-    with GradingPool(NUM_WORKERS, cpu_seconds=0.25) as pool:
-        # The second completion of a group must not wait for the limit again.
-        start = time.monotonic()
-        gradings = grade([gold for gold in golds for _ in range(50)], [r"\boxed{\sqrt{3}}"] * 150, pool)
-        assert time.monotonic() - start < 60
-    assert {grading.verdict for grading in gradings[:50]} <= {Verdict.UNPARSEABLE_GOLD, Verdict.GAVE_UP}
-    assert Verdict.CORRECT not in {grading.verdict for grading in gradings}
+def test_a_hostile_gold_costs_one_limit_and_not_one_per_completion():
+    gold = nested(r"\sqrt{2+", "2", "}", 100)  # takes longer to read than the limit allows
+    with GradingPool(NUM_WORKERS, cpu_seconds=0.05) as pool:
+        gradings = grade([gold] * 200, [rf"\boxed{{{n}\pi}}" for n in range(200)], pool)
+    assert {grading.verdict for grading in gradings} == {Verdict.UNPARSEABLE_GOLD}
+    assert pool.num_restarts <= NUM_WORKERS  # each worker may have been at it when the other found out
 
 
 def test_a_hundred_thousand_characters_cost_no_more_than_a_thousand():

@@ -18,7 +18,7 @@ from trl_dapo.rewards.pool import GradingPool, default_num_workers, shared_pool
 from trl_dapo.rewards.verdicts import Outcome, Verdict
 
 
-GIVES_UP = ("1", r"\frac{3^{3000000}}{7^{1700000}}")
+GIVES_UP = ("1", "9^{9^{9^{9}}}")
 
 
 def questions(number: int) -> tuple[list[tuple[str, str]], list[Outcome]]:

@@ -101,6 +101,7 @@ class GradingPool:
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Task | None] = queue.Queue(maxsize=4 * self.num_workers)
         self._known: OrderedDict[Pair, Outcome] = OrderedDict()
+        self._bad_golds: set[str] = set()
         self._is_closed = self._is_killed = False
         self.num_restarts = 0
         """Workers or forks of them lost so far: to a limit, to a crash, or because somebody killed them."""
@@ -139,6 +140,7 @@ class GradingPool:
         """
         with self._lock:
             outcomes = {pair: self._known[pair] for pair in pairs if pair in self._known}
+            outcomes |= {pair: Outcome.BAD_GOLD for pair in pairs if pair[0] in self._bad_golds}
         tasks = [_Task(request) for request in self._requests([pair for pair in pairs if pair not in outcomes])]
         for task in tasks:
             self._put(task)
@@ -218,14 +220,21 @@ class GradingPool:
 
     def _outcomes(self, slot: int, pairs: Sequence[Pair]) -> list[tuple[Outcome, bool]]:
         """Have one worker answer, or its successors; `False` beside an outcome that another try might change."""
-        outcomes: list[tuple[Outcome, bool]] = []
+        outcomes: dict[Pair, tuple[Outcome, bool]] = {}
         open_pairs = deque(pairs)
         num_tries = 0  # of the first open pair
-        while open_pairs:
+        while True:
+            # A gold that reached the limit need not do so for every completion of its group.
+            outcomes |= {pair: (Outcome.BAD_GOLD, True) for pair in open_pairs if pair[0] in self._bad_golds}
+            open_pairs = deque(pair for pair in open_pairs if pair not in outcomes)
+            if not open_pairs:
+                return [outcomes[pair] for pair in pairs]
             try:
                 for outcome in self._replies(slot, list(open_pairs)):
-                    outcomes.append((outcome, True))
-                    open_pairs.popleft()
+                    pair = open_pairs.popleft()
+                    outcomes[pair] = outcome, True
+                    if outcome is Outcome.BAD_GOLD:
+                        self._bad_golds.add(pair[0])
                     num_tries = 0
             except WorkerLostError as error:
                 self._lose(slot)
@@ -235,10 +244,8 @@ class GradingPool:
                 if num_tries == MAX_TRIES:
                     if isinstance(error, WorkerNotStartedError):
                         raise RuntimeError(f"Grading workers do not start: {error}") from error
-                    outcomes.append((Outcome.GAVE_UP, False))
-                    open_pairs.popleft()
+                    outcomes[open_pairs.popleft()] = Outcome.GAVE_UP, False
                     num_tries = 0
-        return outcomes
 
     def _replies(self, slot: int, pairs: list[Pair]) -> Iterator[Outcome]:
         """Yield the outcomes of the pairs until one costs the fork its life; then the rest must be asked again."""
