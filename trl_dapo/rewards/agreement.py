@@ -144,8 +144,10 @@ def _expressions_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     gold, answer = (
         side.subs({name: sympy.I for name in side.free_symbols if name.name == "i"}) for side in (gold, answer)
     )
-    if isinstance(gold, sympy.Symbol) or isinstance(answer, sympy.Symbol):
+    if all(isinstance(side, sympy.Symbol) or _is_product_of_symbols(side) for side in (gold, answer)):
         return None  # `abc` may be one name or a product of three
+    if answer.has(sympy.zoo, sympy.nan):
+        return False  # 1/0 is no answer to anything
     has_infinity = [expression.has(sympy.oo, -sympy.oo) for expression in (gold, answer)]
     if any(has_infinity):
         return bool(gold == answer) if all(has_infinity) else None
@@ -159,6 +161,10 @@ def _expressions_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     if len(names) > len(_POINTS[0]):
         return None
     return _agree_at_points(gold, answer, names)
+
+
+def _is_product_of_symbols(expression: sympy.Expr) -> bool:
+    return bool(expression.is_Mul) and all(isinstance(factor, sympy.Symbol) for factor in expression.args)
 
 
 def _numbers_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
@@ -181,7 +187,7 @@ def _numbers_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     if not _is_finite(left):
         return None
     if not _is_finite(right):
-        return False  # 1/0 is no answer to anything
+        return False
     size, difference = max(abs(left), abs(right)), abs(left - right)
     if not is_decimal:
         return bool(difference <= EXACT_ERROR * size)
