@@ -111,9 +111,9 @@ def main() -> None:
     """Runs both rewards in turns and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--gsm8k", type=Path, required=True, help="train.jsonl or test.jsonl of GSM8K")
-    parser.add_argument("--num_samples", type=int, default=960, help="completions per kind and round")
+    parser.add_argument("--num_samples", type=int, default=240, help="completions per kind and round")
     parser.add_argument(
-        "--num_rounds", type=int, default=5, help="rounds; each has its own samples, and TRL's turn first"
+        "--num_rounds", type=int, default=9, help="rounds; each has its own samples, and TRL's turn first"
     )
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "grading.json")

@@ -38,7 +38,7 @@ def is_equivalent(gold: str, completion: str) -> Grading:
 
     >>> is_equivalent("18", r"It is \boxed{18}.").verdict
     <Verdict.CORRECT: 'correct'>
-    >>> is_equivalent(r"9\pi", "I first thought $9\pi$, but the answer is 9.")
+    >>> is_equivalent(r"9\pi", r"I first thought $9\pi$, but the answer is 9.")
     Grading(verdict=<Verdict.WRONG: 'wrong'>, gold='9\\pi', extracted='9')
     """
     return grade([gold], [completion])[0]

@@ -7,9 +7,8 @@ import resource
 import signal
 import sys
 
+from .worker_process import CPU_LIMIT_SIGNALS
 
-# What the operating system ends a process with when its CPU time is spent.
-CPU_LIMIT_SIGNALS = frozenset({signal.SIGPROF, signal.SIGXCPU})
 
 _PR_SET_PDEATHSIG = 1
 

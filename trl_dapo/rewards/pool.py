@@ -5,14 +5,14 @@ import contextlib
 import os
 import queue
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-from .limits import CPU_LIMIT_SIGNALS
 from .verdicts import Outcome
-from .worker_process import WorkerLostError, WorkerNotStartedError, WorkerProcess
+from .worker_process import CPU_LIMIT_SIGNALS, WorkerLostError, WorkerNotStartedError, WorkerProcess
 
 
 Pair = tuple[str, str | None]
@@ -167,6 +167,10 @@ class GradingPool:
             self._is_closed = self._is_killed = True
             for worker in self._workers.values():
                 worker.signal_end()
+            for _ in self._threads:
+                # Where the queue is full nobody waits for something to come.
+                with contextlib.suppress(queue.Full):
+                    self._queue.put_nowait(None)
 
     def _requests(self, pairs: list[Pair]) -> Iterator[list[Pair]]:
         pairs = list(dict.fromkeys(pairs))
@@ -179,12 +183,13 @@ class GradingPool:
     def _put(self, task: _Task) -> None:
         self._start()
         while True:
-            if self._is_closed:
-                raise RuntimeError("The grading pool is closed.")
-            try:
-                return self._queue.put(task, timeout=1.0)
-            except queue.Full:
-                continue
+            # Under the lock, so that nothing gets into the queue behind the end that `close` puts there.
+            with self._lock:
+                if self._is_closed:
+                    raise RuntimeError("The grading pool is closed.")
+                with contextlib.suppress(queue.Full):
+                    return self._queue.put_nowait(task)
+            time.sleep(0.005)
 
     def _remember(self, pair: Pair, outcome: Outcome) -> None:
         with self._lock:
@@ -215,8 +220,18 @@ class GradingPool:
                     task.outcomes.set_result(self._outcomes(slot, task.pairs))
                 except Exception as error:
                     task.outcomes.set_exception(error)
+                if self._is_killed:
+                    break
         finally:
             self._lose(slot)
+            if self._is_killed:
+                self._refuse_the_rest()
+
+    def _refuse_the_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if task := self._queue.get_nowait():
+                    task.outcomes.set_exception(RuntimeError("The grading pool is closed."))
 
     def _outcomes(self, slot: int, pairs: Sequence[Pair]) -> list[tuple[Outcome, bool]]:
         """Have one worker answer, or its successors; `False` beside an outcome that another try might change."""
@@ -229,6 +244,8 @@ class GradingPool:
             open_pairs = deque(pair for pair in open_pairs if pair not in outcomes)
             if not open_pairs:
                 return [outcomes[pair] for pair in pairs]
+            if self._is_killed:
+                raise RuntimeError("The grading pool is closed.")
             try:
                 for outcome in self._replies(slot, list(open_pairs)):
                     pair = open_pairs.popleft()
@@ -239,9 +256,7 @@ class GradingPool:
             except WorkerLostError as error:
                 self._lose(slot)
                 num_tries += 1
-                if self._is_killed:
-                    raise RuntimeError("The grading pool is closed.") from error
-                if num_tries == MAX_TRIES:
+                if num_tries == MAX_TRIES and not self._is_killed:
                     if isinstance(error, WorkerNotStartedError):
                         raise RuntimeError(f"Grading workers do not start: {error}") from error
                     outcomes[open_pairs.popleft()] = Outcome.GAVE_UP, False
@@ -320,5 +335,6 @@ def _at_exit() -> None:
         pool.kill()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

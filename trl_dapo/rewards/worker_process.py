@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 
 
+# What the operating system ends a process with when its CPU time is spent. (By name: Windows has neither.)
+CPU_LIMIT_SIGNALS = frozenset(getattr(signal, name) for name in ("SIGPROF", "SIGXCPU") if hasattr(signal, name))
 # Wall seconds that a worker may take to import math-verify: a cold network disk under load is slow.
 START_SECONDS = 300.0
 
@@ -38,10 +40,16 @@ class WorkerProcess:
 
     Raises:
         `ImportError`: If math-verify cannot be imported.
+        `NotImplementedError`: On Windows, which has no such limits.
         `WorkerNotStartedError`: If the process does not start.
     """
 
     def __init__(self, cpu_seconds: float, memory_bytes: int) -> None:
+        if os.name != "posix":
+            raise NotImplementedError(
+                "Grading answers that are neither numbers nor words needs POSIX: its limits of CPU time and memory do "
+                "not exist here. Use Linux, macOS or WSL."
+            )
         # The paths of this process, so that the worker finds the same packages; `-P` keeps a stray module in the
         # working directory from shadowing one of them. Sets must not be ordered at random: sympy's answers depend on it.
         paths = [path or os.getcwd() for path in sys.path if isinstance(path, str)]
