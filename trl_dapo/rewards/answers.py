@@ -64,6 +64,11 @@ def final_answer(completion: str) -> str | None:
     '\\frac{1}{2}'
     >>> final_answer("It could be 7, or 8.")
     """
+    # The usual case first: a box near the end settles it without a look at the rest.
+    end = completion[-MAX_TAIL_CHARACTERS:].rpartition("</think>")[2]
+    answer = next(filter(None, map(_usable, _boxed(end))), None)
+    if answer is not None:
+        return answer
     reasoning, _, rest = completion.rpartition("</think>")
     answer = _first_marked(rest)
     # Guesses in the reasoning are cheap; a box is not.
