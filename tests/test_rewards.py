@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from trl_dapo.rewards import REWARDS, SoftOverlongPunishment, accuracy, accuracy_reward, get_reward
+from trl_dapo.rewards import REWARDS, AccuracyReward, SoftOverlongPunishment, accuracy, accuracy_reward, get_reward
 from trl_dapo.rewards.accuracy import completion_text
+from trl_dapo.rewards.pool import GradingPool
 
 
 def test_accuracy_is_one_for_a_correct_answer_and_zero_otherwise():
@@ -68,7 +69,43 @@ def test_fractions_of_ungraded_completions_are_logged():
     metrics: dict[str, float] = {}
     completions = ["Answer: 4", "who knows what", "Answer: 4", "Answer: " + "1+" * 600]
     accuracy_reward(completions, solution=["4", "4", "", "4"], log_metric=metrics.__setitem__)
-    assert metrics == {"grading/frac_gave_up": 0.25, "grading/frac_no_answer": 0.25, "grading/frac_bad_gold": 0.25}
+    assert 0 < metrics.pop("grading/seconds") < 60
+    assert metrics == {
+        "grading/frac_gave_up": 0.25,
+        "grading/frac_no_answer": 0.25,
+        "grading/frac_bad_gold": 0.25,
+        "grading/workers_restarted": 0.0,
+    }
+
+
+def test_a_worker_lost_to_a_limit_is_counted(monkeypatch: pytest.MonkeyPatch):
+    metrics: dict[str, float] = {}
+    with GradingPool(num_workers=1, cpu_seconds=0.3) as pool:
+        monkeypatch.setattr(accuracy, "shared_pool", lambda: pool)
+        completions = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{\sqrt{16}}"]
+        assert accuracy_reward(completions, solution=["4", "4"], log_metric=metrics.__setitem__) == [0.0, 1.0]
+    assert (metrics["grading/workers_restarted"], metrics["grading/frac_gave_up"]) == (1.0, 0.5)
+
+
+def test_a_signed_reward_is_minus_one_where_the_other_is_zero():
+    completions = [r"\boxed{4}", r"\boxed{5}", "no idea what it is", "Answer: 4"]
+    solution = ["4", "4", "4", r"\frac{4}{"]
+    assert accuracy_reward(completions, solution) == [1.0, 0.0, 0.0, None]
+    assert AccuracyReward()(completions, solution) == [1.0, -1.0, -1.0, None]
+    assert get_reward("signed_accuracy_reward")(completions, solution) == [1.0, -1.0, -1.0, None]
+
+
+def test_a_signed_reward_survives_pickling_with_its_values_and_its_name():
+    reward = pickle.loads(pickle.dumps(AccuracyReward(correct=2.0, wrong=0.5, name="mine")))
+    assert reward(["4", "5"], solution=["4", "4"]) == [2.0, 0.5]
+    assert reward.__name__ == "mine"
+    assert AccuracyReward().__name__ == "accuracy_reward"
+
+
+@pytest.mark.parametrize("wrong", [1.0, 2.0, math.nan])
+def test_a_wrong_answer_must_earn_less_than_a_correct_one(wrong: float):
+    with pytest.raises(ValueError, match="`wrong` is"):
+        AccuracyReward(correct=1.0, wrong=wrong)
 
 
 def test_a_bad_gold_is_warned_about_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -90,7 +127,7 @@ def test_warnings_about_bad_golds_are_bounded(caplog: pytest.LogCaptureFixture, 
 
 
 def test_a_length_mismatch_is_refused():
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         accuracy_reward(["4", "4"], solution=["4"])
 
 

@@ -5,15 +5,16 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from .accuracy import accuracy_reward
+from .accuracy import AccuracyReward, accuracy_reward
 from .overlong import SoftOverlongPunishment
 
 
-__all__ = ["REWARDS", "SoftOverlongPunishment", "accuracy_reward", "get_reward"]
+__all__ = ["REWARDS", "AccuracyReward", "SoftOverlongPunishment", "accuracy_reward", "get_reward"]
 
 # The rewards a recipe can name, as `module:function`. Strings, because importing TRL's takes seconds and torch.
 REWARDS: dict[str, str] = {
     "accuracy_reward": "trl_dapo.rewards.accuracy:accuracy_reward",
+    "signed_accuracy_reward": "trl_dapo.rewards.accuracy:signed_accuracy_reward",
     "think_format_reward": "trl.rewards:think_format_reward",
 }
 

@@ -1,10 +1,12 @@
 """The rule reward of DAPO: is the final answer of the completion equivalent to the gold one?"""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .equivalence import Grading, Verdict, is_equivalent
+from .equivalence import Grading, Verdict, grade
+from .pool import shared_pool
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ def accuracy_reward(
             The trainer's logger of extra columns: `solution`, `answer` (what was extracted) and `verdict`.
         log_metric (`callable`, *optional*):
             The trainer's logger of scalars: `grading/frac_gave_up`, `grading/frac_no_answer` and
-            `grading/frac_bad_gold`, each in [0, 1].
+            `grading/frac_bad_gold`, each in [0, 1]; `grading/seconds`, the wall time of the call; and
+            `grading/workers_restarted`, how many workers it cost to reach limits, or were lost otherwise meanwhile.
         **kwargs:
             The trainer's other columns, not used.
 
@@ -50,13 +53,80 @@ def accuracy_reward(
     >>> accuracy_reward([r"Thus \boxed{\frac{1}{2}}.", "Answer: 3"], solution=["0.5", "4"])
     [1.0, 0.0]
     """
-    gradings = [
-        is_equivalent(_gold_text(gold), completion_text(completion))
-        for completion, gold in zip(completions, solution, strict=True)
-    ]
-    for gold, grading in zip(solution, gradings, strict=True):
+    gradings = _grade(completions, solution, log_extra, log_metric)
+    return [_reward(grading.verdict, correct=1.0, wrong=0.0) for grading in gradings]
+
+
+class AccuracyReward:
+    r"""
+    [`accuracy_reward`] with values of one's own. DAPO (Eq. 7) and verl give 1 and -1; the advantages are the same.
+
+    A class and not a closure, so that the reward can be pickled.
+
+    Args:
+        correct (`float`, *optional*, defaults to `1.0`):
+            Reward of a correct answer.
+        wrong (`float`, *optional*, defaults to `-1.0`):
+            Reward of a wrong one, none at all, or one that grading gave up on; less than `correct`.
+        name (`str`, *optional*, defaults to `"accuracy_reward"`):
+            What the trainer's metrics call it.
+
+    Raises:
+        `ValueError`: If `wrong` is not less than `correct`.
+
+    Example:
+
+    >>> AccuracyReward(wrong=-1.0)([r"Thus \boxed{\frac{1}{2}}.", "Answer: 3"], solution=["0.5", "4"])
+    [1.0, -1.0]
+    """
+
+    def __init__(self, correct: float = 1.0, wrong: float = -1.0, name: str = "accuracy_reward") -> None:
+        if not wrong < correct:
+            raise ValueError(
+                f"`wrong` is {wrong}, but must be less than `correct` ({correct}). DAPO has -1.0 and 1.0."
+            )
+        self.correct = correct
+        self.wrong = wrong
+        self.__name__ = name
+
+    def __repr__(self) -> str:
+        return f"AccuracyReward(correct={self.correct}, wrong={self.wrong}, name={self.__name__!r})"
+
+    def __call__(
+        self,
+        completions: Sequence[str | list[dict[str, Any]]],
+        solution: Sequence[str],
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        """
+        Grade completions; the arguments are those of [`accuracy_reward`].
+
+        Returns:
+            `list[float | None]`: `correct` or `wrong` per completion; `None` for a gold that cannot be read.
+        """
+        gradings = _grade(completions, solution, log_extra, log_metric)
+        return [_reward(grading.verdict, self.correct, self.wrong) for grading in gradings]
+
+
+signed_accuracy_reward = AccuracyReward(correct=1.0, wrong=-1.0, name="signed_accuracy_reward")
+
+
+def _grade(
+    completions: Sequence[str | list[dict[str, Any]]],
+    solution: Sequence[str],
+    log_extra: Callable[[str, list[Any]], None] | None,
+    log_metric: Callable[[str, float], None] | None,
+) -> list[Grading]:
+    golds = [_gold_text(gold) for gold in solution]
+    pool = shared_pool()
+    start, num_restarts = time.perf_counter(), pool.num_restarts
+    gradings = grade(golds, [completion_text(completion) for completion in completions], pool)
+    seconds = time.perf_counter() - start
+    for gold, grading in zip(golds, gradings, strict=True):
         if grading.verdict is Verdict.UNPARSEABLE_GOLD:
-            _warn_about(_gold_text(gold))
+            _warn_about(gold)
     if log_extra is not None:
         log_extra("solution", list(solution))
         log_extra("answer", [grading.extracted for grading in gradings])
@@ -65,7 +135,9 @@ def accuracy_reward(
         log_metric("grading/frac_gave_up", _frac(gradings, Verdict.GAVE_UP))
         log_metric("grading/frac_no_answer", _frac(gradings, Verdict.NO_ANSWER))
         log_metric("grading/frac_bad_gold", _frac(gradings, Verdict.UNPARSEABLE_GOLD))
-    return [_reward(grading.verdict) for grading in gradings]
+        log_metric("grading/seconds", seconds)
+        log_metric("grading/workers_restarted", float(pool.num_restarts - num_restarts))
+    return gradings
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
@@ -103,10 +175,10 @@ def _gold_text(gold: object) -> str:
     return "" if gold is None else str(gold)
 
 
-def _reward(verdict: Verdict) -> float | None:
+def _reward(verdict: Verdict, correct: float, wrong: float) -> float | None:
     if verdict is Verdict.UNPARSEABLE_GOLD:
         return None
-    return 1.0 if verdict is Verdict.CORRECT else 0.0
+    return correct if verdict is Verdict.CORRECT else wrong
 
 
 def _frac(gradings: Sequence[Grading], verdict: Verdict) -> float:

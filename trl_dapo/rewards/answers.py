@@ -1,8 +1,8 @@
 r"""
 Where the answer stands in a text: the *final* answer of a completion, and the answer of a gold solution.
 
-Only what a marker names counts: a number that merely occurs in the reasoning is never an answer. Everything takes time
-linear in the text.
+Only what a marker names counts: a number that merely occurs in the reasoning is never an answer. A long completion is
+cut to the part where its answer can be, so that it costs hardly more than a short one.
 """
 
 import re
@@ -15,8 +15,16 @@ from .rationals import parse_rational
 # A completion without any marker is its own answer only if it is at most this many characters long.
 MAX_BARE_CHARACTERS = 200
 
+# How far from the end of a completion, in characters, a marker in words counts. Boxes count anywhere.
+MAX_TAIL_CHARACTERS = 2_000
+# A box that is not closed after so many characters never is.
+MAX_BOX_CHARACTERS = 4_000
+# The last boxes of a text that are looked at: a few suffice to get past empty, unfinished and nested ones.
+MAX_BOXES = 8
+
 _BLANK = " \t\r\n\"'`.,;:*$"
-_BOX_TOKEN = re.compile(r"(?P<box>\\\\?(?:boxed|fbox)(?![A-Za-z])\s*)|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s{0,8}")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _UNBRACED_BOX = re.compile(r"[^\s${}][^\s$]*")
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 # The repetitions are bounded and the classes disjoint, so that no text makes these patterns backtrack.
@@ -40,7 +48,7 @@ def final_answer(completion: str) -> str | None:
     boxes the outermost), the last `Answer: ...` line as in DAPO's data, the last `#### n` as in GSM8K, the last "the
     answer is ...", and last the whole completion if it is nothing but an expression. Of a completion with `</think>`
     the text after it is searched, and only if that gives no answer the boxes before it. Earlier mentions never count,
-    and an unfinished box is no answer.
+    and an unfinished box is no answer. Boxes count anywhere, what is in words in the last 2,000 characters.
 
     Args:
         completion (`str`):
@@ -56,6 +64,11 @@ def final_answer(completion: str) -> str | None:
     '\\frac{1}{2}'
     >>> final_answer("It could be 7, or 8.")
     """
+    # The usual case first: a box near the end settles it without a look at the rest.
+    end = completion[-MAX_TAIL_CHARACTERS:].rpartition("</think>")[2]
+    answer = next(filter(None, map(_usable, _boxed(end))), None)
+    if answer is not None:
+        return answer
     reasoning, _, rest = completion.rpartition("</think>")
     answer = _first_marked(rest)
     # Guesses in the reasoning are cheap; a box is not.
@@ -100,10 +113,11 @@ def count_words(text: str) -> int:
 
 
 def _first_marked(text: str) -> str | None:
-    bare = text.strip()
     for candidate in _boxed(text):
         if answer := _usable(candidate):
             return answer
+    text = text[-MAX_TAIL_CHARACTERS:]
+    bare = text.strip()
     for candidate in _rest_of_line(text, _ANSWER_LINE):
         if answer := _usable(candidate):
             return answer
@@ -146,22 +160,29 @@ def _rest_of_line(text: str, marker: re.Pattern[str]) -> Iterator[str]:
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """Yield the contents of the balanced boxes, the one that closes last first, in one pass over the text."""
-    if "boxed" not in text and "fbox" not in text:
-        return
+    """Yield the contents of the last boxes, the one that closes last first; an unfinished box counts for nothing."""
     spans: list[tuple[int, int]] = []
-    openings: list[int] = []  # for each open brace where its box begins, or -1 if it opens no box
-    box_brace = -1
-    for token in _BOX_TOKEN.finditer(text):
-        if token["box"]:
-            if text.startswith("{", token.end()):
-                box_brace = token.end()
-            elif unbraced := _UNBRACED_BOX.match(text, token.end()):
-                spans.append(unbraced.span())
-        elif token[0] == "{":
-            openings.append(token.end() if token.start() == box_brace else -1)
-        elif token[0] == "}" and openings and (start := openings.pop()) >= 0:
-            spans.append((start, token.start()))
-    # A few suffice to get past empty and nested boxes; nested by the thousand, all would cost quadratic time.
-    for start, end in reversed(spans[-8:]):
-        yield text[start:end]
+    end = len(text)
+    while len(spans) < MAX_BOXES and (start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))) >= 0:
+        spans.append(_box_span(text, start))
+        end = start
+    for start, end in sorted(spans, key=lambda span: span[1], reverse=True):
+        if end >= 0:
+            yield text[start:end]
+
+
+def _box_span(text: str, start: int) -> tuple[int, int]:
+    """Find where the content of the box that begins at `start` begins and ends; the end is -1 if it does not."""
+    box = _BOX.match(text, start)
+    if box is None:
+        return start, -1
+    begin = box.end()
+    if not text.startswith("{", begin):
+        unbraced = _UNBRACED_BOX.match(text, begin, begin + MAX_BOX_CHARACTERS)
+        return unbraced.span() if unbraced else (begin, -1)
+    depth = 0
+    for token in _BRACE.finditer(text, begin, begin + MAX_BOX_CHARACTERS):
+        depth += (token[0] == "{") - (token[0] == "}")
+        if depth == 0:
+            return begin + 1, token.start()
+    return begin, -1

@@ -22,7 +22,8 @@ def strip_delimiters(text: str) -> str:
                 # `$5 and $6$` is no single formula, and the last dollar of `$5\$` belongs to the amount.
                 if opening not in inside and closing not in inside and not inside.endswith("\\"):
                     text = inside
-        text = text.removeprefix("\\displaystyle")
+        for decoration in ("\\displaystyle", "\\approx", "\u2248", "="):
+            text = text.removeprefix(decoration)
         if text == before:
             break
     return text

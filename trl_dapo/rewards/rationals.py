@@ -27,10 +27,13 @@ _FRACTION = re.compile(
     rf"{_SIGN}\s*(?:(?P<whole>[0-9]+)\s*)?\\[dtc]?frac{_BRACED.format('num', '-?')}{_BRACED.format('den', '')}"
     rf"|(?P<slash_sign>[+-]?)\s*(?:(?P<slash_whole>[0-9]+)\s+)?(?P<slash_num>[0-9]+)\s*/\s*(?P<slash_den>[0-9]+)"
 )
+_REPEATING = re.compile(
+    rf"{_SIGN}\s*(?P<whole>[0-9]*)\.(?P<fixed>[0-9]{{0,20}})\\overline\s*(?:\{{(?P<block>[0-9]{{1,20}})\}}|(?P<digit>[0-9]))"
+)
 _PERCENT = re.compile(r"\s*(?:\\?%|percent|\\text\s*\{\s*(?:\\?%|percent)\s*\})")
-_DEGREES = re.compile(r"\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)")
+_DEGREES = re.compile(r"\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree)")
 # A short word after a number may be a product of variables (`6 xy`), so only these are taken as units ...
-_SHORT_UNITS = "[ckm]m|ft|yd|mi|oz|lbs?|[km]g|ml|hrs?|min|sec|[km]ph|day|egg|cup|m[ae]n|pen|bag|box|boy|car|cat|dog"
+_SHORT_UNITS = "[km]?m/s|km/h|mi/h|[ckm]m|ft|yd|mi|oz|lbs?|[km]g|ml|hrs?|min|sec|[km]ph|day|egg|cup|m[ae]n|pen|bag|box|boy|car|cat|dog"
 # ... and these long words change the number in front of them, or make it a part of something else.
 _VALUE_WORDS = (
     "hundred|thousand|million|billion|trillion|dozen|score|half|halves|(?:quarter|third|(?:four|fif|six|seven|eigh|nin"
@@ -38,7 +41,7 @@ _VALUE_WORDS = (
     "|modulo|base|binary|infinity|below|negative|zero|power"
 )
 _UNIT_WORD = rf"(?!(?i:{_VALUE_WORDS})\b)(?:[A-Za-z]{{4,}}|(?:{_SHORT_UNITS})\b)"
-_UNIT_WORDS = rf"(?:(?:{_UNIT_WORD}|an?|the|of|in|per|sq)[ /-]){{0,4}}{_UNIT_WORD}"
+_UNIT_WORDS = rf"(?:(?:{_UNIT_WORD}|an?|the|of|in|per|sq\.?)[ /-]{{1,2}}){{0,4}}{_UNIT_WORD}"
 _TEXT_COMMAND = r"\\(?:text|textrm|textbf|textit|mathrm|mbox)\s*"
 _UNIT = re.compile(
     rf"\s+{_UNIT_WORDS}"
@@ -51,8 +54,8 @@ def parse_rational(text: str) -> Fraction | None:
     Read a text as a rational number, if it certainly is one.
 
     Read are integers and decimals, with thousands separators (`1,234`, `1{,}234`, `1\,234`, `1 234`), a currency sign,
-    `%`, degrees or unit words (`42 apples`, `18\text{ cm}^2`); fractions of integers (`a/b`, `\frac{a}{b}`); proper
-    mixed numbers (`3\frac12`, `3 1/2`). A percentage is its hundredth, `50%` is 1/2: see [`is_percentage`]. Units are
+    `%`, degrees or unit words (`42 apples`, `18\text{ cm}^2`); repeating decimals (`0.1\overline{6}`); fractions of
+    integers (`a/b`, `\frac{a}{b}`); proper mixed numbers (`3\frac12`, `3 1/2`). A percentage is its hundredth, `50%` is 1/2: see [`is_percentage`]. Units are
     dropped, not converted. Words that change the number (`5 million`) and everything else give `None`.
 
     Args:
@@ -76,6 +79,8 @@ def parse_rational(text: str) -> Fraction | None:
     text = strip_delimiters(text).replace("\u2212", "-").replace("{,}", ",").replace("\\!", "")
     if match := _FRACTION.fullmatch(text):
         return _fraction_value(match)
+    if match := _REPEATING.fullmatch(text):
+        return _repeating_value(match)
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
@@ -117,3 +122,10 @@ def _fraction_value(match: re.Match[str]) -> Fraction | None:
         return None
     value = Fraction(numerator, denominator) + int(whole or 0)
     return -value if sign == "-" else value
+
+
+def _repeating_value(match: re.Match[str]) -> Fraction:
+    fixed, block = match["fixed"], match["block"] or match["digit"]
+    value = Fraction(f"0{match['whole']}.{fixed or 0}")
+    value += Fraction(int(block), (10 ** len(block) - 1) * 10 ** len(fixed))
+    return -value if match["sign"] == "-" else value

@@ -1,0 +1,45 @@
+"""The labelled corpus: every verdict as labelled, and the list of where math-verify and TRL disagree is true."""
+
+from collections import Counter
+from pathlib import Path
+
+import corpus
+import pytest
+
+from trl_dapo.rewards.equivalence import Verdict, grade
+from trl_dapo.rewards.pool import GradingPool
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return corpus.load_corpus()
+
+
+def test_every_verdict_is_as_labelled(rows: list[dict]):
+    with GradingPool(num_workers=2, cpu_seconds=1.0) as pool:
+        gradings = grade([row["gold"] for row in rows], [row["completion"] for row in rows], pool)
+    wrong = [
+        (row["gold"], row["completion"], row["verdict"], grading.verdict.value)
+        for row, grading in zip(rows, gradings, strict=True)
+        if grading.verdict.value != row["verdict"]
+    ]
+    assert not wrong
+
+
+def test_the_corpus_is_large_varied_and_without_duplicates(rows: list[dict]):
+    assert len(rows) >= 250
+    assert len({(row["gold"], row["completion"]) for row in rows}) == len(rows)
+    labels = Counter(row["verdict"] for row in rows)
+    assert set(labels) == {verdict.value for verdict in Verdict}
+    assert labels["correct"] > 100
+    assert labels["wrong"] > 80
+
+
+def test_the_disagreements_of_others_are_those_listed(rows: list[dict]):
+    keys = ("gold", "completion", "math_verify", "math_verify_boxed", "trl")
+    found = {tuple(row[key] for key in keys) for row in corpus.disagreements(rows)}
+    assert found == {tuple(row[key] for key in keys) for row in rows if "why" in row}
+
+
+def test_the_list_of_disagreements_is_up_to_date(rows: list[dict]):
+    assert (Path(corpus.DATA) / "disagreements.md").read_text(encoding="utf-8") == corpus.render(rows)

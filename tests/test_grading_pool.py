@@ -1,0 +1,397 @@
+"""The pool of grading workers: order, faults, forks, threads, and that nothing outlives the process that started it."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from trl_dapo.rewards import pool as pool_module
+from trl_dapo.rewards.equivalence import grade, is_equivalent
+from trl_dapo.rewards.pool import GradingPool, default_num_workers, shared_pool
+from trl_dapo.rewards.verdicts import Outcome, Verdict
+
+
+GIVES_UP = ("1", "9^{9^{9^{9}}}")
+
+
+def questions(number: int) -> tuple[list[tuple[str, str]], list[Outcome]]:
+    """Distinct pairs, and the outcomes that follow from how they were made: n sqrt(2) against sqrt(2 n^2) or another."""
+    pairs = [(rf"{n}\sqrt{{2}}", rf"\sqrt{{{2 * n * n + (n % 3 == 0)}}}") for n in range(2, number + 2)]
+    return pairs, [Outcome.DIFFERENT if n % 3 == 0 else Outcome.EQUAL for n in range(2, number + 2)]
+
+
+def run_script(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(arguments or ("-c", textwrap.dedent(code)))]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+
+
+def exists(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def forks_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(condition, seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_outcomes_come_in_the_order_of_the_pairs():
+    pairs, expected = questions(200)
+    with GradingPool(num_workers=2) as pool:
+        assert pool.compare(pairs + pairs[::-1]) == expected + expected[::-1]
+
+
+def test_a_grading_that_is_given_up_leaves_the_next_ones_alone():
+    # The last pair of one request and the first of the next: here replies could get out of step.
+    pairs, expected = questions(6)
+    fails = ("1", r"\frac{1}{0}" + r"+\sqrt{2}" * 2)
+    with GradingPool(num_workers=1, cpu_seconds=0.3) as pool:
+        for pair, outcome in zip(pairs, expected, strict=True):
+            assert pool.compare([("1", f"{GIVES_UP[1]}+{pair[0]}")]) == [Outcome.GAVE_UP]
+            assert pool.compare([pair]) == [outcome]
+            assert pool.compare([(fails[0], f"{fails[1]}+{pair[0]}!!!")])[0] is not Outcome.EQUAL
+            assert pool.compare([pair, (pair[0], "1"), pair]) == [outcome, Outcome.DIFFERENT, outcome]
+
+
+def test_a_pair_is_asked_once():
+    with GradingPool(num_workers=1, cpu_seconds=0.5) as pool:
+        assert pool.compare([GIVES_UP] * 50) == [Outcome.GAVE_UP] * 50
+        assert pool.compare([GIVES_UP]) == [Outcome.GAVE_UP]
+        assert pool.num_restarts == 1
+
+
+def test_threads_share_a_pool():
+    pairs, expected = questions(120)
+    results: dict[int, list[Outcome]] = {}
+    with GradingPool(num_workers=2) as pool:
+        threads = [
+            threading.Thread(target=lambda i=i: results.update({i: pool.compare(pairs[i::8])})) for i in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert results == {i: expected[i::8] for i in range(8)}
+
+
+def test_a_worker_outlives_the_thread_that_asked_first():
+    with GradingPool(num_workers=1) as pool:
+        thread = threading.Thread(target=lambda: pool.compare([("x", r"\sqrt{2}")]))
+        thread.start()
+        thread.join()
+        pids = pool.pids
+        time.sleep(0.3)
+        assert pool.compare([(r"\sqrt{8}", r"2\sqrt{2}")]) == [Outcome.EQUAL]
+        assert pool.pids == pids
+        assert pool.num_restarts == 0
+
+
+@pytest.mark.parametrize("victim", ["worker", "fork"])
+def test_a_worker_killed_amid_a_batch_costs_no_verdict(victim: str):
+    pairs, expected = questions(400)
+    with GradingPool(num_workers=2) as pool:
+        pool.compare([("x", r"\sqrt{2}")])
+        outcomes: list[Outcome] = []
+        thread = threading.Thread(target=lambda: outcomes.extend(pool.compare(pairs)))
+        thread.start()
+        time.sleep(0.1)
+        pid = pool.pids[0]
+        os.kill(pid if victim == "worker" else forks_of(pid)[0], signal.SIGKILL)
+        thread.join()
+        assert outcomes == expected
+        assert pool.num_restarts == 1
+
+
+def test_all_workers_killed_again_and_again_cost_no_verdict():
+    pairs, expected = questions(90)
+    with GradingPool(num_workers=2) as pool:
+        for start in range(0, 90, 30):
+            outcomes = pool.compare(pairs[start : start + 30])
+            for pid in pool.pids:
+                os.kill(pid, signal.SIGKILL)
+            assert outcomes == expected[start : start + 30]
+
+
+def test_a_worker_that_stands_still_is_replaced():
+    pairs, expected = questions(20)
+    with GradingPool(num_workers=1, cpu_seconds=0.5, wall_seconds=2.0) as pool:
+        pool.compare([("x", r"\sqrt{2}")])
+        (pid,) = pool.pids
+        os.kill(forks_of(pid)[0], signal.SIGSTOP)
+        assert pool.compare(pairs) == expected
+        assert pool.num_restarts >= 1
+
+
+def test_a_pool_may_be_closed_twice_and_then_refuses():
+    pool = GradingPool(num_workers=2)
+    assert pool.compare([("2x", "x+x")]) == [Outcome.EQUAL]
+    pids = pool.pids
+    pool.close()
+    pool.close()
+    assert pool.pids == []
+    assert wait_until(lambda: not any(map(exists, pids)))
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.compare([("3x", "x+x")])
+
+
+def test_a_pool_that_was_never_used_starts_nothing():
+    pool = GradingPool(num_workers=2)
+    pool.close()
+    assert pool.pids == []
+
+
+def test_who_waits_is_told_when_the_pool_is_killed():
+    errors: list[BaseException] = []
+    pool = GradingPool(num_workers=1)
+    pool.compare([("x", r"\sqrt{2}")])
+
+    def ask() -> None:
+        try:
+            pool.compare(questions(500)[0])
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.2)
+    pool.kill()
+    thread.join(timeout=60)
+    assert len(errors) == 1
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.compare([("9x", "x+x")])
+
+
+def test_many_who_ask_while_a_pool_closes_get_an_answer_or_an_error():
+    pairs, expected = questions(64)
+    finished: list[int] = []
+    pool = GradingPool(num_workers=2)
+    pool.compare(pairs[:1])
+
+    def ask(number: int) -> None:
+        with contextlib.suppress(RuntimeError):
+            assert pool.compare(pairs[number::8]) == expected[number::8]
+        finished.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    pool.close()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert sorted(finished) == list(range(8))
+
+
+def test_the_shared_pool_comes_back_after_it_was_closed():
+    assert is_equivalent("5x", r"\boxed{2x+3x}").verdict is Verdict.CORRECT
+    shared_pool().close()
+    assert is_equivalent("7x", r"\boxed{3x+4x}").verdict is Verdict.CORRECT
+
+
+def test_the_workers_are_shared_among_the_ranks_of_a_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    for num_ranks, num_workers in {"1": 8, "4": 3, "64": 1, "": 8}.items():
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", num_ranks)
+        assert default_num_workers() == num_workers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_workers": 0}, "`num_workers` is 0"),
+        ({"cpu_seconds": 0.0}, "`cpu_seconds` is 0.0"),
+        ({"cpu_seconds": float("nan")}, "`cpu_seconds` is nan"),
+        ({"memory_bytes": 1000}, "`memory_bytes` is 1000"),
+        ({"cpu_seconds": 2.0, "wall_seconds": 1.0}, "`wall_seconds` is 1.0"),
+    ],
+)
+def test_limits_out_of_range_are_refused(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        GradingPool(**arguments)
+
+
+def test_a_cpu_limit_does_not_count_time_in_which_others_run():
+    # The worker sleeps through ten times its limit in the middle of a grading, and goes on where it was.
+    pairs, expected = questions(300)
+    with GradingPool(num_workers=1, cpu_seconds=0.3) as pool:
+        pool.compare([("x", r"\sqrt{2}")])
+        outcomes: list[Outcome] = []
+        thread = threading.Thread(target=lambda: outcomes.extend(pool.compare(pairs)))
+        thread.start()
+        time.sleep(0.1)
+        fork = forks_of(pool.pids[0])[0]
+        os.kill(fork, signal.SIGSTOP)
+        time.sleep(3.0)
+        os.kill(fork, signal.SIGCONT)
+        thread.join()
+        assert outcomes == expected
+        assert pool.num_restarts == 0
+
+
+SCRIPT = r"""
+import os, sys, time
+from trl_dapo.rewards.equivalence import is_equivalent
+from trl_dapo.rewards.pool import shared_pool
+print(is_equivalent(r"\sqrt{8}", r"\boxed{2\sqrt{2}}").verdict.value, *shared_pool().pids, flush=True)
+"""
+
+
+def test_a_script_without_a_main_guard_may_grade(tmp_path: Path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    assert run_script("", str(script)).stdout.startswith("correct ")
+
+
+def test_python_m_and_standard_input_may_grade(tmp_path: Path):
+    (tmp_path / "train_module.py").write_text(SCRIPT)
+    for arguments in (["-m", "train_module"], ["-"]):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+        done = subprocess.run(
+            [sys.executable, *arguments], input=SCRIPT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.stdout.startswith("correct "), done.stderr
+
+
+def test_modules_beside_the_script_do_not_shadow_those_of_the_worker(tmp_path: Path):
+    (tmp_path / "json.py").write_text("raise RuntimeError('the wrong json')")
+    code = f"import os; os.chdir({str(tmp_path)!r})\n" + SCRIPT
+    script = tmp_path.parent / "elsewhere.py"
+    script.write_text(code)
+    assert run_script("", str(script)).stdout.startswith("correct ")
+
+
+def test_no_worker_outlives_a_program_that_ends():
+    pids = [int(pid) for pid in run_script(SCRIPT).stdout.split()[1:]]
+    assert pids
+    assert wait_until(lambda: not any(map(exists, pids)))
+
+
+def test_no_worker_outlives_a_program_that_is_killed():
+    # One that is busy, too: it is amid a grading that would take minutes.
+    busy = "pool = shared_pool().__class__(num_workers=1, cpu_seconds=300.0)\n"
+    busy += "pool.compare([('x', 'y')]); print(*pool.pids, flush=True)\n"
+    busy += f"pool.compare([{GIVES_UP!r}])\n"
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT + busy], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()[1:]]
+    pids += [int(pid) for pid in process.stdout.readline().split()]
+    time.sleep(0.5)
+    forks = [fork for pid in pids for fork in forks_of(pid)]
+    assert len(forks) == len(pids) >= 2
+    process.kill()
+    process.wait()
+    assert wait_until(lambda: not any(map(exists, pids + forks)))
+
+
+def test_a_forked_process_has_workers_of_its_own():
+    code = r"""
+    import os
+    from trl_dapo.rewards.equivalence import is_equivalent
+    from trl_dapo.rewards.pool import shared_pool
+    assert is_equivalent("2x", r"\boxed{x+x}").verdict.value == "correct"
+    pids = shared_pool().pids
+    child = os.fork()
+    assert is_equivalent("3x", r"\boxed{x+2x}").verdict.value == "correct"
+    assert is_equivalent("3x", r"\boxed{x+3x}").verdict.value == "wrong"
+    if child == 0:
+        assert not set(shared_pool().pids) & set(pids)
+        shared_pool().close()
+        os._exit(7)
+    assert set(shared_pool().pids) >= set(pids)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert run_script(code).stdout.strip() == "7"
+
+
+def grade_one(gold: str, completion: str) -> str:
+    return is_equivalent(gold, completion).verdict.value
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_of_multiprocessing_grade(method: str):
+    assert is_equivalent("2x", r"\boxed{x+x}").verdict is Verdict.CORRECT
+    with multiprocessing.get_context(method).Pool(2) as processes:
+        rows = [("4x", r"\boxed{x+3x}"), ("4x", r"\boxed{x+4x}"), (r"9\pi", r"\boxed{3\pi\cdot 3}")]
+        assert processes.starmap(grade_one, rows) == ["correct", "wrong", "correct"]
+
+
+def test_workers_import_neither_torch_nor_trl():
+    code = (
+        "import sys, trl_dapo.rewards.worker, trl_dapo.rewards.symbolic; "
+        "assert not {'torch', 'trl', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    run_script(code)
+
+
+def test_a_missing_math_verify_is_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('there is none')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with GradingPool(num_workers=1) as pool, pytest.raises(ImportError, match=r"there is none.*pip install"):
+        pool.compare([("2x", "x+x")])
+
+
+def test_workers_that_do_not_start_are_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with GradingPool(num_workers=1) as pool, pytest.raises(RuntimeError, match="do not start"):
+        pool.compare([("2x", "x+x")])
+
+
+def test_known_outcomes_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pool_module, "MAX_KNOWN_PAIRS", 10)
+    pairs, expected = questions(30)
+    with GradingPool(num_workers=1) as pool:
+        assert pool.compare(pairs) == expected
+        assert len(pool._known) == 10
+
+
+def burn(stop: float) -> None:
+    while time.monotonic() < stop:
+        sum(range(10_000))
+
+
+def grade_while_both_cores_burn(number: int) -> None:
+    pairs, expected = questions(number)
+    golds = [gold for gold, _ in pairs]
+    completions = [rf"So it is \boxed{{{answer}}}." for _, answer in pairs]
+    verdicts = [Verdict.CORRECT if outcome is Outcome.EQUAL else Verdict.WRONG for outcome in expected]
+    context = multiprocessing.get_context("spawn")
+    burners = [context.Process(target=burn, args=(time.monotonic() + 600,), daemon=True) for _ in range(4)]
+    for burner in burners:
+        burner.start()
+    try:
+        with GradingPool(num_workers=2, cpu_seconds=0.5) as pool:
+            assert [grading.verdict for grading in grade(golds, completions, pool)] == verdicts
+            assert pool.num_restarts == 0
+            pids = pool.pids
+        assert wait_until(lambda: not any(map(exists, pids)))
+    finally:
+        for burner in burners:
+            burner.kill()
+
+
+def test_a_busy_machine_changes_no_verdict():
+    grade_while_both_cores_burn(200)
+
+
+@pytest.mark.slow
+def test_a_busy_machine_changes_none_of_ten_thousand_verdicts():
+    grade_while_both_cores_burn(10_000)

@@ -1,0 +1,47 @@
+"""What grading can say about a completion."""
+
+import enum
+from dataclasses import dataclass
+
+
+class Verdict(enum.Enum):
+    """What grading found out about a completion."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    """The completion gives no final answer."""
+    UNPARSEABLE_GOLD = "unparseable_gold"
+    """The gold cannot be read: the data's fault, so it says nothing about the completion."""
+    GAVE_UP = "gave_up"
+    """The answer is too long, reached the limit of CPU time or memory, or made math-verify fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grading:
+    """
+    The outcome of grading one completion.
+
+    Args:
+        verdict (`Verdict`):
+            The outcome.
+        gold (`str`):
+            The gold answer that was compared with, or the gold as given if it cannot be read.
+        extracted (`str | None`):
+            The final answer of the completion; `None` if it has none, or was not looked for as the gold is unreadable.
+    """
+
+    verdict: Verdict
+    gold: str
+    extracted: str | None
+
+
+class Outcome(enum.Enum):
+    """What a worker found out about a gold answer and an answer, or about a gold answer alone."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    READABLE = "readable"
+    """There was no answer to compare with, and the gold can be read."""
+    BAD_GOLD = "bad_gold"
+    GAVE_UP = "gave_up"
