@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from transformers import MixtralConfig, MixtralForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_dapo import DAPOConfig, DAPOTrainer
@@ -11,9 +12,9 @@ from trl_dapo import DAPOConfig, DAPOTrainer
 OFF = {"dynamic_sampling": False, "soft_punish_cache": 0, "loss_normalization": "generation_batch"}
 
 
-def run(trainer_class, args):
+def run(trainer_class, args, model=None):
     trainer = trainer_class(
-        model=tiny_model(),
+        model=model or tiny_model(),
         reward_funcs=first_token_reward,
         args=args,
         train_dataset=numbered_prompts(20),
@@ -51,3 +52,24 @@ def test_losses_and_parameters_equal_those_of_grpo(tmp_path, shape):
         assert {k: v for k, v in mine.items() if k not in timing and not k.startswith("dapo/")} == {
             k: v for k, v in its.items() if k not in timing
         }
+
+
+def test_auxiliary_loss_of_experts_is_that_of_grpo(tmp_path):
+    def tiny_experts():
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, num_local_experts=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, initializer_range=0.2, output_router_logits=True, router_aux_loss_coef=0.1,
+        )  # fmt: skip
+        return MixtralForCausalLM(config)
+
+    arguments = training_arguments(tmp_path, max_steps=3, epsilon_high=0.28, router_aux_loss_coef=0.1)
+    # With one optimizer step a generation batch, exact normalization is TRL's.
+    ours = run(DAPOTrainer, DAPOConfig(**arguments, dynamic_sampling=False, soft_punish_cache=0), tiny_experts())
+    theirs = run(GRPOTrainer, GRPOConfig(**arguments), tiny_experts())
+    losses = [entry["aux_loss"] for entry in theirs.state.log_history if "aux_loss" in entry]
+    assert len(losses) == 3
+    assert [entry["aux_loss"] for entry in ours.state.log_history if "aux_loss" in entry] == losses
+    for mine, its in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-7)
