@@ -132,3 +132,19 @@ def test_groups_that_were_not_found_do_not_dilute_a_mean_over_rows(tmp_path):
         by_tokens = paper_gradient(before, rows)
         expected = {name: value * num_tokens / (len(rows) * 8) for name, value in by_tokens.items()}
         assert gradient_error(gradient, expected) < 1e-5
+
+
+def test_optimizer_step_without_tokens_moves_nothing_under_any_loss(tmp_path):
+    # One group is found for a batch of four, so that some of the steps have none of its rows.
+    trainer = make_trainer(
+        tmp_path, cls=RecordingSteps, loss_type="dr_grpo", per_device_train_batch_size=2, steps_per_generation=8,
+        max_generation_rounds=1, max_prompts_per_round=1, max_steps=24, weight_decay=0.1, num_rows=60,
+    )  # fmt: skip
+    trainer.train()
+    states = [state for state, _, _ in trainer.steps] + [trainer.model.state_dict()]
+    empty = [number for number, (_, rows, _) in enumerate(trainer.steps) if not rows]
+    # Steps with tokens before an empty one: Adam has a momentum that would move the weights.
+    assert any(any(trainer.steps[earlier][1] for earlier in range(number)) for number in empty)
+    for number in empty:
+        for before, after in zip(states[number].values(), states[number + 1].values(), strict=True):
+            assert torch.equal(before, after)

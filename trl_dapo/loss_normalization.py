@@ -21,6 +21,8 @@ ROW_NORMALIZED_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 # Extra columns of a generation batch: live tokens of the group of each row, and the number of the row before shuffling.
 GROUP_TOKENS, ROW_NUMBER = "dapo_group_tokens", "dapo_row_number"
+# And of a micro-batch: live tokens of its optimizer step over all ranks.
+STEP_TOKENS = "dapo_step_tokens"
 
 
 def live_tokens(inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -83,21 +85,21 @@ def window_sums(values: torch.Tensor, gradient_accumulation_steps: int) -> torch
     return windows.repeat_interleave(gradient_accumulation_steps)
 
 
-def normalize_by_tokens(
+def normalize(
     parts: Sequence[dict[str, Any]],
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
     gradient_accumulation_steps: int,
-    by_group: bool = False,
-    num_generations: int = 1,
+    normalization: str | None,
+    num_generations: int,
 ) -> None:
     """
-    Makes each optimizer step divide by its own tokens, or by those of each group and the number of its groups.
+    Counts the tokens of each optimizer step, and makes it divide by them, or by those of its groups and their number.
 
-    TRL rescales `num_items_in_batch` from the S micro-batches of a generation batch to the A of an optimizer step by A/S.
-    Given `tokens of the step * S / A`, it divides by the tokens of the step.
+    `"batch"`: TRL rescales `num_items_in_batch` from the S micro-batches of a generation batch to the A of an optimizer
+    step by A/S. Given `tokens of the step * S / A`, it divides by the tokens of the step.
 
-    By group (DAPO Eq. 8 as it stands, an expectation over questions of a token mean): a row of group g gets the weight
-    `tokens of the step / (groups of the step * tokens of g)`, so that TRL's division leaves
+    `"group"` (DAPO Eq. 8 as it stands, an expectation over questions of a token mean): a row of group g gets the weight
+    `tokens of the step / (groups of the step * tokens of g)` besides, so that TRL's division leaves
     `1 / (groups of the step * tokens of g)`. Groups without a live token do not count. Every group must lie in one
     optimizer step whole.
 
@@ -107,10 +109,10 @@ def normalize_by_tokens(
         sum_over_ranks (`Callable`):
             Sums a tensor over the ranks.
         gradient_accumulation_steps (`int`):
-            Micro-batches of one optimizer step A.
-        by_group (`bool`, *optional*, defaults to `False`):
-            Whether groups weigh the same, and not tokens.
-        num_generations (`int`, *optional*, defaults to `1`):
+            Micro-batches of one optimizer step A, a divisor of S.
+        normalization (`str` or `None`):
+            `"batch"` or `"group"`; anything else leaves TRL's denominator as it is.
+        num_generations (`int`):
             Completions of a group.
     """
     counts = [torch.stack([live_tokens(part).sum(), _rows_of_live_groups(part)]) for part in parts]
@@ -118,8 +120,10 @@ def normalize_by_tokens(
     step_tokens = window_sums(tokens, gradient_accumulation_steps)
     step_groups = window_sums(rows, gradient_accumulation_steps) / num_generations
     for number, part in enumerate(parts):
-        part["num_items_in_batch"] = step_tokens[number] * (len(parts) // gradient_accumulation_steps)
-        if by_group:
+        part[STEP_TOKENS] = step_tokens[number]
+        if normalization in ("batch", "group"):
+            part["num_items_in_batch"] = step_tokens[number] * (len(parts) // gradient_accumulation_steps)
+        if normalization == "group":
             weights = step_tokens[number] / (step_groups[number] * part[GROUP_TOKENS]).clamp(min=1)
             part["advantages"] = part["advantages"] * weights.to(part["advantages"].dtype)
 

@@ -20,7 +20,14 @@ from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler, RoundOutput
-from .loss_normalization import ROW_NORMALIZED_LOSSES, group_columns, live_tokens, normalize_by_tokens, whole_groups
+from .loss_normalization import (
+    ROW_NORMALIZED_LOSSES,
+    STEP_TOKENS,
+    group_columns,
+    live_tokens,
+    normalize,
+    whole_groups,
+)
 from .policy_scorer import PolicyScorer, restore_old_logps
 from .preflight import describe_run
 from .rewards import SoftOverlongPunishment
@@ -325,16 +332,15 @@ class DAPOTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        by_group = self.args.loss_normalization == "group"
-        if not self.model.training or not (by_group or self.args.loss_normalization == "batch"):
+        accumulation, normalization = self.args.gradient_accumulation_steps, self.args.loss_normalization
+        if not self.model.training or self.args.steps_per_generation % accumulation:
             return inputs
         batch: Any = self._buffered_inputs
         if batch is not self._normalized_batch:
-            if by_group and self.args.num_updates_per_batch > self.num_iterations:
+            if normalization == "group" and self.args.num_updates_per_batch > self.num_iterations:
                 batch = whole_groups(batch, self.num_generations)
             sum_over_ranks = functools.partial(self.accelerator.reduce, reduction="sum")
-            accumulation = self.args.gradient_accumulation_steps
-            normalize_by_tokens(batch, sum_over_ranks, accumulation, by_group, self.num_generations)
+            normalize(batch, sum_over_ranks, accumulation, normalization, self.num_generations)
             self._buffered_inputs = self._normalized_batch = batch
         normalized: dict[str, Any] = batch[self._step % self.args.steps_per_generation]
         return normalized
@@ -342,7 +348,7 @@ class DAPOTrainer(GRPOTrainer):
     def _step_has_tokens(self) -> bool:
         """Whether the optimizer step that is about to be taken has a token that carries loss."""
         batch: Any = self._buffered_inputs
-        return bool(batch[(self._step - 1) % self.args.steps_per_generation]["num_items_in_batch"].item())
+        return bool(batch[(self._step - 1) % self.args.steps_per_generation][STEP_TOKENS].item())
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         logps, entropies, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
