@@ -34,8 +34,12 @@ style: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
+bench: $(STAMP)  ## hours: see benchmarks/README.md for each
+	$(BIN)/python benchmarks/refill.py
+	$(BIN)/python benchmarks/split_invariance.py
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/quickstart_seeds.py
+	$(BIN)/python benchmarks/dynamic_sampling.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build

@@ -1,7 +1,7 @@
 """Refuses what cannot work with dynamic sampling, before anything is loaded or generated."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -11,6 +11,34 @@ from datasets import Dataset, IterableDataset
 _REWARD_ARGUMENTS = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 )
+
+
+def find_filter_column(name: str | None, reward_names: Sequence[str]) -> int:
+    """
+    Returns the number of the reward function that decides the filter.
+
+    Args:
+        name (`str` or `None`):
+            `filter_reward`; `None`: the first.
+        reward_names (`Sequence[str]`):
+            Names of the reward functions.
+
+    Raises:
+        `ValueError`: when there is none of that name.
+
+    Example:
+
+    >>> find_filter_column("accuracy", ["format", "accuracy"])
+    1
+    """
+    if name is None:
+        return 0
+    if name not in reward_names:
+        raise ValueError(
+            f"filter_reward is {name!r}, but must be one of the reward functions: {', '.join(map(repr, reward_names))}. "
+            "Leave it None to use the first."
+        )
+    return reward_names.index(name)
 
 
 def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
@@ -90,10 +118,6 @@ def check_train_dataset(
                 "set dynamic_sampling=False."
             )
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    if not reward_funcs:
-        raise ValueError(
-            "reward_funcs is empty, but dynamic sampling filters by a reward. Pass at least one function."
-        )
     for function in functions:
         missing = [name for name in _required_columns(function) if name not in dataset.column_names]
         if missing:

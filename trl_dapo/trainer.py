@@ -32,7 +32,7 @@ from .policy_scorer import PolicyScorer, restore_old_logps
 from .preflight import describe_run
 from .rewards import SoftOverlongPunishment
 from .rollouts import Rollout, with_placeholders
-from .run_checks import check_single_turn, check_train_dataset
+from .run_checks import check_single_turn, check_train_dataset, find_filter_column
 from .sampling.figures import completion_figures
 from .sampling.groups import GroupJudge, RowFacts
 from .sampling.prompt_stream import Draw
@@ -124,7 +124,7 @@ class DAPOTrainer(GRPOTrainer):
         # Of the completions of this rank that were generated last.
         self._is_empty: list[bool] = []
         self._facts: list[RowFacts] = []
-        filter_column = self._find_filter_column()
+        filter_column = find_filter_column(args.filter_reward, self.reward_func_names)
         self._add_overlong_punishment()
         self.truncation_rule = TruncationRule.of_generation(
             self.eos_token_ids,
@@ -156,17 +156,6 @@ class DAPOTrainer(GRPOTrainer):
         self.add_callback(RunAnnouncement(self._describe_run))
 
     # Reward postprocessing
-
-    def _find_filter_column(self) -> int:
-        name = self.args.filter_reward
-        if name is None:
-            return 0
-        if name not in self.reward_func_names:
-            raise ValueError(
-                f"filter_reward is {name!r}, but must be one of the reward functions: "
-                f"{', '.join(map(repr, self.reward_func_names))}. Leave it None to use the first."
-            )
-        return self.reward_func_names.index(name)
 
     def _add_overlong_punishment(self) -> None:
         self._overlong_column: int | None = None

@@ -159,7 +159,7 @@ class RefillPlanner:
     >>> planner = RefillPlanner(num_groups=64, confidence=0.9, max_prompts=1024)
     >>> planner.observe(num_informative=32, num_sampled=160)
     >>> planner.plan(num_needed=64).num_prompts
-    356
+    352
     """
 
     def __init__(
