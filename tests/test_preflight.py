@@ -5,7 +5,7 @@ from test_config import make_config
 from test_trainer import make_trainer
 
 from trl_dapo.preflight import departures, describe_run
-from trl_dapo.sampling.refill_planner import RefillPlanner
+from trl_dapo.sampling.refill_planner import RefillPlanner, prob_at_least
 
 
 def paper_config(tmp_path, **overrides):
@@ -51,6 +51,8 @@ def test_description_says_the_arithmetic_of_a_rollout_step(tmp_path):
     assert "32 prompts x 4 completions = 128 to train on, at most 12,800 tokens" in text
     assert "4 optimizer steps on each, of 32 completions" in text
     assert f"the first round samples {plan.num_prompts} prompts" in text
+    # A second round is needed where the first does not fill the batch, and hardly ever a third.
+    assert f"about {2 - prob_at_least(32, plan.num_prompts, plan.acceptance_rate):.1f} rounds a batch" in text
     assert "ratio in [0.8, 1.28]" in text
     assert "punished from 80 tokens on" in text
     assert "!" not in text
