@@ -38,7 +38,6 @@ bench: $(STAMP)  ## hours: see benchmarks/README.md for each
 	$(BIN)/python benchmarks/refill.py
 	$(BIN)/python benchmarks/split_invariance.py
 	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/quickstart_seeds.py
 	$(BIN)/python benchmarks/dynamic_sampling.py
 
 wheel: $(STAMP)

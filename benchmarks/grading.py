@@ -19,8 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -93,12 +91,10 @@ def timed(reward: Callable[..., list[float | None]], samples: list[Sample]) -> t
 
 def quickstart_share(seconds_per_grading: float) -> dict[str, float]:
     """Cost of grading one optimizer step of the quickstart, over the seconds that such a step takes."""
-    recipe = yaml.safe_load((ROOT / "examples" / "recipes" / "quickstart.yaml").read_text())
-    runs = json.loads((ROOT / "benchmarks" / "quickstart_seeds.json").read_text())["results"]
-    step_seconds = statistics.mean(run["train_seconds"] for run in runs) / recipe["max_steps"]
-    # What is sampled per optimizer step: the trained samples, over the share of generated tokens that was trained.
-    efficiency = statistics.mean(run["rollout_efficiency"] for run in runs)
-    gradings = recipe["per_device_train_batch_size"] / efficiency
+    runs = json.loads((ROOT / "benchmarks" / "dynamic_sampling.json").read_text())["results"]["requeue"].values()
+    ends = [run["curve"][-1] for run in runs]
+    step_seconds = statistics.mean(end["cpu_seconds"] / end["step"] for end in ends)
+    gradings = statistics.mean(end["completions"] / end["step"] for end in ends)
     return {
         "step_seconds": step_seconds,
         "gradings_per_step": gradings,
