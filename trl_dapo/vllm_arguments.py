@@ -78,9 +78,7 @@ def known_engine_options() -> set[str] | None:
     return {field.name for field in dataclasses.fields(EngineArgs)}
 
 
-def engine_options(
-    options: Mapping[str, Any], rows_per_batch: int, rows_per_largest_round: int
-) -> dict[str, Any]:
+def engine_options(options: Mapping[str, Any], rows_per_batch: int, rows_per_largest_round: int) -> dict[str, Any]:
     """
     Returns the options that an engine gets beside, and in place of, those of TRL.
 

@@ -20,10 +20,17 @@ _PER_NAT = 1e6
 
 # Sampling options that leave the distribution of a token alone. Any other makes vLLM's log-probabilities those of another
 # distribution, and the gap says nothing of the weights.
-_HARMLESS_OPTIONS = frozenset(
-    "seed stop stop_token_ids max_tokens ignore_eos detokenize skip_special_tokens spaces_between_special_tokens "
-   "include_stop_str_in_output".split()
-)
+_HARMLESS_OPTIONS = {
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "max_tokens",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+}
 
 
 class WeightCanary:

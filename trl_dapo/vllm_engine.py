@@ -177,10 +177,12 @@ def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
 
 @contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    # vLLM may be missing, and `LLM` then too: TRL says so itself.
-    before = getattr(module, name, None)
+    before = vars(module).copy()
     setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        # Without vLLM there was none, and TRL says what is missing.
+        delattr(module, name)
+        if name in before:
+            setattr(module, name, before[name])
