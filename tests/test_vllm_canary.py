@@ -53,9 +53,9 @@ def test_gap_is_the_mean_absolute_difference_over_the_compared_tokens(tmp_path):
 
 def test_stale_engine_stops_the_run_with_both_numbers(tmp_path):
     with pytest.raises(StaleEngineError, match=r"vllm_max_logp_gap allows 0\.2500") as caught:
-        make_canary(tmp_path).check(generated(engine(lambda token: -0.5 if token % 2 else 0.1)))
+        make_canary(tmp_path).check(generated(engine(lambda token: -1.5 if token % 2 else 0.1)))
     tokens = [token for row in COMPARED for token in COMPLETIONS[row]]
-    shifts = [-0.5 if token % 2 else 0.1 for token in tokens]
+    shifts = [-1.5 if token % 2 else 0.1 for token in tokens]
     mean = sum(map(trainer_logp, tokens)) / len(tokens)
     assert caught.value.trainer_logp == pytest.approx(mean, abs=1e-6)
     assert caught.value.engine_logp == pytest.approx(mean + sum(shifts) / len(tokens), abs=1e-6)
