@@ -40,7 +40,7 @@ from .sampling.groups import GroupJudge, RowFacts
 from .sampling.prompt_stream import Draw
 from .sampling.truncation import TruncationRule
 from .vllm_canary import WeightCanary
-from .vllm_engine import engine_of
+from .vllm_engine import DAPOVLLMGeneration, engine_of
 
 
 class DAPOTrainer(GRPOTrainer):
@@ -99,6 +99,7 @@ class DAPOTrainer(GRPOTrainer):
     }
 
     args: DAPOConfig
+    vllm_generation: DAPOVLLMGeneration
 
     def __init__(
         self,

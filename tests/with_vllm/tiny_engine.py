@@ -67,9 +67,9 @@ class RecordingTrainer(DAPOTrainer):
         return output
 
 
-def multiple_of_five_reward(completion_ids, **kwargs):
-    """1 for about one completion in five: groups of four are often all wrong, so that a batch takes several rounds."""
-    return [float(ids[0] % 5 == 0) for ids in completion_ids]
+def multiple_of_ten_reward(completion_ids, **kwargs):
+    """1 for about one completion in ten: groups of four are mostly all wrong, so that a batch takes several rounds."""
+    return [float(ids[0] % 10 == 0) for ids in completion_ids]
 
 
 def make_trainer(folder, model_folder, cls=RecordingTrainer, **overrides):
@@ -89,7 +89,7 @@ def make_trainer(folder, model_folder, cls=RecordingTrainer, **overrides):
     }
     return cls(
         model=str(model_folder),
-        reward_funcs=multiple_of_five_reward,
+        reward_funcs=multiple_of_ten_reward,
         args=DAPOConfig(**training_arguments(folder, **(arguments | overrides))),
         train_dataset=numbered_prompts(50),
         **extras,
@@ -98,10 +98,12 @@ def make_trainer(folder, model_folder, cls=RecordingTrainer, **overrides):
 
 def merged_copy(model):
     """Returns a copy of the policy in float64, its adapter merged by PEFT."""
-    model = copy.deepcopy(model)
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    return model.double()
+        model = copy.deepcopy(model).merge_and_unload()
+    # A new model: accelerate binds `forward` to the one under training.
+    policy = LlamaForCausalLM(model.config)
+    policy.load_state_dict(model.state_dict())
+    return policy.double().eval()
 
 
 def exact_logps(policy, prompt, completion, temperature=1.0):
