@@ -94,7 +94,7 @@ class WeightCanary:
             for row, size in sizes.items()
         ]
         trainer = torch.cat(self.score(rollouts)).double()
-        engine = torch.cat([rollout.sampling_logps for rollout in rollouts]).double()
+        engine = torch.cat([logps for rollout in rollouts if (logps := rollout.sampling_logps) is not None]).double()
         gathered = self.ranks.gather_rows([_as_integers(engine, trainer)])
         if not any(num_tokens for num_tokens, *_ in gathered):
             return {}
