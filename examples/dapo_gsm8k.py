@@ -101,7 +101,7 @@ def main(script_args, args, model_args):
         with args.main_process_first(desc="warming up the tiny model"):
             model = str(out / "tiny-model")
             if args.process_index == 0:
-                prepare_tiny_model(model, seed=args.seed)
+                prepare_tiny_model(model, seed=args.seed, num_heads=3 if args.use_vllm else 4)
     else:
         require_local_or_hub(model, "model", "--model_name_or_path")
         init = {"revision": model_args.model_revision, "dtype": model_args.dtype}

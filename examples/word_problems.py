@@ -131,7 +131,7 @@ def build_tokenizer():
     )
 
 
-def build_model(tokenizer, seed):
+def build_model(tokenizer, seed, num_heads=4):
     """Returns a two-layer Llama of about 0.2 million random parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -139,7 +139,7 @@ def build_model(tokenizer, seed):
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=num_heads,
         max_position_embeddings=256,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
@@ -195,11 +195,11 @@ def warm_up(model, tokenizer, seed, num_steps=450, batch_size=64, learning_rate=
         schedule.step()
 
 
-def prepare_tiny_model(folder, seed):
-    """Builds and warms up the model, and saves it with its tokenizer."""
+def prepare_tiny_model(folder, seed, num_heads=4):
+    """Builds and warms up the model, and saves it with its tokenizer. vLLM on a CPU wants 3 heads, of 32 each."""
     start = time.perf_counter()
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
+    model = build_model(tokenizer, seed, num_heads)
     warm_up(model, tokenizer, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -46,6 +46,9 @@ def test_new_fields_are_exactly_these():
         "soft_punish_cache",
         "overlong_penalty_factor",
         "truncated_in_statistics",
+        "vllm_engine_kwargs",
+        "vllm_check_interval",
+        "vllm_max_logp_gap",
     }
 
 
@@ -80,6 +83,9 @@ def test_every_new_field_is_documented_with_its_default():
         ({"overlong_penalty_factor": -0.5}, "overlong_penalty_factor is -0.5, but must be 0 or more"),
         ({"max_completion_length": None}, "soft_punish_cache is None"),
         ({"max_completion_length": None, "soft_punish_cache": 4}, "max_completion_length is None"),
+        ({"vllm_check_interval": -1}, "vllm_check_interval is -1, but must be 0"),
+        ({"vllm_max_logp_gap": 0.0}, "vllm_max_logp_gap is 0.0, but must be above 0"),
+        ({"use_vllm": True, "vllm_mode": "colocate", "vllm_engine_kwargs": "eager"}, "vllm_engine_kwargs is 'eager'"),
         ({"scale_rewards": "batch"}, 'scale_rewards is "batch"'),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation is"),
         (
@@ -105,11 +111,23 @@ def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path, over
 
 
 def test_fields_parse_from_a_command_line(tmp_path):
-    (config,) = TrlParser((DAPOConfig,)).parse_args_and_config(
+    arguments = (
         f"--output_dir {tmp_path} --use_cpu true --bf16 false --epsilon_high 0.3 --filter_range 0.1 0.9 "
-        "--on_exhausted error --soft_punish_cache 0 --dynamic_sampling true".split()
-    )
+        "--on_exhausted error --soft_punish_cache 0 --dynamic_sampling true"
+    ).split()
+    arguments += ["--vllm_engine_kwargs", '{"enforce_eager": true, "max_num_seqs": 64}']
+    (config,) = TrlParser((DAPOConfig,)).parse_args_and_config(arguments)
     assert config.epsilon_high == 0.3
     assert config.filter_range == (0.1, 0.9)
     assert config.on_exhausted == "error"
     assert config.soft_punish_cache == 0
+    assert config.vllm_engine_kwargs == {"enforce_eager": True, "max_num_seqs": 64}
+
+
+def test_engine_options_parse_from_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("vllm_engine_kwargs:\n  dtype: float32\n  enforce_eager: true\n")
+    (config,) = TrlParser((DAPOConfig,)).parse_args_and_config(
+        f"--config {recipe} --output_dir {tmp_path} --use_cpu true --bf16 false".split()
+    )
+    assert config.vllm_engine_kwargs == {"dtype": "float32", "enforce_eager": True}

@@ -32,6 +32,9 @@ FLOORS = {
     "preflight": 3,
     "run_checks": 3,
     "trainer": 3,
+    "vllm_arguments": 3,
+    "vllm_canary": 3,
+    "vllm_engine": 3,
     "__init__": 4,
 }
 # Outside packages that a floor may import, beside the standard library.

@@ -6,18 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import DAPOConfig
-    from .errors import HubUnreachableError, RefillExhaustedError
+    from .errors import HubUnreachableError, RefillExhaustedError, StaleEngineError
     from .trainer import DAPOTrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["DAPOConfig", "DAPOTrainer", "HubUnreachableError", "RefillExhaustedError", "__version__"]
+__all__ = [
+    "DAPOConfig",
+    "DAPOTrainer",
+    "HubUnreachableError",
+    "RefillExhaustedError",
+    "StaleEngineError",
+    "__version__",
+]
 
 _MODULE_OF = {
     "DAPOConfig": "config",
     "DAPOTrainer": "trainer",
     "HubUnreachableError": "errors",
     "RefillExhaustedError": "errors",
+    "StaleEngineError": "errors",
 }
 
 

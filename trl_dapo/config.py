@@ -6,6 +6,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 from trl import GRPOConfig
 
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES
+from .vllm_arguments import check_engine_kwargs, known_engine_options
 
 
 _ON_EXHAUSTED = ("partial", "error")
@@ -72,7 +73,21 @@ class DAPOConfig(GRPOConfig):
             `max_completion_length - soft_punish_cache` lose up to 1. `None`: 20 % of `max_completion_length`. `0`: off.
         overlong_penalty_factor (`float`, *optional*, defaults to `1.0`):
             Scales the soft overlong punishment.
+        vllm_engine_kwargs (`dict[str, Any]`, *optional*):
+            Options of the colocated vLLM engine that TRL has no field for: any of vLLM's `EngineArgs`, as
+            `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
+            `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to 1,024,
+            and never fewer than those of one generation batch.
+        vllm_check_interval (`int`, *optional*, defaults to `10`):
+            After the first weight sync and every so many from then on, the log-probabilities of a few sampled tokens
+            are compared between vLLM and the trained model, at the cost of one small forward pass. `0`: never.
+        vllm_max_logp_gap (`float` or `None`, *optional*, defaults to `0.25`):
+            Mean absolute difference of these log-probabilities, in nats per token, from which on the run stops with
+            [`StaleEngineError`]: the engine samples from other weights than those that train. Rounding makes a
+            difference of 0.01 to 0.05 in bfloat16, and more when vLLM quantizes. `None`: the difference is only logged.
     """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs"]
 
     epsilon_high: float | None = field(
         default=0.28,
@@ -156,6 +171,27 @@ class DAPOConfig(GRPOConfig):
         default=1.0,
         metadata={"help": "Scales the soft overlong punishment (verl: overlong_buffer.penalty_factor)."},
     )
+    vllm_engine_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the colocated vLLM engine that TRL has no field for, by their names in vLLM's EngineArgs "
+            "(verl: rollout.engine_kwargs.vllm). JSON on the command line."
+        },
+    )
+    vllm_check_interval: int = field(
+        default=10,
+        metadata={
+            "help": "Weight syncs from one comparison of vLLM's log-probabilities with the trained model's to the next. "
+            "0 never compares."
+        },
+    )
+    vllm_max_logp_gap: float | None = field(
+        default=0.25,
+        metadata={
+            "help": "Mean absolute difference of these log-probabilities, in nats, beyond which the run stops. None only "
+            "logs it."
+        },
+    )
 
     def __post_init__(self) -> None:
         has_bf16 = is_torch_bf16_gpu_available() or is_torch_xla_available()
@@ -170,6 +206,7 @@ class DAPOConfig(GRPOConfig):
                 "truncated_in_statistics is False, but mask_truncated_completions is False too, so that truncated "
                 "completions carry loss and need an advantage. Set mask_truncated_completions=True."
             )
+        self._check_vllm_fields()
         if self.dynamic_sampling:
             self._check_sampling_fields()
             self._check_combinations()
@@ -224,6 +261,19 @@ class DAPOConfig(GRPOConfig):
                 f"soft_punish_cache is {self.soft_punish_cache}, but max_completion_length is None. Set a length limit, "
                 "or soft_punish_cache=0 to turn the soft overlong punishment off."
             )
+
+    def _check_vllm_fields(self) -> None:
+        if self.vllm_check_interval < 0:
+            raise ValueError(
+                f"vllm_check_interval is {self.vllm_check_interval}, but must be 0 (never) or more weight syncs. Use 10."
+            )
+        if self.vllm_max_logp_gap is not None and self.vllm_max_logp_gap <= 0:
+            raise ValueError(
+                f"vllm_max_logp_gap is {self.vllm_max_logp_gap}, but must be above 0, or None to only log the gap. "
+                "Rounding alone makes one of 0.01 to 0.05 in bfloat16."
+            )
+        if self.use_vllm:
+            check_engine_kwargs(self.vllm_engine_kwargs, self.vllm_mode, known_engine_options())
 
     def _check_loss_normalization(self) -> None:
         if self.loss_normalization not in (None, *_LOSS_NORMALIZATION):

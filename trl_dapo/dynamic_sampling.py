@@ -10,6 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class DynamicSampler:
             Reward functions F.
         judge (`GroupJudge`):
             Judges the sampled groups.
+        keep_awake (`Callable[[], AbstractContextManager[None]]`, *optional*):
+            The rounds of a batch run inside it: an engine that sleeps while the model trains need not between them.
     """
 
     def __init__(
@@ -89,8 +92,10 @@ class DynamicSampler:
         compute_logps: Callable[[list[Rollout]], list[torch.Tensor]],
         num_rewards: int,
         judge: GroupJudge,
+        keep_awake: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.args = args
+        self.keep_awake = keep_awake
         self.ranks = ranks
         self.sample = sample
         self.compute_logps = compute_logps
@@ -156,14 +161,15 @@ class DynamicSampler:
         )
         first_position, spare = self.stream.position, None
         self.seconds_sampling = 0.0
-        while collection.num_missing and collection.num_rounds < self.args.max_generation_rounds:
-            rounds_left = self.args.max_generation_rounds - collection.num_rounds
-            plan = self.last_plan = self.planner.plan(collection.num_missing, rounds_left)
-            groups, spare, seconds = self._sample_round(self._draw(plan.num_prompts), policy_step)
-            num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
-            self.planner.observe(num_informative, len(groups), seconds)
-            self.seconds_sampling += seconds
-            collection.add_round(groups, seconds)
+        with self.keep_awake():
+            while collection.num_missing and collection.num_rounds < self.args.max_generation_rounds:
+                rounds_left = self.args.max_generation_rounds - collection.num_rounds
+                plan = self.last_plan = self.planner.plan(collection.num_missing, rounds_left)
+                groups, spare, seconds = self._sample_round(self._draw(plan.num_prompts), policy_step)
+                num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
+                self.planner.observe(num_informative, len(groups), seconds)
+                self.seconds_sampling += seconds
+                collection.add_round(groups, seconds)
         self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
         if collection.num_missing and self.args.on_exhausted == "error":
             # Nothing of the batch trains, so all of its prompts go back to the stream.

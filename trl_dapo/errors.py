@@ -26,6 +26,46 @@ class RefillExhaustedError(RuntimeError):
         super().__init__(describe_exhaustion(num_accepted, num_needed, num_rounds, verdict_counts))
 
 
+class StaleEngineError(RuntimeError):
+    """
+    vLLM samples from other weights than those that train: their log-probabilities of the same tokens are too far apart.
+
+    Importance sampling would hide it, by weighting the loss with ratios that no longer correct anything.
+
+    Args:
+        engine_logp (`float`):
+            Mean log-probability of the compared tokens by vLLM, in nats. NaN: it gave none.
+        trainer_logp (`float`):
+            Their mean log-probability by the trained model.
+        gap (`float`):
+            Mean absolute difference over these tokens. NaN: no token could be compared.
+        limit (`float`):
+            The gap that rounding may make.
+        num_tokens (`int`):
+            Tokens compared.
+        rank (`int`):
+            The rank whose engine it is: the one with the largest gap.
+    """
+
+    def __init__(
+        self, engine_logp: float, trainer_logp: float, gap: float, limit: float, num_tokens: int, rank: int = 0
+    ):
+        self.engine_logp = engine_logp
+        self.trainer_logp = trainer_logp
+        self.gap = gap
+        self.limit = limit
+        self.num_tokens = num_tokens
+        self.rank = rank
+        super().__init__(
+            f"The vLLM engine of rank {rank} does not sample from the weights that train: over {num_tokens} sampled tokens "
+            f"its mean log-probability is {engine_logp:.4f} and the trained model's {trainer_logp:.4f}; they differ by "
+            f"{gap:.4f} on average, and vllm_max_logp_gap allows {limit:.4f}.\n"
+            "Either the weight sync does not reach all of the engine's weights (a tied head, a repacked layer, an adapter "
+            "that was not merged), or the engine computes much less exactly than the trainer (quantization): then raise "
+            "vllm_max_logp_gap, or set it to None."
+        )
+
+
 class HubUnreachableError(ConnectionError):
     """A model or dataset is neither a local path nor in the cache, and the Hugging Face Hub does not answer."""
 

@@ -4,6 +4,7 @@ import functools
 import math
 import os
 import textwrap
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ from .sampling.figures import completion_figures
 from .sampling.groups import GroupJudge, RowFacts
 from .sampling.prompt_stream import Draw
 from .sampling.truncation import TruncationRule
+from .vllm_canary import WeightCanary
+from .vllm_engine import DAPOVLLMGeneration, engine_of
 
 
 class DAPOTrainer(GRPOTrainer):
@@ -95,6 +98,7 @@ class DAPOTrainer(GRPOTrainer):
     }
 
     args: DAPOConfig
+    vllm_generation: DAPOVLLMGeneration
 
     def __init__(
         self,
@@ -114,7 +118,8 @@ class DAPOTrainer(GRPOTrainer):
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_single_turn(kwargs)
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        with engine_of(args):
+            super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         # The truncated completions are masked here, by how their generation ended; TRL goes by their last token.
         self.mask_truncated_completions = False
         # While set, generation and scoring hand this batch back instead of making a new one.
@@ -141,6 +146,10 @@ class DAPOTrainer(GRPOTrainer):
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
         self.policy_scorer = PolicyScorer(self)
+        self.canary: WeightCanary | None = None
+        if args.use_vllm:
+            engine, score = self.vllm_generation, self.policy_scorer.score_rollouts
+            self.canary = WeightCanary(args, Ranks(self.accelerator), score, lambda: engine.num_syncs)
         self.dynamic_sampler: DynamicSampler | None = None
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
@@ -151,6 +160,7 @@ class DAPOTrainer(GRPOTrainer):
                 compute_logps=self.policy_scorer.score_rollouts,
                 num_rewards=len(self.reward_funcs),
                 judge=self.group_judge,
+                keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
             )
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
         self.add_callback(RunAnnouncement(self._describe_run))
@@ -281,6 +291,8 @@ class DAPOTrainer(GRPOTrainer):
         self._is_empty = []
         generated: tuple[Any, ...] = super()._generate(prompts)
         prompt_ids, completion_ids, *_ = generated
+        if self.canary is not None and self.model.training:
+            self._log_train(self.canary.check(generated))
         is_empty = self._is_empty if len(self._is_empty) == len(completion_ids) else [False] * len(completion_ids)
         self._facts = [
             RowFacts(

@@ -1,0 +1,40 @@
+"""Two real processes over gloo, each with a real vLLM."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_engine import CPU_ENGINE, save_model
+
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.distributed]
+
+FOLDER = Path(__file__).parent
+
+
+def test_each_of_two_ranks_samples_from_the_weights_that_train(tmp_path):
+    save_model(tmp_path / "model", tied=True)
+    paths = [str(FOLDER), str(FOLDER.parent), str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = (
+        os.environ | CPU_ENGINE | {"ACCELERATE_USE_CPU": "true", "CI": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(FOLDER / "two_engines.py"), str(tmp_path), str(tmp_path / "model")]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    for result in results:
+        assert result["num_processes"] == 2
+        assert max(result["gaps"]) < 1e-4
+        later = [gap for step, gap in zip(result["steps"], result["gaps_of_first_policy"], strict=True) if step]
+        assert min(later) > 0.02
+        assert result["num_syncs"] == 2 < len(result["steps"])
+        # Of the 24 rows of the largest round, half are this engine's.
+        assert result["max_num_seqs"] == 12
+    # Two engines with different seeds, each with prompts of its own.
+    assert results[0]["completions"] != results[1]["completions"]
+    assert results[0]["steps"] == results[1]["steps"]

@@ -1,0 +1,41 @@
+"""The private parts of vLLM that the weight sync builds on."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from trl_dapo import DAPOConfig
+from trl_dapo.vllm_arguments import _FIELD_OF_OPTION, known_engine_options
+
+
+vllm = pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+
+def test_model_runner_reloads_from_an_iterator_in_checkpoint_format():
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    parameters = inspect.signature(GPUModelRunner.reload_weights).parameters
+    assert {"weights_iterator", "is_checkpoint_format"} <= set(parameters)
+
+
+def test_layers_remember_what_they_were_built_with():
+    from vllm.model_executor.model_loader.reload import layerwise, types
+
+    assert "restore_metadata" in {field.name for field in dataclasses.fields(types.LayerReloadingInfo)}
+    assert list(inspect.signature(layerwise.get_layerwise_info).parameters) == ["layer"]
+
+
+def test_options_with_a_field_of_their_own_are_engine_options():
+    assert set(_FIELD_OF_OPTION) <= known_engine_options()
+    fields = {field.name for field in dataclasses.fields(DAPOConfig)}
+    assert {name for name in _FIELD_OF_OPTION.values() if name} <= fields
+
+
+def test_config_refuses_an_option_that_vllm_does_not_know(tmp_path):
+    with pytest.raises(ValueError, match=r"sets 'enforce_eagre' to True.* Did you mean 'enforce_eager'"):
+        DAPOConfig(
+            str(tmp_path), use_cpu=True, bf16=False, use_vllm=True, vllm_mode="colocate",
+            vllm_engine_kwargs={"enforce_eagre": True},
+        )  # fmt: skip

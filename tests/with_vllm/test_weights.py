@@ -1,0 +1,198 @@
+"""Whether a real vLLM samples from the weights that train, and whether the trainer notices when it does not."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_engine import OPTIONS, VOCABULARY, exact_logps, largest_gap, make_trainer, save_model
+
+from trl_dapo import StaleEngineError
+from trl_dapo.vllm_engine import DAPOVLLMGeneration
+
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+# float32 on both sides, exact arithmetic in the middle.
+ROUNDING = 1e-4
+
+# Layers whose adapter is merged into a part of a packed weight (q, v), into one of its own, and into a padded one (TRL refuses the head).
+LORA_TARGETS = {
+    "tied, LoRA": ["q_proj", "v_proj", "down_proj"],
+    "untied, LoRA": ["k_proj", "up_proj", "embed_tokens"],
+}
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory):
+    folders = {tied: tmp_path_factory.mktemp("tied" if tied else "untied") for tied in (True, False)}
+    for tied, folder in folders.items():
+        save_model(folder, tied)
+    return folders
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engines():
+    """Starts an engine for each model once: the trainers of this file take turns with it."""
+    started = {}
+    build = DAPOVLLMGeneration._build_engine
+
+    def build_once(self, **options):
+        model = options["model"]
+        if model not in started:
+            started[model] = build(self, **options)
+        return started[model]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DAPOVLLMGeneration, "_build_engine", build_once)
+        yield started
+
+
+@pytest.fixture(scope="module", params=["tied", "untied", *LORA_TARGETS])
+def trained(request, model_folders, tmp_path_factory):
+    """A trainer after two batches of two optimizer steps each; at another temperature where the head is untied."""
+    is_tied = request.param.startswith("tied")
+    overrides = {"temperature": 1.0 if is_tied else 0.7}
+    if request.param in LORA_TARGETS:
+        targets = LORA_TARGETS[request.param]
+        overrides["peft_config"] = LoraConfig(r=4, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
+    trainer = make_trainer(tmp_path_factory.mktemp("out"), model_folders[is_tied], **overrides)
+    # An adapter begins as nothing, and learns slowly.
+    torch.manual_seed(0)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1)
+    reloads = []
+    runner = trainer.vllm_generation._model_runner
+    reload = runner.reload_weights
+    runner.reload_weights = lambda **kwargs: (reloads.append(trainer.state.global_step), reload(**kwargs))
+    trainer.train()
+    runner.reload_weights = reload
+    trainer.reloads = reloads
+    return trainer
+
+
+def test_engine_gives_the_log_probabilities_of_the_policy_before_and_after_optimizer_steps(trained):
+    assert {step for step, _, _ in trained.rounds} == {0, 2}
+    first_policy = trained.rounds[0][1]
+    for step, policy, generated in trained.rounds:
+        assert largest_gap(generated, policy, trained.temperature) < ROUNDING
+        if step:  # and would not, had it kept the weights of the first batch
+            assert largest_gap(generated, first_policy, trained.temperature) > 0.02
+
+
+def test_weights_are_synced_once_a_batch_however_many_rounds_it_takes(trained):
+    assert len(trained.rounds) > 2
+    assert trained.reloads == [0, 2]
+    assert trained.vllm_generation.num_syncs == 2
+
+
+def test_gap_that_is_logged_is_rounding(trained):
+    logged = [entry["dapo/vllm/logp_gap"] for entry in trained.state.log_history if "dapo/vllm/logp_gap" in entry]
+    assert len(logged) == 2
+    assert all(gap < ROUNDING for gap in logged)
+
+
+def test_model_that_knows_nothing_shows_up_in_generation(trained):
+    # No hidden state leaves the last norm, so that all logits are 0.
+    (norm,) = (weight for name, weight in trained.model.named_parameters() if name.endswith("model.norm.weight"))
+    kept = norm.detach().clone()
+    with torch.no_grad():
+        norm.zero_()
+    trained.vllm_generation.sync_weights()
+    _, _, logps, _ = trained.vllm_generation.generate([[3, 4, 5]] * 8, images=None, num_generations=4)
+    with torch.no_grad():
+        norm.copy_(kept)
+    flat = [value for row in logps for (value,) in row]
+    assert flat == pytest.approx([-math.log(VOCABULARY)] * len(flat), abs=1e-6)
+
+
+def test_engine_has_the_options_asked_for_and_slots_for_the_largest_round(engines, model_folders, trained):
+    engine = trained.vllm_generation.llm.llm_engine.vllm_config
+    assert engine.model_config.enforce_eager is OPTIONS["enforce_eager"]
+    assert engine.model_config.dtype is torch.float32
+    # 8 rows x 2 steps in a batch, but 6 prompts x 4 completions in the largest round
+    assert engine.scheduler_config.max_num_seqs == 24
+
+
+class SyncedOnce:
+    """Stands in for `sync_weights`: the first is real, the others are only counted."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.sync = engine.sync_weights
+
+    def __call__(self):
+        if self.engine.num_syncs:
+            self.engine.num_syncs += 1
+        else:
+            self.sync()
+
+
+def test_run_stops_when_the_engine_keeps_the_weights_of_the_first_batch(model_folders, tmp_path):
+    trainer = make_trainer(tmp_path, model_folders[True], learning_rate=0.1, vllm_max_logp_gap=0.05)
+    trainer.vllm_generation.sync_weights = SyncedOnce(trainer.vllm_generation)
+    compared = []
+    check = trainer.canary.check
+
+    def record_and_check(generated):
+        stride = len(generated[0]) // 4
+        compared.append([generated[column][::stride][:4] for column in (0, 1, 4)])
+        return check(generated)
+
+    trainer.canary.check = record_and_check
+    with pytest.raises(StaleEngineError) as caught:
+        trainer.train()
+    assert trainer.state.global_step == 2
+    error, (stale_policy, policy) = caught.value, [trainer.rounds[number][1] for number in (0, -1)]
+    assert error.gap > 0.05
+    # Four rows of the first round of the second batch, spread evenly.
+    prompts, completions, _ = compared[-1]
+    exact = torch.cat([exact_logps(policy, *pair) for pair in zip(prompts, completions, strict=True)])
+    stale = torch.cat([exact_logps(stale_policy, *pair) for pair in zip(prompts, completions, strict=True)])
+    assert error.engine_logp == pytest.approx(stale.mean().item(), abs=ROUNDING)
+    assert error.trainer_logp == pytest.approx(exact.mean().item(), abs=ROUNDING)
+    assert error.gap == pytest.approx((stale - exact).abs().mean().item(), abs=ROUNDING)
+    assert error.num_tokens == len(exact)
+
+
+def test_importance_ratio_of_a_stale_engine_is_the_one_computed_by_hand(model_folders, tmp_path):
+    options = {"vllm_max_logp_gap": None, "vllm_importance_sampling_mode": "token_truncate"}
+    trainer = make_trainer(tmp_path, model_folders[True], **options)
+    trainer.vllm_generation.sync_weights = SyncedOnce(trainer.vllm_generation)
+    trainer.train()
+    stale_policy, policy = (trainer.rounds[number][1] for number in (0, -1))
+    output = trainer.outputs[-1]
+    num_rows, largest = 0, 0.0
+    for row, mask in enumerate(output["completion_mask"].bool()):
+        if not mask.any():
+            continue
+        prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()].tolist()
+        completion = output["completion_ids"][row][mask].tolist()
+        log_ratio = exact_logps(policy, prompt, completion) - exact_logps(stale_policy, prompt, completion)
+        expected = log_ratio.exp().clamp(max=3.0)
+        ratio = output["importance_sampling_ratio"][row][mask].double()
+        torch.testing.assert_close(ratio, expected, atol=0, rtol=10 * ROUNDING)
+        num_rows, largest = num_rows + 1, max(largest, log_ratio.abs().max().item())
+    assert num_rows >= 8
+    assert largest > 0.1
+    # And the gap was logged all the same.
+    assert any(entry.get("dapo/vllm/logp_gap", 0) > 0.01 for entry in trainer.state.log_history)
+
+
+def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folders, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, model_folders[True])
+    engine = trainer.vllm_generation
+    # vLLM refuses sleep mode on a CPU when it starts; asked to sleep all the same, it does nothing.
+    engine.enable_sleep_mode = engine._llm_weights_sleeping = True
+    calls = []
+    monkeypatch.setattr(engine.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+    monkeypatch.setattr(engine.llm, "wake_up", lambda tags: calls.append(f"wake {tags[0]}"))
+    monkeypatch.setattr("trl.generation.vllm_generation.empty_cache", lambda: None)
+    sync = engine.sync_weights
+    monkeypatch.setattr(engine, "sync_weights", lambda: (calls.append("sync"), sync()))
+    trainer.train()
+    assert len(trainer.rounds) > 2
+    assert calls == ["sync", "wake weights", "wake kv_cache", "sleep 2"] * 2
+    assert engine.enable_sleep_mode

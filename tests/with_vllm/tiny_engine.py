@@ -1,0 +1,124 @@
+"""A trainer on a tiny model whose completions a real vLLM samples, and what its log-probabilities should be."""
+
+import copy
+import os
+
+import torch
+from tiny import SPECIAL_TOKENS, WORDS, numbered_prompts, tiny_tokenizer, training_arguments
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trl_dapo import DAPOConfig, DAPOTrainer
+
+
+# What `make test-vllm` sets: one core, 1 GiB of cache, no compiler.
+CPU_ENGINE = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+os.environ.update({name: os.environ.get(name, value) for name, value in CPU_ENGINE.items()})
+
+VOCABULARY = len(SPECIAL_TOKENS) + len(WORDS)
+OPTIONS = {"enforce_eager": True, "dtype": "float32"}
+
+
+def save_model(folder, tied):
+    """Saves a Llama of about 50,000 parameters with heads of 32, the smallest that vLLM computes on a CPU."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+class RecordingTrainer(DAPOTrainer):
+    """Keeps each round: the optimizer steps taken, a copy of the policy, and what TRL's `_generate` returned."""
+
+    def __init__(self, *args, **kwargs):
+        self.rounds = []
+        self.outputs = []
+        super().__init__(*args, **kwargs)
+
+    def _generate(self, prompts):
+        is_sampled = self._replay is None
+        policy = merged_copy(self.model) if is_sampled else None
+        if is_sampled:
+            self.rounds.append([self.state.global_step, policy, None])
+        generated = super()._generate(prompts)
+        if is_sampled:
+            self.rounds[-1][2] = generated
+        return generated
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        self.outputs.append(output)
+        return output
+
+
+def multiple_of_ten_reward(completion_ids, **kwargs):
+    """1 for about one completion in ten: groups of four are mostly all wrong, so that a batch takes several rounds."""
+    return [float(ids[0] % 10 == 0) for ids in completion_ids]
+
+
+def make_trainer(folder, model_folder, cls=RecordingTrainer, **overrides):
+    extras = {name: overrides.pop(name) for name in ("peft_config", "callbacks") if name in overrides}
+    arguments = {
+        "max_steps": 4,
+        "steps_per_generation": 2,
+        "per_device_train_batch_size": 8,
+        "max_prompts_per_round": 6,
+        "max_generation_rounds": 20,
+        "learning_rate": 3e-2,
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_max_model_length": 64,
+        "vllm_engine_kwargs": OPTIONS,
+        "vllm_check_interval": 1,
+    }
+    return cls(
+        model=str(model_folder),
+        reward_funcs=multiple_of_ten_reward,
+        args=DAPOConfig(**training_arguments(folder, **(arguments | overrides))),
+        train_dataset=numbered_prompts(50),
+        **extras,
+    )
+
+
+def merged_copy(model):
+    """Returns a copy of the policy in float64, its adapter merged by PEFT."""
+    if hasattr(model, "merge_and_unload"):
+        model = copy.deepcopy(model).merge_and_unload()
+    # A new model: accelerate binds `forward` to the one under training.
+    policy = LlamaForCausalLM(model.config)
+    policy.load_state_dict(model.state_dict())
+    return policy.double().eval()
+
+
+def exact_logps(policy, prompt, completion, temperature=1.0):
+    """Returns the log-probabilities of a completion, in float64, one sequence at a time and without padding."""
+    with torch.no_grad():
+        logits = policy(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+    logps = (logits[len(prompt) - 1 : -1].double() / temperature).log_softmax(-1)
+    return logps.gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
+
+
+def largest_gap(generated, policy, temperature=1.0):
+    """Returns the largest absolute difference of the engine's log-probabilities from the exact ones of a policy."""
+    prompts, completions, _, _, logps, *_ = generated
+    gaps = [
+        (torch.tensor(engine, dtype=torch.float64) - exact_logps(policy, prompt, completion, temperature)).abs().max()
+        for prompt, completion, engine in zip(prompts, completions, logps, strict=True)
+    ]
+    return max(gap.item() for gap in gaps)
