@@ -222,6 +222,12 @@ class DAPOConfig(GRPOConfig):
         return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
 
     @property
+    def trl_computes_old_logps(self) -> bool:
+        """Whether TRL computes old log-probabilities, first of all; else it takes the ratio to be 1."""
+        is_aligned = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
+        return not is_aligned or bool(self.use_vllm and self.vllm_importance_sampling_correction)
+
+    @property
     def filter_bounds(self) -> tuple[float, float] | None:
         """`filter_range` as a pair."""
         return None if self.filter_range is None else (self.filter_range[0], self.filter_range[1])

@@ -146,18 +146,18 @@ class DAPOTrainer(GRPOTrainer):
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
         self.policy_scorer = PolicyScorer(self)
-        self.canary: WeightCanary | None = None
-        if args.use_vllm:
-            engine, score = self.vllm_generation, self.policy_scorer.score_rollouts
-            self.canary = WeightCanary(args, Ranks(self.accelerator), score, lambda: engine.num_syncs)
+        ranks, score = Ranks(self.accelerator), self.policy_scorer.score_rollouts
+        self.canary = (
+            WeightCanary(args, ranks, score, lambda: self.vllm_generation.num_syncs) if args.use_vllm else None
+        )
         self.dynamic_sampler: DynamicSampler | None = None
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
                 args=args,
-                ranks=Ranks(self.accelerator),
+                ranks=ranks,
                 dataset=train_dataset,
                 sample=self._sample_and_score,
-                compute_logps=self.policy_scorer.score_rollouts,
+                compute_logps=score,
                 num_rewards=len(self.reward_funcs),
                 judge=self.group_judge,
                 keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
@@ -219,11 +219,7 @@ class DAPOTrainer(GRPOTrainer):
             for rollout, is_truncated in zip(batch.rollouts, batch.is_truncated.tolist(), strict=True)
         ]
         has_carried = batch.collection.num_carried > 0
-        # TRL computes old log-probabilities itself, first of all, unless it takes the ratio to be 1.
-        is_aligned = (
-            self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
-        )
-        trl_computes_old = not is_aligned or (self.use_vllm and self.vllm_importance_sampling_correction)
+        trl_computes_old = self.args.trl_computes_old_logps
         try:
             self._awaits_old_logps = has_carried and trl_computes_old
             output = super()._generate_and_score_completions(batch.inputs)
