@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "trl_dapo"
 # Floor of each module or subpackage; a new module must be given one.
 FLOORS = {
     "errors": 0,
+    "k_metrics": 0,
     "sampling": 0,
     "diagnostics": 1,
     "loss_normalization": 1,
