@@ -257,7 +257,7 @@ def load_sampler(
         **model_init_kwargs:
             More arguments of `from_pretrained`, such as `revision` or `attn_implementation`.
     """
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **model_init_kwargs)
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **model_init_kwargs)
     if tokenizer is None:
         same = {key: value for key, value in model_init_kwargs.items() if key in ("revision", "trust_remote_code")}
         tokenizer = AutoTokenizer.from_pretrained(name, **same)

@@ -71,7 +71,11 @@ class EvaluationResult:
         for name in [*names, "frac_truncated", "frac_no_answer", "frac_gave_up", "mean_length"]:
             figure = self.figures[name]
             scale, unit = (1, "  ") if name == "mean_length" else (100, " %")
-            ends = "-" if figure.low is None or figure.high is None else f"{figure.low * scale:.1f} to {figure.high * scale:.1f}{unit}"
+            ends = (
+                "-"
+                if figure.low is None or figure.high is None
+                else f"{figure.low * scale:.1f} to {figure.high * scale:.1f}{unit}"
+            )
             lines.append(f"{name:16}{figure.value * scale:7.1f}{unit}   {ends}".rstrip())
         if self.num_unreadable_golds:
             lines.append(f"{self.num_unreadable_golds} problems have an unreadable gold and count only in lengths.")
