@@ -34,4 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command.run(given[1:])
     except (HubUnreachableError, FileNotFoundError, BlockingIOError, ValueError) as error:
+        if isinstance(error, ValueError) and not _is_ours(error):
+            raise
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error, to say what is wrong with the input. Others' need their traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("trl_dapo.")
