@@ -40,7 +40,7 @@ class DAPOTrainer(GRPOTrainer):
 
     With `dynamic_sampling` the prompts come from an endless seeded stream over `train_dataset`, and the dataloader only
     paces the steps: `num_train_epochs` counts batches as if no group were rejected, the metric `dapo/data_passes` says
-    how often the data were really seen. Evaluation is that of `GRPOTrainer`, on unshaped rewards, with avg@k, maj@k, pass@k.
+    how often the data were really seen. Evaluation is that of `GRPOTrainer`, on unshaped rewards.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
