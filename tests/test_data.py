@@ -109,3 +109,63 @@ def test_plain_prompts_become_conversations():
 def test_unusable_rows_are_refused(rows, options, message):
     with pytest.raises(ValueError, match=message):
         as_problems(Dataset.from_list(rows), **options)
+
+
+QUESTION = "Find $x$ with $x + 1 = 3$."
+DAPO_PROMPT = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    f"$Answer (without quotes) where $Answer is the answer to the problem.\n\n{QUESTION}\n\n"
+    'Remember to put your answer on its own line after "Answer:".'
+)
+DAPO_ROW = {
+    "prompt": [{"role": "user", "content": DAPO_PROMPT}],
+    "reward_model": {"ground_truth": "2", "style": "rule"},
+}
+
+
+def test_dapo_template_is_the_prompt_of_dapos_data():
+    problems = as_problems(Dataset.from_list([{"prompt": QUESTION, "solution": "2"}]), template="dapo")
+    assert problems[0]["prompt"] == DAPO_ROW["prompt"]
+
+
+def test_dapo_prompt_stays_unless_another_template_is_asked_for():
+    rows = Dataset.from_list([DAPO_ROW])
+    assert as_problems(rows)[0]["prompt"] == DAPO_ROW["prompt"]
+    boxed = as_problems(rows, template="boxed", system_prompt="Be brief.")[0]["prompt"]
+    assert boxed == [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": QUESTION + "\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        },
+    ]
+    other = [{"role": "user", "content": "Hello"}]
+    assert as_problems(Dataset.from_list([DAPO_ROW | {"prompt": other}]), template="boxed")[0]["prompt"] == other
+
+
+def test_exact_duplicates_are_dropped_on_request_only():
+    other_gold = DAPO_ROW | {"reward_model": {"ground_truth": "3", "style": "rule"}}
+    rows = Dataset.from_list([DAPO_ROW, DAPO_ROW, other_gold, DAPO_ROW])
+    assert len(as_problems(rows)) == 4
+    assert as_problems(rows, drop_duplicates=True)["solution"] == ["2", "3"]
+
+
+def test_aime_2024_has_thirty_problems(shared_data):
+    rows = load_rows(str(shared_data / "aime-2024.parquet"), "train")
+    problems = as_problems(rows, template="boxed", drop_duplicates=True)
+    assert len(problems) == 30
+    raw = {row["extra_info"]["raw_problem"] for row in rows}
+    suffix = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    assert {problem["prompt"][0]["content"].removesuffix(suffix) for problem in problems} == raw
+
+
+def test_missing_question_and_gold_become_empty_ones():
+    rows = [{"question": None, "answer": "1"}, {"question": "1 + 1?", "answer": None}]
+    problems = as_problems(Dataset.from_list(rows), template="boxed")
+    assert problems["prompt"][0] == []
+    assert problems["solution"] == ["1", ""]
+
+
+def test_question_that_is_no_text_is_refused_by_row():
+    with pytest.raises(ValueError, match=r"question of row 0 is 5 \(int\), but must be a text or a conversation"):
+        as_problems(Dataset.from_list([{"question": 5, "answer": "1"}]))

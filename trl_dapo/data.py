@@ -1,5 +1,6 @@
 r"""Problems for training: from the Hub or from local files, as `prompt` and `solution`."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,19 @@ from .hub_access import require_local_or_hub
 
 
 _CALCULATOR_NOTE = re.compile(r"<<.*?>>")  # GSM8K's rationales carry them: 48/2 = <<48/2=24>>24
+
+_DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+)
+_DAPO_AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
+
+TEMPLATES: dict[str, str] = {
+    "plain": "{question}",
+    "dapo": _DAPO_BEFORE + "{question}" + _DAPO_AFTER,
+    "boxed": "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+}
+"""User's turns by name: the question alone; that of DAPO's data, word for word; that of Qwen's math models."""
 
 _LOADERS: dict[str, Callable[[str], Dataset]] = {
     ".jsonl": Dataset.from_json,
@@ -68,34 +82,46 @@ def _load_folder(folder: Path, split: str) -> Dataset:
 
 
 def as_problems(
-    rows: Dataset, template: str = "{question}", system_prompt: str | None = None, shots: Dataset | None = None
+    rows: Dataset,
+    template: str | None = None,
+    system_prompt: str | None = None,
+    shots: Dataset | None = None,
+    drop_duplicates: bool = False,
 ) -> Dataset:
     r"""
     Turns rows into problems: a conversational `prompt`, and a `solution` that `accuracy_reward` reads.
 
     Three shapes are understood: `prompt` + `solution`; GSM8K's `question` + `answer`, whose rationale ends in `#### n`;
-    and DAPO-Math-17k's `prompt` + `reward_model["ground_truth"]`. A prompt that is a conversation already is kept as it
-    is. Other columns stay.
+    and `prompt` + `reward_model["ground_truth"]` of DAPO-Math-17k and of the AIME files of its release. Other columns
+    stay. A missing question becomes an empty prompt and a missing gold an empty solution, which `check_problems` reports.
 
     Args:
         rows (`Dataset`):
             The rows.
-        template (`str`, *optional*, defaults to `"{question}"`):
-            Text of the user's turn.
+        template (`str`, *optional*):
+            Text of the user's turn around `{question}`, or the name of one: `"plain"`, `"dapo"` (the answer on a last
+            line of its own after "Answer:") or `"boxed"`. `None`: a prompt that is a conversation already stays as it is,
+            and a question is asked plainly. With a template, a conversation that is a question in DAPO's own prompt is
+            asked anew in the template; other conversations stay.
         system_prompt (`str`, *optional*):
-            Text of a system turn before it.
+            Text of a system turn before it. As the shots, it goes only where the user's turn is written here.
         shots (`Dataset`, *optional*):
             Rows to show as worked examples before the question.
+        drop_duplicates (`bool`, *optional*, defaults to `False`):
+            Whether of rows with exactly the same question and gold only the first stays. DAPO-Math-17k repeats each
+            problem about a hundred times, its AIME 2024 each 32 times.
 
     Raises:
-        `ValueError`: when the rows have none of the three shapes, when there are none, or when `template` has no
-        `{question}`.
+        `ValueError`: when the rows have none of the three shapes, when there are none, when `template` has no
+        `{question}`, or a question is neither text nor a conversation.
     """
     if len(rows) == 0:
         raise ValueError("The dataset has no rows. Check the file, the split and any filter.")
-    if "{question}" not in template:
+    text = TEMPLATES["plain"] if template is None else TEMPLATES.get(template, template)
+    if "{question}" not in text:
         raise ValueError(
-            f"The prompt template {template!r} has no place for the question. Write {{question}} into it."
+            f"The prompt template {text!r} has no place for the question. Write {{question}} into it, or name one of "
+            f"{', '.join(TEMPLATES)}."
         )
     columns = set(rows.column_names)
     if not ({"prompt", "solution"} <= columns or {"question", "answer"} <= columns or _is_dapo_math(columns)):
@@ -107,21 +133,49 @@ def as_problems(
 
     def user_turn(question: str) -> dict[str, str]:
         # Not str.format: a template with \boxed{} has braces of its own.
-        return {"role": "user", "content": template.replace("{question}", question)}
+        return {"role": "user", "content": text.replace("{question}", question)}
 
     before = [{"role": "system", "content": system_prompt}] if system_prompt else []
     for shot in shots or []:
         question, rationale = _question_and_gold(shot)
         before += [user_turn(question), {"role": "assistant", "content": _CALCULATOR_NOTE.sub("", rationale)}]
 
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
+    def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         question, gold = _question_and_gold(row)
-        prompt = question if isinstance(question, list) else [*before, user_turn(question)]
-        return {"new_prompt": prompt, "new_solution": gold}
+        if isinstance(question, list) and template is not None:
+            question = _unwrapped(question)
+        if not isinstance(question, str | list):
+            raise ValueError(
+                f"The question of row {number} is {question!r} ({type(question).__name__}), but must be a text or a "
+                "conversation. Cast the column, or drop the row."
+            )
+        if isinstance(question, str):
+            question = [*before, user_turn(question)] if question.strip() else []
+        return {"new_prompt": question, "new_solution": gold}
 
+    if drop_duplicates:
+        rows = rows.select(_first_of_each(rows))
     # Under new names first: `map` would cast to the type that a column of the old name had.
-    problems = rows.map(convert, desc="Reading problems").remove_columns(sorted(columns & {"prompt", "solution"}))
+    problems = rows.map(convert, with_indices=True, desc="Reading problems")
+    problems = problems.remove_columns(sorted(columns & {"prompt", "solution"}))
     return problems.rename_columns({"new_prompt": "prompt", "new_solution": "solution"})
+
+
+def _first_of_each(rows: Dataset) -> list[int]:
+    used = sorted({"prompt", "solution", "question", "answer", "reward_model"} & set(rows.column_names))
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows.select_columns(used)):
+        first.setdefault(json.dumps(_question_and_gold(row), sort_keys=True, default=str), number)
+    return list(first.values())
+
+
+def _unwrapped(conversation: list[dict[str, Any]]) -> Any:
+    """Returns the question of a conversation that is DAPO's prompt around it; any other conversation as it is."""
+    if len(conversation) == 1 and conversation[0].get("role") == "user":
+        content = conversation[0].get("content")
+        if isinstance(content, str) and content.startswith(_DAPO_BEFORE) and content.endswith(_DAPO_AFTER):
+            return content[len(_DAPO_BEFORE) : -len(_DAPO_AFTER)]
+    return conversation
 
 
 def _is_dapo_math(columns: set[str]) -> bool:
@@ -130,7 +184,10 @@ def _is_dapo_math(columns: set[str]) -> bool:
 
 def _question_and_gold(row: dict[str, Any]) -> tuple[Any, str]:
     if "solution" in row and "prompt" in row:
-        return row["prompt"], str(row["solution"])
-    if "question" in row:
-        return row["question"], str(row["answer"])
-    return row["prompt"], str(row["reward_model"]["ground_truth"])
+        question, gold = row["prompt"], row["solution"]
+    elif "question" in row:
+        question, gold = row["question"], row["answer"]
+    else:
+        question, gold = row["prompt"], (row["reward_model"] or {}).get("ground_truth")
+    # The text "None" would be a gold of one word.
+    return "" if question is None else question, "" if gold is None else str(gold)

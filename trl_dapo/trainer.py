@@ -21,6 +21,7 @@ from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler, RoundOutput
+from .eval_figures import EvalFigures
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
     STEP_TOKENS,
@@ -145,6 +146,7 @@ class DAPOTrainer(GRPOTrainer):
         self.diagnostics = LossDiagnostics(
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
+        self.eval_figures = EvalFigures(self.num_generations_eval)
         self.policy_scorer = PolicyScorer(self)
         ranks, score = Ranks(self.accelerator), self.policy_scorer.score_rollouts
         self.canary = (
@@ -192,6 +194,8 @@ class DAPOTrainer(GRPOTrainer):
             # A completion that nobody could score stays unscored, whatever its length; and evaluation is unshaped.
             is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.model.training)
             rewards[is_unscored, column] = torch.nan
+        if not self.model.training:
+            self.eval_figures.observe(rewards[:, self.group_judge.filter_column], self._pending_extra_logs)
         if self.model.training and self.dynamic_sampler is None:
             facts = [RowFacts(*row) for row in Ranks(self.accelerator).gather_rows(self._facts)]
             draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
@@ -207,10 +211,6 @@ class DAPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.dynamic_sampler is None or not self.model.training:
             output = super()._generate_and_score_completions(inputs)
-            if self._overlong_column is not None and not self.model.training:
-                name = self.reward_func_names[self._overlong_column]
-                for statistic in ("mean", "std"):  # NaN by construction: see `_calculate_rewards`
-                    self._metrics["eval"].pop(f"rewards/{name}/{statistic}")
             return self._finish_batch(output, torch.zeros(len(self._facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
         self._replay = batch = self._collect_batch(self.dynamic_sampler)
@@ -384,6 +384,7 @@ class DAPOTrainer(GRPOTrainer):
         """Logs TRL's metrics, and the diagnostics of the tokens trained since the last line, over all ranks."""
         if self.model.training:
             self._log_train(self.diagnostics.flush(self.accelerator.gather))
+        logs |= self.eval_figures.flush(logs, self._metrics["eval"])
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -1,0 +1,47 @@
+"""The entry point `trl-dapo`: what stands after it names a module with `run(arguments)`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from trl_dapo.errors import HubUnreachableError
+
+
+# Imported on use: torch and TRL take seconds, and `trl-dapo --help` needs neither.
+COMMANDS = {
+    "train": "Trains a model with DAPO on a dataset of problems.",
+    "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Runs a command. Wrong input ends it with one line on stderr and the exit status 1 or 2.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*):
+            The command and its options; `None` takes them from the command line.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print("usage: trl-dapo COMMAND [options]    (trl-dapo COMMAND --help lists the options)\n")
+        print("\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+        return
+    if given[0] not in COMMANDS:
+        print(f"trl-dapo: there is no command {given[0]!r}, only {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+    command = importlib.import_module(f".{given[0]}", __name__)
+    try:
+        command.run(given[1:])
+    except (HubUnreachableError, FileNotFoundError, BlockingIOError, ValueError) as error:
+        if isinstance(error, ValueError) and not _is_ours(error):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error, to say what is wrong with the input. Others' need their traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("trl_dapo.")

@@ -1,0 +1,92 @@
+"""`trl-dapo eval`: a model, a dataset, a table."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ModelConfig, TrlParser
+
+from trl_dapo.completion_sampler import load_sampler
+from trl_dapo.data import as_problems, load_rows
+from trl_dapo.evaluation import evaluate
+from trl_dapo.hub_access import require_local_or_hub
+
+
+@dataclass
+class EvaluationArguments:
+    """Options of `trl-dapo eval` beside those of TRL's `ModelConfig`."""
+
+    output_dir: str = field(metadata={"help": "Folder of the evaluation; called again, the run goes on."})
+    dataset_name: str = field(metadata={"help": "A .jsonl, .json or .parquet file, a folder, or a Hub id."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="test", metadata={"help": "Split of a folder or Hub dataset."})
+    num_problems: int | None = field(default=None, metadata={"help": "Evaluate only the first so many problems."})
+    keep_duplicates: bool = field(
+        default=False,
+        metadata={"help": "Keep rows with the same question and gold (AIME 2024 repeats each 32 times)."},
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "plain, dapo, boxed, or a text around {question}. Unset: conversations stay as they are."},
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "A system turn before the question."})
+    k: int = field(default=32, metadata={"help": "Completions per problem."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits; 0 takes the likeliest token."})
+    top_p: float = field(default=0.7, metadata={"help": "Probability of the likeliest tokens that are drawn from."})
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of a completion. Unset: 20,480, or what the context leaves."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling and of the intervals."})
+    batch_size: int = field(default=32, metadata={"help": "Completions that are sampled at a time."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    """
+    Evaluates a model, and prints a table of the figures.
+
+    Args:
+        arguments (`Sequence[str]`):
+            The options, such as `["--model_name_or_path", "DIR", ...]`.
+    """
+    parser: Any = TrlParser((EvaluationArguments, ModelConfig), prog="trl-dapo eval")  # type: ignore[arg-type]
+    args, model_args = parser.parse_args_and_config(args=arguments)
+    if model_args.model_name_or_path is None:
+        raise ValueError("--model_name_or_path is not set. Give a local folder or a Hub id.")
+    require_local_or_hub(model_args.model_name_or_path, "model", "--model_name_or_path")
+    rows = load_rows(args.dataset_name, args.dataset_split, args.dataset_config)
+    problems = as_problems(rows, args.prompt_template, args.system_prompt, drop_duplicates=not args.keep_duplicates)
+    if len(problems) < len(rows):
+        print(f"{len(rows)} rows, of which {len(problems)} are different problems.")
+    if args.num_problems is not None:
+        if not 1 <= args.num_problems <= len(problems):
+            raise ValueError(f"--num_problems is {args.num_problems}, but must be between 1 and {len(problems)}.")
+        problems = problems.select(range(args.num_problems))
+    sampler = load_sampler(
+        model_args.model_name_or_path,
+        dtype=model_args.dtype,
+        revision=model_args.model_revision,
+        attn_implementation=model_args.attn_implementation,
+    )
+    start = time.monotonic()
+
+    def report(num_done: int, num_all: int) -> None:
+        print(f"{num_done} of {num_all} completions, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+    result = evaluate(
+        sampler,
+        problems,
+        args.k,
+        output_dir=args.output_dir,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_completion_length=args.max_completion_length,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        on_batch=report,
+    )
+    total = result.k * result.num_problems
+    print(f"Sampled {result.num_sampled} completions, {total - result.num_sampled} were there already.\n")
+    print(result.table())
+    print(f"\nWritten to {args.output_dir}: results.json, problems.parquet, completions.parquet")
