@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from trl_dapo.completion_sampler import KeyedPick, SamplingSettings, TransformersSampler, load_sampler
 
@@ -103,6 +105,21 @@ def test_identity_follows_the_weights_and_not_the_place(sampler, tmp_path):
             parameter += 1e-3
     assert loaded.identity() != sampler.identity()
     assert load_sampler(str(tmp_path), dtype="bfloat16").identity() != sampler.identity()
+
+
+def test_lora_adapter_is_sampled_wrapped_and_from_its_folder(tmp_path):
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    own = adapted.get_base_model().generation_config
+    settings = SamplingSettings(max_completion_length=12)
+    wrapped = sample_all(TransformersSampler(adapted, tiny_tokenizer()), settings, 5)
+    assert adapted.get_base_model().generation_config is own
+    assert sample_all(load_sampler(str(tmp_path / "adapter")), settings, 5) == wrapped
+    assert sample_all(TransformersSampler(base, tiny_tokenizer()), settings, 5) != wrapped
 
 
 def test_conversations_need_a_chat_template(sampler):

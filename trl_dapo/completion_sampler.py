@@ -182,20 +182,23 @@ class TransformersSampler:
             pad_token_id=self.pad_token_id,
         )
         # `generate` fills what a config leaves open from the model's own, such as a repetition penalty.
-        was_training, own_config = self.model.training, self.model.generation_config
-        self.model.eval()
-        self.model.generation_config = config
+        model: Any = self.model
+        # A PEFT model hands its config on to the model inside.
+        holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+        was_training, own_configs = model.training, [holder.generation_config for holder in holders]
+        model.eval()
+        model.generation_config = config
         try:
-            generate: Any = self.model.generate
-            sequences = generate(
+            sequences = model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(masks, device=device),
                 generation_config=config,
                 logits_processor=_processors(keys, settings),
             )
         finally:
-            self.model.generation_config = own_config
-            self.model.train(was_training)
+            for holder, own_config in zip(holders, own_configs, strict=True):
+                holder.generation_config = own_config
+            model.train(was_training)
         return [self._up_to_end(completion) for completion in sequences[:, width:].tolist()]
 
     def _up_to_end(self, completion_ids: list[int]) -> list[int]:

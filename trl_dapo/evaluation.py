@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from .completion_log import CompletionLog
 from .completion_sampler import CompletionSampler, SamplingSettings, TransformersSampler, load_sampler
 from .evaluation_result import EvaluationResult, summarize, write_result
+from .hub_access import require_local_or_hub
 from .problem_check import check_problems
 from .rewards.equivalence import grade
 from .sampling.truncation import TruncationRule
@@ -129,6 +130,7 @@ def evaluate(
 
 def _as_sampler(model: Any, tokenizer: Any) -> CompletionSampler:
     if isinstance(model, str | Path):
+        require_local_or_hub(str(model), "model", "model")
         return load_sampler(str(model), tokenizer=tokenizer)
     if hasattr(model, "sample") and hasattr(model, "identity"):
         return model
