@@ -22,23 +22,23 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
-    """Returns a Llama of about 5,000 parameters in float32."""
+def tiny_model(seed: int = 0, **overrides) -> LlamaForCausalLM:
+    """Returns a Llama in float32, of about 5,000 parameters unless its configuration is overridden."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL_TOKENS) + len(WORDS),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config)
+    options = {
+        "vocab_size": len(SPECIAL_TOKENS) + len(WORDS),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    return LlamaForCausalLM(LlamaConfig(**options | overrides))
 
 
 def numbered_prompts(num_rows: int) -> Dataset:

@@ -4,8 +4,8 @@ import copy
 import os
 
 import torch
-from tiny import SPECIAL_TOKENS, WORDS, numbered_prompts, tiny_tokenizer, training_arguments
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny import SPECIAL_TOKENS, WORDS, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from transformers import LlamaForCausalLM
 
 from trl_dapo import DAPOConfig, DAPOTrainer
 
@@ -25,21 +25,7 @@ OPTIONS = {"enforce_eager": True, "dtype": "float32"}
 
 def save_model(folder, tied):
     """Saves a Llama of about 50,000 parameters with heads of 32, the smallest that vLLM computes on a CPU."""
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_model(seed=3, hidden_size=64, intermediate_size=64, tie_word_embeddings=tied).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
