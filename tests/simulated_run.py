@@ -8,6 +8,7 @@ foretold without a run. Every rank notes what it was asked for.
 import math
 import random
 import threading
+import time
 import types
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +18,17 @@ import torch
 from datasets import Dataset
 from thread_ranks import ThreadRanks, run_ranks
 
-import trl_dapo.dynamic_sampling
+import trl_dapo.round_refill
 from trl_dapo import DAPOConfig
 from trl_dapo.assembly import CollectedBatch
-from trl_dapo.dynamic_sampling import DynamicSampler, RoundOutput
+from trl_dapo.dynamic_sampling import DynamicSampler
 from trl_dapo.errors import RefillExhaustedError
+from trl_dapo.group_grader import GroupGrader
 from trl_dapo.rollouts import Rollout
+from trl_dapo.round_refill import RoundOutput
 from trl_dapo.sampling.groups import GroupJudge, RowFacts
+from trl_dapo.stream_refill import StreamSources
+from trl_dapo.streamed_group import Decoded
 
 
 END_TOKEN = 2
@@ -48,6 +53,8 @@ class Scenario:
     # Optimizer steps on one batch.
     num_updates: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    # Completions that the engine of a rank decodes at once, where groups are refilled one by one.
+    num_slots: int = 4
 
     def arguments(self) -> DAPOConfig:
         return DAPOConfig(
@@ -114,6 +121,62 @@ class RankRecord:
     num_passes: float = 0.0
     position: int = 0
     seconds_sampling: float = 0.0
+    # For each completion that this rank's engine worked on, the policy step that sampled each token.
+    sampled_by: dict[Any, list[int]] = field(default_factory=dict)
+    num_left: int = 0
+
+
+class ScriptedEngine:
+    """
+    Decodes what a scenario says, a token a step of the first sequences in the line.
+
+    Its log-probabilities tell which policy sampled the token.
+    """
+
+    def __init__(self, scenario: Scenario, table: list[dict[str, int]], records: list[RankRecord]):
+        self.scenario = scenario
+        self.num_slots = scenario.num_slots
+        self.records = records
+        self.line: dict[Any, tuple[list[int], list[int]]] = {}
+        self.sampled_by: dict[Any, list[int]] = {}
+        self.pace = random.Random(scenario.seed)
+        # Completions do not depend on the row, and prompts are not asked for.
+        self.num_rows = len(table)
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.line)
+
+    def begin(self) -> None:
+        self.policy_step = self.records[-1].policy_step
+
+    def submit(self, key, prompt_ids, prefix) -> None:
+        completion = self.scenario.rollout(key.position, 0, key.sample).completion_ids.tolist()
+        assert completion[: len(prefix)] == prefix
+        if not prefix:
+            self.sampled_by[key] = []  # a prompt that was given back is sampled anew
+        assert len(self.sampled_by[key]) == len(prefix)
+        assert key not in self.line
+        self.line[key] = (completion[len(prefix) :], [])
+
+    def step(self):
+        time.sleep(self.pace.choice((0.0, 0.0, 1e-4)))
+        finished = {}
+        for key in list(self.line)[: self.num_slots]:
+            coming, decoded = self.line[key]
+            decoded.append(coming.pop(0))
+            self.sampled_by[key].append(self.policy_step)
+            if not coming:
+                finished[key] = self._decoded(key, decoded)
+                del self.line[key]
+        return finished
+
+    def withdraw(self, keys):
+        return {key: self._decoded(key, self.line.pop(key)[1]) for key in list(keys)}
+
+    def _decoded(self, key, tokens):
+        steps = self.sampled_by[key][len(self.sampled_by[key]) - len(tokens) :]
+        return Decoded(tokens, [-0.5 * token - step for token, step in zip(tokens, steps, strict=True)])
 
 
 def simulate(scenario: Scenario) -> list[list[RankRecord]]:
@@ -125,12 +188,10 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
         clock.now = 100.0 * ranks.rank
         records: list[RankRecord] = []
 
-        def sample(inputs):
-            record, first = records[-1], ranks.rank * len(inputs)
-            asked = [
-                (row["position"], row["row"], (first + number) % scenario.num_generations)
-                for number, row in enumerate(inputs)
-            ]
+        def sample(inputs, keys):
+            record = records[-1]
+            assert [row["position"] for row in inputs] == [key.position for key in keys]
+            asked = [(row["position"], row["row"], key.sample) for row, key in zip(inputs, keys, strict=True)]
             # Some ranks take longer than others, and not always the same ones.
             seconds = 1.0 + (7 * ranks.rank + 3 * len(records) + len(record.asked)) % 5 + len(asked) / 8
             clock.now += seconds
@@ -146,6 +207,22 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             assert_alike(ranks, len(rollouts))
             return [scenario.logps(rollout, records[-1].policy_step) for rollout in rollouts]
 
+        def grade(groups):
+            for group in groups:
+                for number, tokens in enumerate(group.token_ids):
+                    rollout = group.rollout_so_far(number)
+                    group.rollouts.append(rollout)
+                    group.facts.append(RowFacts(len(group.prompt_ids), len(tokens), is_truncated=0))
+                    group.rewards.append(scenario.all_rewards(group.draw.position, group.row["row"], number))
+
+        engine = ScriptedEngine(scenario, table, records)
+        sources = StreamSources(
+            engine=engine,
+            tokenize=lambda rows: [
+                scenario.rollout(row["position"], row["row"], 0).prompt_ids.tolist() for row in rows
+            ],
+            grader=GroupGrader(grade, ranks.device),
+        )
         sampler = DynamicSampler(
             args=args,
             ranks=ranks,
@@ -154,13 +231,14 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             compute_logps=compute_logps,
             num_rewards=2,
             judge=GroupJudge(scenario.filter_column, args.filter_range),
+            sources=sources if args.refill == "stream" else None,
         )
         row_of = sampler.row_of
 
         def row_with_position(draw):
             return {**row_of(draw), "position": draw.position}
 
-        sampler.row_of = sampler.assembler.row_of = row_with_position
+        sampler.row_of = sampler.assembler.row_of = sampler.refill.row_of = row_with_position
         for number in range(scenario.num_batches):
             record = RankRecord(policy_step=number * scenario.num_updates)
             records.append(record)
@@ -168,15 +246,17 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
                 record.batch = sampler.collect(record.policy_step)
             except RefillExhaustedError as error:
                 record.error = error
-            record.plan, record.state = sampler.last_plan, sampler.state_dict()
+            record.plan, record.state = sampler.refill.last_plan, sampler.state_dict()
             record.position, record.num_passes = sampler.stream.position, sampler.stream.num_passes
-            record.seconds_sampling = sampler.seconds_sampling
+            record.seconds_sampling = sampler.refill.seconds
+            record.sampled_by = {key: list(steps) for key, steps in engine.sampled_by.items()}
+            record.num_left = engine.num_unfinished
             if record.error:
                 break
         return records
 
     own_clock = types.SimpleNamespace(perf_counter=lambda: clock.now)
-    with mock.patch.object(trl_dapo.dynamic_sampling, "time", own_clock):
+    with mock.patch.object(trl_dapo.round_refill, "time", own_clock):
         per_rank = run_ranks(scenario.num_ranks, work)
     return [list(records) for records in zip(*per_rank, strict=True)]
 

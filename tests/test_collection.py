@@ -74,6 +74,7 @@ def test_metrics_by_hand():
         "tokens/unscorable": 16,
         "tokens/out_of_range": 0,
         "tokens/truncated_out": 0,
+        "tokens/aborted": 0,
         # 28 seconds for 14 tokens, then 100 seconds for 25.
         "seconds/trained": 28,
         "seconds/surplus": 8,
@@ -83,6 +84,7 @@ def test_metrics_by_hand():
         "seconds/unscorable": 64,
         "seconds/out_of_range": 0,
         "seconds/truncated_out": 0,
+        "seconds/aborted": 0,
     }
 
 

@@ -38,6 +38,7 @@ def test_new_fields_are_exactly_these():
         "max_generation_rounds",
         "max_prompts_per_round",
         "on_exhausted",
+        "refill",
         "refill_confidence",
         "surplus",
         "max_off_policy_steps",
@@ -49,6 +50,7 @@ def test_new_fields_are_exactly_these():
         "vllm_engine_kwargs",
         "vllm_check_interval",
         "vllm_max_logp_gap",
+        "vllm_request_seeds",
     }
 
 

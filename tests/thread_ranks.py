@@ -1,5 +1,6 @@
 """Simulated ranks: threads of one process that talk as the processes of a run do."""
 
+import collections
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ class MeetingPoint:
     def __init__(self, num_ranks: int):
         self.barrier = threading.Barrier(num_ranks, timeout=_TIMEOUT_SECONDS)
         self.values: list[Any] = [None] * num_ranks
+        # Of gathers that nobody waits for until they are done: by number, what each rank brought.
+        self.posts: dict[int, dict[int, Any]] = collections.defaultdict(dict)
+        self.condition = threading.Condition()
 
     def swap(self, rank: int, operation: str, value: Any) -> list[Any]:
         """Returns the values of all ranks. Fails when they are not all in the same operation."""
@@ -41,6 +45,7 @@ class ThreadRanks(Ranks):
     def __init__(self, rank: int, num_ranks: int, meeting_point: MeetingPoint):
         self.rank, self.num_ranks, self.device = rank, num_ranks, torch.device("cpu")
         self._meeting_point = meeting_point
+        self._num_begun = 0
 
     def gather_objects(self, objects: list[Any]) -> list[Any]:
         return [item for brought in self._swap("gather_objects", list(objects)) for item in brought]
@@ -50,6 +55,28 @@ class ThreadRanks(Ranks):
         shapes = [tuple(other.shape) for other in tensors]
         assert len(set(shapes)) == 1, f"ranks gather different shapes: {shapes}"
         return torch.cat(tensors)
+
+    def _begin_gather(self, tensor):
+        number, posts = self._num_begun, self._meeting_point.posts
+        self._num_begun += 1
+        with self._meeting_point.condition:
+            posts[number][self.rank] = tensor
+            self._meeting_point.condition.notify_all()
+
+        def is_done():
+            return len(posts[number]) == self.num_ranks
+
+        def wait():
+            with self._meeting_point.condition:
+                arrived = self._meeting_point.condition.wait_for(is_done, timeout=_TIMEOUT_SECONDS)
+            if not arrived:
+                raise threading.BrokenBarrierError
+            tensors = [posts[number][rank] for rank in range(self.num_ranks)]
+            shapes = [tuple(other.shape) for other in tensors]
+            assert len(set(shapes)) == 1, f"ranks gather different shapes: {shapes}"
+            return torch.cat(tensors)
+
+        return is_done, wait
 
     def _all_to_all(self, send: torch.Tensor, send_sizes: list[int], receive_sizes: list[int]) -> torch.Tensor:
         assert send.dtype == torch.int32

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .collectives import Ranks
+from .completion_decoder import decode_completion
 from .rollouts import Rollout, packed_size, with_placeholders
 from .sampling.collection import BatchCollection
 from .sampling.groups import Location, SampledGroup
@@ -53,12 +54,13 @@ class CollectedBatch:
         completion_ids, logps_or_none = with_placeholders(
             [rollout.completion_ids.tolist() for rollout in self.rollouts], logps or None, tokenizer.pad_token_id
         )
+        prompt_ids = [rollout.prompt_ids.tolist() for rollout in self.rollouts]
         completions = [rollout.completion for rollout in self.rollouts]
         for row, completion in enumerate(completions):
             if completion is None:
-                text = tokenizer.decode(completion_ids[row], skip_special_tokens=True)
-                completions[row] = [{"role": "assistant", "content": text}] if is_conversational else text
-        prompt_ids = [rollout.prompt_ids.tolist() for rollout in self.rollouts]
+                completions[row] = decode_completion(
+                    tokenizer, prompt_ids[row], completion_ids[row], is_conversational
+                )
         return prompt_ids, completion_ids, None, completions, logps_or_none, {}, None, []
 
     def extra_logs(self) -> dict[str, list[Any]]:
@@ -161,21 +163,25 @@ class BatchAssembler:
         travelling = [move for move in moves if move.source != move.target]
         if not travelling:
             return {}, 0
-        accepted, num_carried = collection.accepted, collection.num_carried
+        accepted = collection.accepted
+        is_off_policy = [collection.is_off_policy(group) for group in accepted]
         rank, all_ranks = self.ranks.rank, range(self.ranks.num_ranks)
 
         def group_of(move: Move) -> SampledGroup:
             return accepted[move.group]
 
         def size(move: Move) -> int:
-            # Carried groups are the first ones, and have the log-probabilities of the policy that sampled them.
-            num_logps = self.has_sampling_logps + (move.group < num_carried)
+            # They have the log-probabilities of the policies that sampled them.
+            num_logps = self.has_sampling_logps + is_off_policy[move.group]
             return packed_size(*group_of(move).lengths[move.sample], num_logps)
 
         leaving = [[m for m in travelling if (m.source, m.target) == (rank, target)] for target in all_ranks]
         coming = [[m for m in travelling if (m.source, m.target) == (source, rank)] for source in all_ranks]
         received = self.ranks.exchange(
-            [[kept[group_of(move).locations[move.sample]].pack() for move in row] for row in leaving],
+            [
+                [kept[group_of(move).locations[move.sample]].pack(is_off_policy[move.group]) for move in row]
+                for row in leaving
+            ],
             [[size(move) for move in row] for row in coming],
         )
         # Only the table of completions shows the logged columns, so they travel only for it.
@@ -188,7 +194,7 @@ class BatchAssembler:
                 packed,
                 *group_of(move).lengths[move.sample],
                 has_sampling_logps=self.has_sampling_logps,
-                has_old_logps=move.group < num_carried,
+                has_old_logps=is_off_policy[move.group],
                 extra_logs=extra_logs.get(move),
             )
             for row, tensors in zip(coming, received, strict=True)

@@ -41,10 +41,11 @@ class BatchReporter:
         collection = batch.collection
         figures = collection.metrics() | self._overlong_figures(collection.sampled)
         figures["data_passes"] = sampler.stream.num_passes
-        figures["seconds_sampling"] = sampler.seconds_sampling
+        figures["seconds_sampling"] = sampler.refill.seconds
+        figures |= sampler.refill.figures
         figures["moved_bytes"] = 4.0 * batch.num_moved_words
-        if sampler.last_plan is not None:
-            figures["acceptance_estimate"] = sampler.last_plan.acceptance_rate
+        if sampler.refill.last_plan is not None:
+            figures["acceptance_estimate"] = sampler.refill.last_plan.acceptance_rate
         return figures
 
     def plain_figures(self, groups: Sequence[SampledGroup]) -> dict[str, float]:

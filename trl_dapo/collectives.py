@@ -1,6 +1,7 @@
 """Every exchange between ranks that this package adds to TRL's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +10,29 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 
+@dataclass(frozen=True, slots=True)
+class PendingRows:
+    """
+    Rows of integers on their way from all ranks.
+
+    Attributes:
+        is_done (`Callable[[], bool]`):
+            Whether those of all ranks have come.
+        wait (`Callable[[], list[list[int]]]`):
+            Waits for them, and returns the rows of all ranks, rank-major.
+    """
+
+    is_done: Callable[[], bool]
+    wait: Callable[[], list[list[int]]]
+
+
 class Ranks:
     """
     The ranks of a run as one of them sees them: who it is, how many there are, and what they tell each other.
 
-    Every method is a collective: all ranks call it, in the same order. `_gather`, `_all_to_all` and `gather_objects` carry
-    the values and do nothing else, so a simulation of ranks replaces these three and the rest is what runs in earnest.
+    Every method is a collective: all ranks call it, in the same order. `_gather`, `_begin_gather`, `_all_to_all` and
+    `gather_objects` carry the values and do nothing else, so a simulation of ranks replaces these four and the rest is
+    what runs in earnest.
 
     Args:
         accelerator (`Accelerator`):
@@ -34,6 +52,7 @@ class Ranks:
         self.num_ranks: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
         self._accelerator = accelerator
+        self._cpu_group: Any = None
 
     def gather_rows(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """
@@ -48,6 +67,13 @@ class Ranks:
         """
         gathered: list[list[int]] = self._gather(torch.tensor(rows, dtype=torch.int64, device=self.device)).tolist()
         return gathered
+
+    def begin_gather_rows(self, rows: Sequence[Sequence[int]]) -> PendingRows:
+        """
+        As `gather_rows`, without waiting for the other ranks. One at a time, and not on the accelerator: it may be busy.
+        """
+        is_done, wait = self._begin_gather(torch.tensor(rows, dtype=torch.int64))
+        return PendingRows(is_done, lambda: wait().tolist())
 
     def exchange(
         self, outgoing: Sequence[Sequence[torch.Tensor]], incoming_sizes: Sequence[Sequence[int]]
@@ -86,6 +112,21 @@ class Ranks:
         """Maps `(R, ...)` on each rank to `(W * R, ...)`, rank-major, on all."""
         gathered: torch.Tensor = self._accelerator.gather(tensor)
         return gathered
+
+    def _begin_gather(self, tensor: torch.Tensor) -> tuple[Callable[[], bool], Callable[[], torch.Tensor]]:
+        """As `_gather`, of a tensor on the CPU: returns what says whether it is done, and what waits for the result."""
+        if self.num_ranks == 1:
+            return lambda: True, lambda: tensor
+        if self._cpu_group is None:
+            self._cpu_group = dist.new_group(backend="gloo")
+        parts = [torch.empty_like(tensor) for _ in range(self.num_ranks)]
+        work = dist.all_gather(parts, tensor, group=self._cpu_group, async_op=True)
+
+        def wait() -> torch.Tensor:
+            work.wait()
+            return torch.cat(parts)
+
+        return work.is_completed, wait
 
     def _all_to_all(self, send: torch.Tensor, send_sizes: list[int], receive_sizes: list[int]) -> torch.Tensor:
         """Sends consecutive parts of an int32 vector to ranks 0, 1, ... and returns what came from them, in that order."""

@@ -6,11 +6,12 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 from trl import GRPOConfig
 
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES
-from .vllm_arguments import check_engine_kwargs, known_engine_options
+from .vllm_arguments import check_engine_kwargs, check_resumable, known_engine_options
 
 
 _ON_EXHAUSTED = ("partial", "error")
 _SURPLUS = ("requeue", "carry")
+_REFILL = ("rounds", "stream")
 _LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
 
 
@@ -48,6 +49,12 @@ class DAPOConfig(GRPOConfig):
             A round samples the fewest prompts that fill the batch with this probability, at the acceptance rate
             estimated so far. In (0, 1). `None`: as many as give the least expected time to a full batch, by the measured
             costs of beginning a round and of each prompt in it.
+        refill (`str`, *optional*, defaults to `"rounds"`):
+            How the batch is refilled. `"rounds"`: in rounds of sampling, each as long as its longest completion.
+            `"stream"`: groups are started, graded and given up one by one, with vLLM in the same process; the batch is the
+            same, the first informative groups in stream order, and a batch may start
+            `max_generation_rounds * max_prompts_per_round` prompts. With `surplus="carry"`, completions that are still being
+            decoded when the batch is decided go on in the next one.
         surplus (`str`, *optional*, defaults to `"requeue"`):
             What happens to informative groups beyond the batch. `"requeue"`: their completions are dropped and their
             prompts given back to the stream. `"carry"`: they train in the next batch, against the log-probabilities of
@@ -78,6 +85,10 @@ class DAPOConfig(GRPOConfig):
             `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
             `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to 1,024,
             and never fewer than those of one generation batch.
+        vllm_request_seeds (`bool`, *optional*, defaults to `True`):
+            Whether each training completion of a colocated engine has a random seed of its own, from `seed`, the position
+            of its prompt in the stream and its number in the group. Then what is sampled does not depend on the size of
+            rounds, on which process samples it, nor on whether the run was resumed. Not with tensor parallelism.
         vllm_check_interval (`int`, *optional*, defaults to `10`):
             After the first weight sync and every so many from then on, the log-probabilities of a few sampled tokens
             are compared between vLLM and the trained model, at the cost of one small forward pass. `0`: never.
@@ -133,6 +144,13 @@ class DAPOConfig(GRPOConfig):
             "None takes the round size with the least expected time."
         },
     )
+    refill: str = field(
+        default="rounds",
+        metadata={
+            "help": "Refill the batch in rounds of sampling, or group by group (colocated vLLM).",
+            "choices": list(_REFILL),
+        },
+    )
     surplus: str = field(
         default="requeue",
         metadata={
@@ -176,6 +194,12 @@ class DAPOConfig(GRPOConfig):
         metadata={
             "help": "Options of the colocated vLLM engine that TRL has no field for, by their names in vLLM's EngineArgs "
             "(verl: rollout.engine_kwargs.vllm). JSON on the command line."
+        },
+    )
+    vllm_request_seeds: bool = field(
+        default=True,
+        metadata={
+            "help": "Seed each training completion of colocated vLLM by `seed`, stream position and number in its group."
         },
     )
     vllm_check_interval: int = field(
@@ -335,6 +359,7 @@ class DAPOConfig(GRPOConfig):
             )
         if self.surplus not in _SURPLUS:
             raise ValueError(f"surplus is {self.surplus!r}, but must be one of {', '.join(map(repr, _SURPLUS))}.")
+        self._check_refill()
         if self.max_off_policy_steps is None:
             self.max_off_policy_steps = self.num_updates_per_batch
         if self.max_off_policy_steps < 1:
@@ -358,6 +383,24 @@ class DAPOConfig(GRPOConfig):
                     f"filter_range is {bounds}, but must be two values, the lower one first, for example (0.1, 0.9)."
                 )
             self.filter_range = bounds  # type: ignore[assignment]
+
+    def _check_refill(self) -> None:
+        if self.refill not in _REFILL:
+            raise ValueError(f"refill is {self.refill!r}, but must be one of {', '.join(map(repr, _REFILL))}.")
+        if self.refill == "rounds":
+            return
+        if not self.use_vllm or self.vllm_mode != "colocate":
+            raise ValueError(
+                f'refill is "stream", but use_vllm is {self.use_vllm} and vllm_mode is {self.vllm_mode!r}: it drives an '
+                'engine of its own by single requests. Set use_vllm=True and vllm_mode="colocate", or refill="rounds".'
+            )
+        if self.vllm_tensor_parallel_size != 1:
+            raise ValueError(
+                f'refill is "stream", but vllm_tensor_parallel_size is {self.vllm_tensor_parallel_size}: the processes of '
+                'one engine would have to take each step together. Set it to 1, or refill="rounds".'
+            )
+        if self.surplus == "carry":
+            check_resumable(self.generation_kwargs, self.vllm_structured_outputs_regex)
 
     def _check_combinations(self) -> None:
         # Both aggregate rewards over the whole batch, which dynamic sampling selects: the statistics would be those of

@@ -1,17 +1,9 @@
-"""
-Refilling the generation batch: rounds of sampling until every group can teach.
+"""Refilling the generation batch: sampling until every group of it can teach."""
 
-In a round only numbers cross ranks (rewards, lengths, the time it took), so that all ranks take the same decisions;
-rollouts stay where they were generated until the batch is complete.
-"""
-
-import copy
 import functools
 import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +17,22 @@ from .config import DAPOConfig
 from .errors import RefillExhaustedError
 from .iterable_stream import IterablePromptStream
 from .rollouts import Rollout
+from .round_refill import RoundOutput, RoundRefill
 from .sampling.collection import BatchCollection
 from .sampling.group_filter import GroupVerdict
-from .sampling.groups import GroupJudge, Location, RowFacts, SampledGroup
-from .sampling.placement import deal_prompts, prompts_multiple
+from .sampling.groups import GroupJudge, Location, SampledGroup
+from .sampling.placement import prompts_multiple
 from .sampling.prompt_history import PromptHistory
 from .sampling.prompt_stream import Draw, PromptStream
-from .sampling.refill_planner import RefillPlanner, RoundPlan
+from .sampling.refill_planner import RefillPlanner
+from .stream_refill import StreamRefill, StreamSources
+from .streamed_group import SequenceKey
 
 
 logger = get_logger(__name__)
 
 _STATE_FILE = "dapo_state.json"
 _STATE_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class RoundOutput:
-    """
-    What one rank generated in one round.
-
-    Attributes:
-        rollouts (`list[Rollout]`):
-            The rollouts of this rank.
-        rewards (`list[list[float]]`):
-            Reward of each completion of *all* ranks by each reward function, rank-major, shape `(R, F)`.
-        facts (`list[RowFacts]`):
-            Lengths and truncation of the completions of this rank.
-    """
-
-    rollouts: list[Rollout]
-    rewards: list[list[float]]
-    facts: list[RowFacts]
 
 
 class DynamicSampler:
@@ -70,7 +46,7 @@ class DynamicSampler:
             The ranks of the run.
         dataset (`Dataset` or `IterableDataset`):
             Dataset with a `prompt` column.
-        sample (`Callable[[list[dict]], RoundOutput]`):
+        sample (`Callable[[list[dict], list[SequenceKey]], RoundOutput]`):
             Generates one completion for each given dataset row, and scores it.
         compute_logps (`Callable[[list[Rollout]], list[torch.Tensor]]`):
             Returns the log-probabilities of the completions under the present policy. Called on all ranks at once, with
@@ -80,7 +56,9 @@ class DynamicSampler:
         judge (`GroupJudge`):
             Judges the sampled groups.
         keep_awake (`Callable[[], AbstractContextManager[None]]`, *optional*):
-            The rounds of a batch run inside it: an engine that sleeps while the model trains need not between them.
+            A batch is sampled inside it: an engine that sleeps while the model trains need not meanwhile.
+        sources (`StreamSources`, *optional*):
+            What this rank samples with where groups are refilled one by one.
     """
 
     def __init__(
@@ -88,18 +66,17 @@ class DynamicSampler:
         args: DAPOConfig,
         ranks: Ranks,
         dataset: Dataset | IterableDataset,
-        sample: Callable[[list[dict[str, Any]]], RoundOutput],
+        sample: Callable[[list[dict[str, Any]], list[SequenceKey]], RoundOutput],
         compute_logps: Callable[[list[Rollout]], list[torch.Tensor]],
         num_rewards: int,
         judge: GroupJudge,
         keep_awake: Callable[[], AbstractContextManager[None]] = nullcontext,
+        sources: StreamSources | None = None,
     ):
         self.args = args
         self.keep_awake = keep_awake
         self.ranks = ranks
-        self.sample = sample
         self.compute_logps = compute_logps
-        self.judge = judge
         self.stream: PromptStream | IterablePromptStream
         self.history: PromptHistory | None = None
         row_of: Callable[[Draw], dict[str, Any]]
@@ -128,9 +105,21 @@ class DynamicSampler:
         )
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
-        self.last_plan: RoundPlan | None = None
-        self.seconds_sampling = 0.0
-        self._num_rounds = 0
+        self.refill: RoundRefill | StreamRefill
+        common: Any = {
+            "args": args,
+            "ranks": ranks,
+            "judge": judge,
+            "planner": self.planner,
+            "row_of": self.row_of,
+            "draw": self._draw,
+        }
+        if sources is None:
+            self.refill = RoundRefill(sample=sample, **common)
+        else:
+            self.refill = StreamRefill(
+                sources=sources, num_rewards=num_rewards, stream_position=lambda: self.stream.position, **common
+            )
         self._carried: list[SampledGroup] = []
         # Rollouts that this rank generated and that may yet train.
         self._kept: dict[Location, Rollout] = {}
@@ -142,14 +131,14 @@ class DynamicSampler:
 
     def collect(self, policy_step: int) -> CollectedBatch:
         """
-        Samples rounds until the batch is full or `max_generation_rounds` are spent.
+        Samples until the batch is full or what it may sample is spent.
 
         Args:
             policy_step (`int`):
                 Optimizer steps that the policy has taken.
 
         Raises:
-            `RefillExhaustedError`: the rounds are spent, the batch is not full, and `on_exhausted="error"`.
+            `RefillExhaustedError`: it is spent, the batch is not full, and `on_exhausted="error"`.
         """
         is_fresh = [policy_step - group.policy_step <= self.args.max_off_policy_steps for group in self._carried]
         collection = BatchCollection(
@@ -158,19 +147,12 @@ class DynamicSampler:
             keeps_surplus=self.args.surplus == "carry",
             carried=[group for group, fresh in zip(self._carried, is_fresh, strict=True) if fresh],
             num_stale=is_fresh.count(False),
+            policy_step=policy_step,
         )
-        first_position, spare = self.stream.position, None
-        self.seconds_sampling = 0.0
+        first_position = self.stream.position
         with self.keep_awake():
-            while collection.num_missing and collection.num_rounds < self.args.max_generation_rounds:
-                rounds_left = self.args.max_generation_rounds - collection.num_rounds
-                plan = self.last_plan = self.planner.plan(collection.num_missing, rounds_left)
-                groups, spare, seconds = self._sample_round(self._draw(plan.num_prompts), policy_step)
-                num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
-                self.planner.observe(num_informative, len(groups), seconds)
-                self.seconds_sampling += seconds
-                collection.add_round(groups, seconds)
-        self.num_generated_tokens += sum(group.num_tokens for group in collection.sampled)
+            self._kept |= self.refill.fill(collection, policy_step)
+        self.num_generated_tokens += collection.num_sampled_tokens
         if collection.num_missing and self.args.on_exhausted == "error":
             # Nothing of the batch trains, so all of its prompts go back to the stream.
             self.stream.seek(first_position)
@@ -184,8 +166,8 @@ class DynamicSampler:
             for group in used:
                 self.history.observe(group.draw.index, group.verdict is GroupVerdict.INFORMATIVE)
         self.num_trained_tokens += sum(group.num_tokens for group in collection.accepted)
-        batch = self.assembler.assemble(collection, self._kept, spare)
-        self._carry(collection, spare)
+        batch = self.assembler.assemble(collection, self._kept, self.refill.spare)
+        self._carry(collection)
         if isinstance(self.stream, IterablePromptStream):
             self.stream.forget_before(self._first_needed_position())
         return batch
@@ -232,7 +214,7 @@ class DynamicSampler:
         self.num_trained_tokens = state["num_trained_tokens"]
 
     def _first_needed_position(self) -> int:
-        return min([self.stream.position, *(group.draw.position for group in self._carried)])
+        return min([self.stream.position, *self.refill.suspended, *(group.draw.position for group in self._carried)])
 
     def _draw(self, num_prompts: int) -> list[Draw]:
         """Takes the next draws from the stream; selective rollout passes over some."""
@@ -244,46 +226,30 @@ class DynamicSampler:
                     draws.append(draw)
         return draws
 
-    def _sample_round(
-        self, draws: list[Draw], policy_step: int
-    ) -> tuple[list[SampledGroup], tuple[Draw, Rollout], float]:
-        """Returns the groups in stream order, one rollout of this rank, and the seconds of the slowest rank."""
-        start = time.perf_counter()
-        num_generations, rank = self.args.num_generations, self.ranks.rank
-        order = deal_prompts(len(draws), self.ranks.num_ranks)
-        num_rows = len(draws) * num_generations // self.ranks.num_ranks
-        local_draws = [draws[order[row // num_generations]] for row in range(rank * num_rows, (rank + 1) * num_rows)]
-        output = self.sample([copy.deepcopy(self.row_of(draw)) for draw in local_draws])
-        microseconds = round((time.perf_counter() - start) * 1e6)
-        facts = self.ranks.gather_rows([[*row, microseconds] for row in output.facts])
-        groups = self.judge.judge(
-            [draws[number] for number in order],
-            output.rewards,
-            [RowFacts(*row[:3]) for row in facts],
-            [Location(self._num_rounds, *divmod(row, num_rows)) for row in range(len(facts))],
-            policy_step,
-        )
-        self._num_rounds += 1
-        for group in groups:
-            if group.verdict is GroupVerdict.INFORMATIVE:
-                self._kept |= {at: output.rollouts[at.row] for at in group.locations if at.rank == rank}
-        groups.sort(key=lambda group: group.draw.position)
-        return groups, (local_draws[0], output.rollouts[0]), max(row[3] for row in facts) / 1e6
-
-    def _carry(self, collection: BatchCollection, spare: tuple[Draw, Rollout] | None) -> None:
-        """Keeps the rollouts of the surplus, with the log-probabilities of the policy that sampled them; drops the others."""
+    def _carry(self, collection: BatchCollection) -> None:
+        """Keeps the rollouts of the surplus, with the log-probabilities of the policies that sampled them; drops the others."""
         self._carried = collection.surplus if collection.keeps_surplus else []
         rank = self.ranks.rank
         self._kept = {at: self._kept[at] for group in self._carried for at in group.locations if at.rank == rank}
-        # What was carried before comes first, and has its log-probabilities. Those of the new surplus are computed now,
-        # while the policy is still the one that sampled it.
-        num_carried_on = max(0, len(collection.carried) - collection.num_groups)
-        new = [at for group in self._carried[num_carried_on:] for at in group.locations]
-        if not new:
-            return
-        # A forward pass may be a collective, so all ranks run equally many rows.
-        num_rows = max(sum(at.rank == other for at in new) for other in range(self.ranks.num_ranks))
+        # What was carried before has its log-probabilities. Those of new tokens are computed now, while the policy is still
+        # the one that sampled them.
+        was_carried = {group.draw.position for group in collection.carried}
+        new = [at for group in self._carried if group.draw.position not in was_carried for at in group.locations]
         mine = [at for at in new if at.rank == rank]
-        rollouts = [self._kept[at] for at in mine] + [spare[1]] * (num_rows - len(mine))
-        for at, rollout, logps in zip(mine, rollouts, self.compute_logps(rollouts), strict=False):
-            self._kept[at] = replace(rollout, old_logps=logps)
+        suspended = self.refill.unscored()
+        rollouts = [self._kept[at] for at in mine] + [group.rollout_so_far(sample) for group, sample in suspended]
+        # A forward pass may be a collective, so all ranks run equally many rows.
+        num_rows = max(
+            self.refill.num_unscored[other] + sum(at.rank == other for at in new)
+            for other in range(self.ranks.num_ranks)
+        )
+        if not num_rows:
+            return
+        fillers = [self.refill.spare[1]] * (num_rows - len(rollouts))
+        scored = [
+            rollout.with_old_logps(rollout.old_logps, logps)
+            for rollout, logps in zip(rollouts, self.compute_logps(rollouts + fillers), strict=False)
+        ]
+        self._kept |= dict(zip(mine, scored, strict=False))
+        for (group, sample), rollout in zip(suspended, scored[len(mine) :], strict=True):
+            group.keep_logps(sample, rollout.old_logps)

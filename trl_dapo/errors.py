@@ -66,6 +66,23 @@ class StaleEngineError(RuntimeError):
         )
 
 
+class RankFailedError(RuntimeError):
+    """
+    Another process of the run failed while completions were sampled.
+
+    Args:
+        rank (`int`):
+            The process that failed.
+        cause (`str`):
+            What happened to it.
+    """
+
+    def __init__(self, rank: int, cause: str):
+        self.rank = rank
+        self.cause = cause
+        super().__init__(f"Sampling stopped because process {rank} failed with: {cause}")
+
+
 class HubUnreachableError(ConnectionError):
     """A model or dataset is neither a local path nor in the cache, and the Hugging Face Hub does not answer."""
 

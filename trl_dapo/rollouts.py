@@ -1,7 +1,7 @@
 """Rollouts between generation and training: unpadded, on the CPU, and ready to travel between ranks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ class Rollout:
             Log-probability of each completion token under the engine that sampled it, shape `(C,)`, float32; NaN where
             the engine gave none. `None`: sampled by the trained model itself.
         old_logps (`torch.Tensor`, *optional*):
-            Log-probability of each completion token under the trained model as it was when the rollout was sampled,
-            shape `(C,)`, float32. `None`: the policy has not changed since.
+            Log-probability of the first completion tokens under the trained model as it was when each was sampled, shape
+            `(K,)` with K <= C, float32. The other tokens were sampled by the policy as it is, and so were all where it is
+            `None`.
         extra_logs (`Mapping[str, Any]`):
             What reward functions logged for the rollout, by column. It does not travel with `pack`.
         completion (`Any`):
@@ -63,10 +64,33 @@ class Rollout:
         logps = None if self.sampling_logps is None else self.sampling_logps[:num_tokens]
         return Rollout(self.prompt_ids, self.completion_ids[:num_tokens], logps)
 
-    def pack(self) -> torch.Tensor:
-        """Returns the rollout as one int32 tensor; the log-probabilities keep their bits."""
-        logps = [part.view(torch.int32) for part in (self.sampling_logps, self.old_logps) if part is not None]
-        return torch.cat([self.prompt_ids, self.completion_ids, *logps])
+    def with_old_logps(self, known: torch.Tensor | None, logps: torch.Tensor | None = None) -> "Rollout":
+        """
+        Returns the rollout with the log-probabilities of the policies that sampled it.
+
+        Args:
+            known (`torch.Tensor`, *optional*):
+                Those of its first tokens, which earlier policies sampled, shape `(K,)`.
+            logps (`torch.Tensor`, *optional*):
+                Those of all tokens under the policy as it is, which sampled the others, shape `(C,)`.
+        """
+        if logps is None:
+            return replace(self, old_logps=known)
+        return replace(self, old_logps=logps if known is None else torch.cat([known, logps[len(known) :]]))
+
+    def pack(self, has_old_logps: bool | None = None) -> torch.Tensor:
+        """
+        Returns the rollout as one int32 tensor; the log-probabilities keep their bits.
+
+        Args:
+            has_old_logps (`bool`, *optional*):
+                Whether the tensor has a place for `old_logps`, NaN where there is none. `None`: if there are any.
+        """
+        parts = [] if self.sampling_logps is None else [self.sampling_logps]
+        if self.old_logps is not None if has_old_logps is None else has_old_logps:
+            known = torch.empty(0) if self.old_logps is None else self.old_logps
+            parts.append(torch.cat([known, torch.full((len(self.completion_ids) - len(known),), torch.nan)]))
+        return torch.cat([self.prompt_ids, self.completion_ids, *(part.view(torch.int32) for part in parts)])
 
     @classmethod
     def unpack(
@@ -85,6 +109,8 @@ class Rollout:
         logps = [part.clone().view(torch.float32) for part in rest]
         sampling_logps = logps.pop(0) if has_sampling_logps else None
         old_logps = logps.pop(0) if has_old_logps else None
+        if old_logps is not None:
+            old_logps = old_logps[: int((~old_logps.isnan()).sum())]
         return cls(prompt_ids, completion_ids, sampling_logps, old_logps, extra_logs or {})
 
 

@@ -20,7 +20,7 @@ from .callbacks import EmptyUpdateGuard, RunAnnouncement
 from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
-from .dynamic_sampling import DynamicSampler, RoundOutput
+from .dynamic_sampling import DynamicSampler
 from .eval_figures import EvalFigures
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
@@ -33,12 +33,14 @@ from .loss_normalization import (
 from .policy_scorer import PolicyScorer, restore_old_logps
 from .preflight import describe_run
 from .rewards import SoftOverlongPunishment
-from .rollouts import Rollout, with_placeholders
+from .rollout_sampler import RolloutSampler
+from .rollouts import with_placeholders
 from .run_checks import check_single_turn, check_train_dataset, find_filter_column
 from .sampling.figures import completion_figures
 from .sampling.groups import GroupJudge, RowFacts
 from .sampling.prompt_stream import Draw
 from .sampling.truncation import TruncationRule
+from .stream_refill import StreamRefill
 from .vllm_canary import WeightCanary
 from .vllm_engine import DAPOVLLMGeneration, engine_of
 
@@ -129,7 +131,7 @@ class DAPOTrainer(GRPOTrainer):
         self._normalized_batch: Any = None
         # Of the completions of this rank that were generated last.
         self._is_empty: list[bool] = []
-        self._facts: list[RowFacts] = []
+        self.completion_facts: list[RowFacts] = []
         filter_column = find_filter_column(args.filter_reward, self.reward_func_names)
         self._add_overlong_punishment()
         self.truncation_rule = TruncationRule.of_generation(
@@ -153,16 +155,18 @@ class DAPOTrainer(GRPOTrainer):
             WeightCanary(args, ranks, score, lambda: self.vllm_generation.num_syncs) if args.use_vllm else None
         )
         self.dynamic_sampler: DynamicSampler | None = None
+        sampler = RolloutSampler(self, self.truncation_rule)
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
                 args=args,
                 ranks=ranks,
                 dataset=train_dataset,
-                sample=self._sample_and_score,
+                sample=sampler.sample_round,
                 compute_logps=score,
                 num_rewards=len(self.reward_funcs),
                 judge=self.group_judge,
                 keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
+                sources=sampler.stream_sources() if args.refill == "stream" else None,
             )
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
         self.add_callback(RunAnnouncement(self._describe_run))
@@ -197,7 +201,7 @@ class DAPOTrainer(GRPOTrainer):
         if not self.model.training:
             self.eval_figures.observe(rewards[:, self.group_judge.filter_column], self._pending_extra_logs)
         if self.model.training and self.dynamic_sampler is None:
-            facts = [RowFacts(*row) for row in Ranks(self.accelerator).gather_rows(self._facts)]
+            facts = [RowFacts(*row) for row in Ranks(self.accelerator).gather_rows(self.completion_facts)]
             draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
             groups = self.group_judge.judge(draws, rewards.tolist(), facts)
             self._log_train(self.reporter.plain_figures(groups))
@@ -211,10 +215,10 @@ class DAPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.dynamic_sampler is None or not self.model.training:
             output = super()._generate_and_score_completions(inputs)
-            return self._finish_batch(output, torch.zeros(len(self._facts), dtype=torch.bool))
+            return self._finish_batch(output, torch.zeros(len(self.completion_facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
         self._replay = batch = self._collect_batch(self.dynamic_sampler)
-        self._facts = [
+        self.completion_facts = [
             RowFacts(len(rollout.prompt_ids), len(rollout.completion_ids), is_truncated)
             for rollout, is_truncated in zip(batch.rollouts, batch.is_truncated.tolist(), strict=True)
         ]
@@ -234,8 +238,8 @@ class DAPOTrainer(GRPOTrainer):
 
     def _finish_batch(self, output: dict[str, Any], is_filler: torch.Tensor) -> dict[str, Any]:
         """Takes rows that carry no loss out of it, and adds what loss normalization and diagnostics need."""
-        lengths = torch.tensor([facts.completion_length for facts in self._facts])
-        is_truncated = torch.tensor([facts.is_truncated for facts in self._facts])
+        lengths = torch.tensor([facts.completion_length for facts in self.completion_facts])
+        is_truncated = torch.tensor([facts.is_truncated for facts in self.completion_facts])
         is_masked = is_filler | (lengths == 0) | (is_truncated & self.args.mask_truncated_completions)
         device = self.accelerator.device
         output["completion_mask"] = output["completion_mask"].masked_fill(is_masked.to(device).unsqueeze(1), 0)
@@ -253,6 +257,11 @@ class DAPOTrainer(GRPOTrainer):
         metrics = self._metrics["train"]
         num_logged = {name: len(values) for name, values in metrics.items()}
         batch = sampler.collect(self.state.global_step)
+        if isinstance(sampler.refill, StreamRefill):
+            # In rounds TRL does the one, and `_generate` the other.
+            self.state.num_input_tokens_seen += batch.collection.num_input_tokens
+            metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+            self._log_train(self.canary.check_rollouts(sampler.refill.fresh_rollouts))
         # TRL logged the lengths of each round for itself: one figure over all completions replaces them.
         for name, value in completion_figures(batch.collection.sampled).items():
             metrics[name][num_logged.get(name, 0) :] = [value]
@@ -261,25 +270,6 @@ class DAPOTrainer(GRPOTrainer):
             self.control.should_save = self.control.should_training_stop = True
         self._pending_extra_logs.update(batch.extra_logs())
         return batch
-
-    def _sample_and_score(self, inputs: list[dict[str, Any]]) -> RoundOutput:
-        prompts = [row["prompt"] for row in inputs]
-        prompt_ids, completion_ids, _, completions, logps, *_ = self._generate(prompts)
-        rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
-        # Only columns with one value per completion can follow their completions into the batch.
-        logged = {column: values for column, values in self._pending_extra_logs.items() if len(values) == len(inputs)}
-        self._pending_extra_logs.clear()
-        rollouts = [
-            Rollout.from_lists(
-                prompt_ids[row],
-                completion_ids[row][: facts.completion_length],
-                None if logps is None else logps[row][: facts.completion_length],
-                {column: values[row] for column, values in logged.items()},
-                completions[row],
-            )
-            for row, facts in enumerate(self._facts)
-        ]
-        return RoundOutput(rollouts, rewards.tolist(), self._facts)
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if self._replay is not None:
@@ -290,7 +280,7 @@ class DAPOTrainer(GRPOTrainer):
         if self.canary is not None and self.model.training:
             self._log_train(self.canary.check(generated))
         is_empty = self._is_empty if len(self._is_empty) == len(completion_ids) else [False] * len(completion_ids)
-        self._facts = [
+        self.completion_facts = [
             RowFacts(
                 len(prompt),
                 0 if empty else len(ids),

@@ -22,6 +22,18 @@ _FIELD_OF_OPTION: dict[str, str | None] = {
     "distributed_executor_backend": None,
 }
 
+# Sampling options that treat the tokens of a prompt otherwise than those of a completion.
+_LOOK_BACK = {
+    "structured_outputs",
+    "guided_decoding",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "stop",
+    "bad_words",
+    "logits_processors",
+}
+
 # What TRL passes, and what the engine schedules in one step at least.
 _MAX_NUM_BATCHED_TOKENS = 4096
 # Sequences that a refill may add beyond TRL's: each slot costs memory (a row of logits in the sampler), and an engine
@@ -67,6 +79,29 @@ def check_engine_kwargs(options: Any, mode: str, known_options: Collection[str] 
                 f"vllm_engine_kwargs sets {name!r} to {value!r}, but vLLM's EngineArgs have no such option. Did you mean "
                 f"{' or '.join(map(repr, _similar(name, known_options))) or 'a field of GRPOConfig'}?"
             )
+
+
+def check_resumable(sampling_options: Any, regex: str | None) -> None:
+    """
+    Refuses sampling options under which a completion cannot go on from the tokens that it has.
+
+    Args:
+        sampling_options (`Any`):
+            The value of `generation_kwargs`.
+        regex (`str` or `None`):
+            The value of `vllm_structured_outputs_regex`.
+
+    Raises:
+        `ValueError`: naming the option.
+    """
+    used = [name for name in (sampling_options or {}) if name in _LOOK_BACK]
+    if regex is not None:
+        used.append("vllm_structured_outputs_regex")
+    if used:
+        raise ValueError(
+            f'{used[0]} is set, but with refill="stream" and surplus="carry" a completion may go on as a new request, '
+            'for which its first tokens are part of the prompt. Leave it out, or set surplus="requeue".'
+        )
 
 
 def known_engine_options() -> set[str] | None:

@@ -82,17 +82,30 @@ class WeightCanary:
             tokens and not one log-probability.
         """
         prompt_ids, completion_ids, tool_mask, _, engine_logps, _, images, _ = generated
-        is_plain = tool_mask is None and images is None and engine_logps is not None
-        if not is_plain or not self.interval or self.num_syncs() < self._next_check:
+        if tool_mask is not None or images is not None or engine_logps is None:
             return {}
         stride = max(1, len(prompt_ids) // _NUM_ROWS)
         rows = range(0, len(prompt_ids), stride)[:_NUM_ROWS]
         # A single token without a log-probability stands in for an empty completion.
         sizes = {row: _NUM_TOKENS if list(engine_logps[row]) != [None] else 0 for row in rows}
-        rollouts = [
-            Rollout.from_lists(prompt_ids[row], completion_ids[row][:size], engine_logps[row][:size])
-            for row, size in sizes.items()
-        ]
+        return self.check_rollouts(
+            [
+                Rollout.from_lists(prompt_ids[row], completion_ids[row][:size], engine_logps[row][:size])
+                for row, size in sizes.items()
+            ]
+        )
+
+    def check_rollouts(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """
+        As `check`, with the first few of the rollouts that this rank sampled with the weights of the last sync. A collective.
+
+        How many there are, each rank decides for itself.
+        """
+        if not self.interval or self.num_syncs() < self._next_check:
+            return {}
+        nothing = Rollout.from_lists([0], [], [])
+        rollouts = [*(rollout.truncated(_NUM_TOKENS) for rollout in rollouts[:_NUM_ROWS]), *[nothing] * _NUM_ROWS]
+        rollouts = rollouts[:_NUM_ROWS]
         trainer = torch.cat(self.score(rollouts)).double()
         engine = torch.cat([logps for rollout in rollouts if (logps := rollout.sampling_logps) is not None]).double()
         gathered = self.ranks.gather_rows([_as_integers(engine, trainer)])

@@ -6,7 +6,8 @@ layers are quantized, vLLM packs weights once they are loaded. There the weights
 them again.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +18,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from .config import DAPOConfig
+from .replaced import replaced
+from .streamed_group import SequenceKey
 from .vllm_arguments import engine_options
 
 
@@ -41,10 +44,11 @@ class DAPOVLLMGeneration(VLLMGeneration):
         self._reloads_weights = False
         self._stays_awake = False
         self._is_cache_awake = False
+        self._keys: list[SequenceKey] = []
         super().__init__(**kwargs)
 
     def _init_vllm(self) -> None:
-        with _replaced(vllm_generation, "LLM", self._build_engine):
+        with replaced(vllm_generation, "LLM", self._build_engine):
             super()._init_vllm()
         if self.mode == "colocate":
             self._reloads_weights = repacks_weights(self._model_runner)
@@ -101,7 +105,22 @@ class DAPOVLLMGeneration(VLLMGeneration):
                 self._llm_weights_sleeping = True
 
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As TRL's."""
+        """As TRL's, with a seed for each of the requests that were named."""
+        keys, self._keys = self._keys, []
+        if not keys or not self._seeds_requests:
+            return self._generate_awake(*args, **kwargs)
+        generate = self.llm.generate
+
+        def generate_seeded(prompts: Any, sampling_params: Any, **options: Any) -> Any:
+            seeded = [sampling_params.clone() for _ in keys]
+            for params, key in zip(seeded, keys, strict=True):
+                params.seed = self.request_seed(key)
+            return generate(prompts, seeded, **options)
+
+        with replaced(self.llm, "generate", generate_seeded):
+            return self._generate_awake(*args, **kwargs)
+
+    def _generate_awake(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         if not self._stays_awake:
             return super().generate(*args, **kwargs)
         if self._llm_weights_sleeping:
@@ -115,11 +134,44 @@ class DAPOVLLMGeneration(VLLMGeneration):
         finally:
             self.enable_sleep_mode = True
 
+    # Requests
+
+    def name_requests(self, keys: Sequence[SequenceKey]) -> None:
+        """Says which completions the next `generate` samples, in the order of its prompts."""
+        self._keys = list(keys)
+
+    def request_seed(self, key: SequenceKey, num_tokens: int = 0) -> int | None:
+        """
+        Returns the seed of a completion from its token number `num_tokens` on; `None` where requests are not seeded.
+
+        It does not depend on which engine samples the completion, beside which others, or when.
+        """
+        if not self._seeds_requests:
+            return None
+        name = f"{self.dapo_args.seed}/{key.position}/{key.sample}/{num_tokens}"
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+
+    def request_params(self) -> Any:
+        """Returns TRL's sampling parameters, and leaves the engine awake inside `kept_awake`. A collective."""
+        captured = []
+
+        def capture(prompts: Any, sampling_params: Any, **options: Any) -> list[Any]:
+            captured.append(sampling_params)
+            return []
+
+        with replaced(self.llm, "generate", capture):
+            self._generate_awake([], images=None, num_generations=1)
+        return captured[0]
+
+    @property
+    def _seeds_requests(self) -> bool:
+        return self.dapo_args.vllm_request_seeds and self.mode == "colocate" and self.tensor_parallel_size == 1
+
 
 @contextmanager
 def engine_of(args: DAPOConfig) -> Iterator[None]:
     """While TRL's trainer is built inside it, its vLLM backend is ours."""
-    with _replaced(grpo_trainer, "VLLMGeneration", partial(DAPOVLLMGeneration, dapo_args=args)):
+    with replaced(grpo_trainer, "VLLMGeneration", partial(DAPOVLLMGeneration, dapo_args=args)):
         yield
 
 
@@ -173,16 +225,3 @@ def reload_weights(model_runner: Any, weights: Iterator[tuple[str, torch.Tensor]
 def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
     has_lost_loader = hasattr(built, "weight_loader") and not hasattr(present, "weight_loader")
     return has_lost_loader or built.shape != present.shape or built.dtype != present.dtype
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = vars(module).copy()
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        # Without vLLM there was none, and TRL says what is missing.
-        delattr(module, name)
-        if name in before:
-            setattr(module, name, before[name])

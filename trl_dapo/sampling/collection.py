@@ -11,11 +11,13 @@ from .group_filter import GroupVerdict
 from .groups import SampledGroup
 
 
-# What becomes of a sampled group: an informative one trains or is surplus, any other has its verdict.
+# What becomes of a sampled group: an informative one trains or is surplus, any other has its verdict; one that is given
+# up before it is done has none.
 _FATES = (
     "trained",
     "surplus",
     *(verdict.value for verdict in GroupVerdict if verdict is not GroupVerdict.INFORMATIVE),
+    "aborted",
 )
 
 
@@ -52,6 +54,12 @@ class BatchCollection:
             Surplus groups of earlier batches that had grown too old to train.
         num_skipped (`int`):
             Draws of the stream that selective rollout passed over.
+        policy_step (`int`):
+            Optimizer steps that the policy has taken when it samples for this batch.
+        num_aborted_tokens (`int`):
+            Tokens of completions that were given up before they were done.
+        seconds_aborted (`float`):
+            Their share of the seconds of sampling.
     """
 
     num_groups: int
@@ -65,6 +73,9 @@ class BatchCollection:
     num_rounds: int = 0
     num_stale: int = 0
     num_skipped: int = 0
+    policy_step: int = 0
+    num_aborted_tokens: int = 0
+    seconds_aborted: float = 0.0
 
     def __post_init__(self) -> None:
         self.accepted = self.carried[: self.num_groups]
@@ -77,8 +88,18 @@ class BatchCollection:
 
     @property
     def num_carried(self) -> int:
-        """Groups of the batch that an earlier policy sampled."""
-        return min(len(self.carried), self.num_groups)
+        """Groups of the batch that an earlier batch sampled, or began to."""
+        return sum(self.is_off_policy(group) for group in self.accepted)
+
+    def is_off_policy(self, group: SampledGroup) -> bool:
+        """Whether an earlier policy sampled a token of the group, or could have."""
+        was_carried = any(group.draw.position == other.draw.position for other in self.carried)
+        return was_carried or group.policy_step < self.policy_step
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Tokens of all groups that were judged for this batch, and of those given up."""
+        return sum(group.num_tokens for group in self.sampled) + self.num_aborted_tokens
 
     def add_round(self, groups: Sequence[SampledGroup], seconds: float = 0.0) -> None:
         """Takes the groups of one round, in stream order, and the seconds that the round took."""
@@ -91,6 +112,43 @@ class BatchCollection:
                 self.next_position = group.draw.position + 1
             if is_informative:
                 (self.accepted if self.num_missing else self.surplus).append(group)
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Tokens of prompts and completions of all groups that were judged for this batch, each prompt once a completion."""
+        return sum(sum(lengths) for group in self.sampled for lengths in group.lengths)
+
+    def settle(
+        self,
+        groups: Sequence[SampledGroup],
+        next_position: int,
+        seconds: float,
+        num_aborted_tokens: int,
+    ) -> None:
+        """
+        Takes all groups at once that were sampled without rounds.
+
+        Args:
+            groups (`Sequence[SampledGroup]`):
+                Those that were judged, in stream order.
+            next_position (`int`):
+                Position at which the next batch begins to draw. Informative groups from there on are not kept.
+            seconds (`float`):
+                Seconds of sampling.
+            num_aborted_tokens (`int`):
+                Tokens of completions that were given up.
+        """
+        self.num_rounds = 1
+        self.next_position = next_position
+        self.num_aborted_tokens = num_aborted_tokens
+        self.sampled = list(groups)
+        *self.sampled_seconds, self.seconds_aborted = _shares(
+            seconds, [*(group.num_tokens for group in groups), num_aborted_tokens]
+        )
+        informative = [group for group in groups if group.verdict is GroupVerdict.INFORMATIVE]
+        in_order = sorted([*self.carried, *informative], key=lambda group: group.draw.position)
+        self.accepted, beyond = in_order[: self.num_groups], in_order[self.num_groups :]
+        self.surplus = [group for group in beyond if group.draw.position < next_position]
 
     @property
     def used(self) -> list[SampledGroup]:
@@ -110,10 +168,11 @@ class BatchCollection:
         """
         Returns the tokens generated for this batch by what became of them.
 
-        `trained` and `surplus` share the informative ones; the other fates are the verdicts of the filter. Groups that
-        were carried into the batch were generated, and so counted as surplus, before.
+        `trained` and `surplus` share the informative ones; the other fates are the verdicts of the filter, and `aborted`
+        what was given up before it was done. Groups that were carried into the batch were generated, and so counted as
+        surplus, before; of a group that was begun for an earlier batch all tokens count when it is judged.
         """
-        tokens = dict.fromkeys(_FATES, 0)
+        tokens = dict.fromkeys(_FATES, 0) | {"aborted": self.num_aborted_tokens}
         for group, fate in zip(self.sampled, self._fates(), strict=True):
             tokens[fate] += group.num_tokens
         return tokens
@@ -121,21 +180,21 @@ class BatchCollection:
     def seconds_by_fate(self) -> dict[str, float]:
         """
         Returns the seconds of sampling for this batch by what became of what they generated, with the fates of
-        `tokens_by_fate`. Together they are the seconds of all rounds.
+        `tokens_by_fate`. Together they are the seconds of sampling.
         """
-        seconds = dict.fromkeys(_FATES, 0.0)
+        seconds = dict.fromkeys(_FATES, 0.0) | {"aborted": self.seconds_aborted}
         for share, fate in zip(self.sampled_seconds, self._fates(), strict=True):
             seconds[fate] += share
         return seconds
 
     def _fates(self) -> list[str]:
         """Returns what became of each sampled group."""
-        surplus = {group.draw.position for group in self.surplus}
+        trained = {group.draw.position for group in self.accepted}
         fates = []
         for group in self.sampled:
             fate = group.verdict.value
             if group.verdict is GroupVerdict.INFORMATIVE:
-                fate = "surplus" if group.draw.position in surplus else "trained"
+                fate = "trained" if group.draw.position in trained else "surplus"
             fates.append(fate)
         return fates
 
@@ -145,7 +204,7 @@ class BatchCollection:
 
         A figure over nothing is NaN: accuracy without scored completions, shares when the whole batch was carried.
         """
-        num_tokens = sum(group.num_tokens for group in self.sampled)
+        num_tokens = self.num_sampled_tokens
         num_trained_tokens = sum(group.num_tokens for group in self.accepted)
         return {
             "rounds": float(self.num_rounds),

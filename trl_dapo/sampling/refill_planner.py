@@ -202,6 +202,15 @@ class RefillPlanner:
             return self._soonest(num_needed)
         return self._smallest_confident(num_needed, self.confidence or _DEFAULT_CONFIDENCE)
 
+    def groups_in_flight(self, num_needed: int) -> RoundPlan:
+        """
+        Returns how many groups should be in flight at once to find `num_needed` informative ones, without rounds.
+
+        As many as a round would sample, and never more prompts than a round may have. What turns out to be missing is
+        started as soon as that is known, so that the time of a round does not matter.
+        """
+        return self._smallest_confident(num_needed, self.confidence or _DEFAULT_CONFIDENCE)
+
     def observe(self, num_informative: int, num_sampled: int, seconds: float | None = None) -> None:
         """Learns from a round in which `num_informative` of `num_sampled` groups were informative, in `seconds`."""
         # Forgetting is paced by groups, not by rounds, so that many small rounds weigh what one large round does.

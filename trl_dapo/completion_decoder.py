@@ -1,0 +1,29 @@
+"""From the tokens of a completion to what reward functions see."""
+
+from typing import Any
+
+from trl.chat_template_utils import parse_response
+
+
+def decode_completion(
+    tokenizer: Any, prompt_ids: list[int], completion_ids: list[int], is_conversational: bool
+) -> str | list[dict[str, Any]]:
+    """
+    Returns a completion as TRL's trainer makes it: a text, or a conversation of one turn.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its `response_template` or `response_schema`, if it has one, says how to take a turn apart (thinking, say).
+        prompt_ids (`list[int]`):
+            The prompt.
+        completion_ids (`list[int]`):
+            The completion.
+        is_conversational (`bool`):
+            Whether the prompt is a conversation.
+    """
+    if not is_conversational:
+        text: str = tokenizer.decode(completion_ids, skip_special_tokens=True)
+        return text
+    if any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema")):
+        return [parse_response(tokenizer, completion_ids, prefix=prompt_ids)]
+    return [{"role": "assistant", "content": tokenizer.decode(completion_ids, skip_special_tokens=True)}]

@@ -1,0 +1,117 @@
+"""What the trainer samples and grades with: TRL's own methods, by rounds for all ranks or by groups for one."""
+
+from typing import Any
+
+from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
+from trl.trainer import grpo_trainer
+
+from .completion_decoder import decode_completion
+from .group_grader import GroupGrader
+from .replaced import replaced
+from .rollouts import Rollout, with_placeholders
+from .round_refill import RoundOutput
+from .sampling.groups import RowFacts
+from .sampling.truncation import TruncationRule
+from .stream_refill import StreamSources
+from .streamed_group import SequenceKey, StreamedGroup
+from .vllm_requests import VLLMRequests
+
+
+class RolloutSampler:
+    """
+    Samples rounds, and tokenizes and grades groups.
+
+    Args:
+        trainer (`GRPOTrainer`):
+            Owns generation and reward functions.
+        truncation_rule (`TruncationRule`):
+            Tells which completions ran into a length limit.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, truncation_rule: TruncationRule):
+        self.trainer: Any = trainer
+        self.truncation_rule = truncation_rule
+
+    def sample_round(self, inputs: list[dict[str, Any]], keys: list[SequenceKey]) -> RoundOutput:
+        """Samples a completion for each row, and scores it. A collective."""
+        trainer, prompts = self.trainer, [row["prompt"] for row in inputs]
+        engine = getattr(trainer, "vllm_generation", None)
+        if engine is not None:
+            engine.name_requests(keys)
+        prompt_ids, completion_ids, _, completions, logps, *_ = trainer._generate(prompts)
+        rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
+        facts = trainer.completion_facts
+        rollouts = self._rollouts(prompt_ids, _cut(completion_ids, facts), _cut(logps, facts), completions)
+        return RoundOutput(rollouts, rewards.tolist(), facts)
+
+    def tokenize(self, rows: list[dict[str, Any]]) -> list[list[int]]:
+        """Returns the prompts of dataset rows in tokens."""
+        prompt_ids, _, _ = self.trainer._tokenize_prompts([row["prompt"] for row in rows])
+        return [list(ids) for ids in prompt_ids]
+
+    def grade(self, groups: list[StreamedGroup]) -> None:
+        """Notes rewards, facts and rollouts in groups of this rank whose completions are done. No collective."""
+        trainer, tokenizer = self.trainer, self.trainer._tokenizer
+        rows = [(group, sample) for group in groups for sample in range(len(group.token_ids))]
+        prompts = [group.row["prompt"] for group, _ in rows]
+        prompt_ids = [group.prompt_ids for group, _ in rows]
+        completion_ids = [group.token_ids[sample] for group, sample in rows]
+        whole_ids, _ = with_placeholders(completion_ids, None, tokenizer.pad_token_id)
+        completions = [
+            decode_completion(tokenizer, prompt_tokens, tokens, not isinstance(prompt, str))
+            for prompt, prompt_tokens, tokens in zip(prompts, prompt_ids, whole_ids, strict=True)
+        ]
+        # TRL gathers the rewards of all ranks; these are graded by one alone, whenever they are done.
+        with replaced(grpo_trainer, "gather", lambda rewards: rewards):
+            rewards = trainer._calculate_rewards(
+                [dict(group.row) for group, _ in rows], prompts, completions, whole_ids
+            ).tolist()
+        rollouts = self._rollouts(
+            prompt_ids, completion_ids, [group.logps[sample] for group, sample in rows], completions
+        )
+        for (group, sample), rollout, reward in zip(rows, rollouts, rewards, strict=True):
+            length = len(group.token_ids[sample])
+            is_truncated = length > 0 and self.truncation_rule.is_truncated(
+                len(group.prompt_ids), group.token_ids[sample]
+            )
+            group.facts.append(RowFacts(len(group.prompt_ids), length, is_truncated))
+            group.rollouts.append(rollout.with_old_logps(group.old_logps[sample]))
+            group.rewards.append(reward)
+
+    def stream_sources(self) -> StreamSources:
+        """Returns what this rank streams with."""
+        trainer = self.trainer
+
+        def load_weights() -> None:
+            if trainer.state.global_step != trainer._last_loaded_step:
+                with profiling_context(trainer, "sync_weights"):
+                    trainer.vllm_generation.sync_weights()
+                trainer._last_loaded_step = trainer.state.global_step
+
+        return StreamSources(
+            VLLMRequests(trainer.vllm_generation, load_weights),
+            self.tokenize,
+            GroupGrader(self.grade, trainer.accelerator.device),
+        )
+
+    def _rollouts(self, prompt_ids: Any, completion_ids: Any, logps: Any, completions: Any) -> list[Rollout]:
+        pending = self.trainer._pending_extra_logs
+        # Only columns with one value per completion can follow their completions into the batch.
+        logged = {column: values for column, values in pending.items() if len(values) == len(completions)}
+        pending.clear()
+        return [
+            Rollout.from_lists(
+                prompt_ids[row],
+                completion_ids[row],
+                None if logps is None else logps[row],
+                {column: values[row] for column, values in logged.items()},
+                completions[row],
+            )
+            for row in range(len(completions))
+        ]
+
+
+def _cut(rows: Any, facts: list[RowFacts]) -> Any:
+    """Takes the placeholders out of empty completions."""
+    return rows and [row[: fact.completion_length] for row, fact in zip(rows, facts, strict=True)]
