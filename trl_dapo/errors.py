@@ -100,7 +100,7 @@ def describe_exhaustion(num_accepted: int, num_needed: int, num_rounds: int, ver
     too_hard = verdict_counts.get("all_wrong", 0) >= verdict_counts.get("all_correct", 0)
     direction = "easier" if too_hard else "harder"
     return (
-        f"{num_accepted} of {num_needed} informative groups after {num_rounds} generation rounds ({counts}).\n"
+        f"{num_accepted} of {num_needed} informative groups after {num_rounds} generation round{'s' * (num_rounds != 1)} ({counts}).\n"
         f"What helps: {direction} prompts, a larger `num_generations`, a higher `max_generation_rounds`, or a smaller "
         "generation batch (`steps_per_generation`)."
     )
