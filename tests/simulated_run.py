@@ -24,10 +24,10 @@ from trl_dapo.assembly import CollectedBatch
 from trl_dapo.dynamic_sampling import DynamicSampler
 from trl_dapo.errors import RefillExhaustedError
 from trl_dapo.group_grader import GroupGrader
+from trl_dapo.local_groups import StreamSources
 from trl_dapo.rollouts import Rollout
 from trl_dapo.round_refill import RoundOutput
 from trl_dapo.sampling.groups import GroupJudge, RowFacts
-from trl_dapo.stream_refill import StreamSources
 from trl_dapo.streamed_group import Decoded
 
 
@@ -172,7 +172,7 @@ class ScriptedEngine:
         return finished
 
     def withdraw(self, keys):
-        return {key: self._decoded(key, self.line.pop(key)[1]) for key in list(keys)}
+        return {key: self._decoded(key, self.line.pop(key)[1]) for key in list(keys) if key in self.line}
 
     def _decoded(self, key, tokens):
         steps = self.sampled_by[key][len(self.sampled_by[key]) - len(tokens) :]

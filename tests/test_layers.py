@@ -42,6 +42,8 @@ FLOORS = {
     "rollout_sampler": 3,
     "round_refill": 3,
     "group_grader": 1,
+    "judged_groups": 3,
+    "local_groups": 1,
     "stream_refill": 3,
     "streamed_group": 1,
     "problem_check": 3,

@@ -70,10 +70,8 @@ def test_completions_go_on_and_keep_what_sampled_them(effort):
     def check(scenario, num_slots):
         scenario = replace(scenario, num_slots=num_slots, num_ranks=min(scenario.num_ranks, 5), num_batches=4)
         assume(scenario.num_groups * scenario.num_generations % scenario.num_ranks == 0)
-        options = {"max_prompts_per_round": 3 * scenario.num_groups}
-        if scenario.options["max_off_policy_steps"] < scenario.num_updates:
-            options["max_off_policy_steps"] = scenario.num_updates
-        scenario = streamed(scenario, **options)
+        # The configuration takes one optimizer step a batch.
+        scenario = replace(streamed(scenario, max_prompts_per_round=3 * scenario.num_groups), num_updates=1)
         check_carried_run(scenario, simulate(scenario))
 
     check()

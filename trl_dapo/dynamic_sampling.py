@@ -16,6 +16,7 @@ from .collectives import Ranks
 from .config import DAPOConfig
 from .errors import RefillExhaustedError
 from .iterable_stream import IterablePromptStream
+from .local_groups import StreamSources
 from .rollouts import Rollout
 from .round_refill import RoundOutput, RoundRefill
 from .sampling.collection import BatchCollection
@@ -25,7 +26,7 @@ from .sampling.placement import prompts_multiple
 from .sampling.prompt_history import PromptHistory
 from .sampling.prompt_stream import Draw, PromptStream
 from .sampling.refill_planner import RefillPlanner
-from .stream_refill import StreamRefill, StreamSources
+from .stream_refill import StreamRefill
 from .streamed_group import SequenceKey
 
 

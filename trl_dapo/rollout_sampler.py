@@ -8,12 +8,12 @@ from trl.trainer import grpo_trainer
 
 from .completion_decoder import decode_completion
 from .group_grader import GroupGrader
+from .local_groups import StreamSources
 from .replaced import replaced
 from .rollouts import Rollout, with_placeholders
 from .round_refill import RoundOutput
 from .sampling.groups import RowFacts
 from .sampling.truncation import TruncationRule
-from .stream_refill import StreamSources
 from .streamed_group import SequenceKey, StreamedGroup
 from .vllm_requests import VLLMRequests
 

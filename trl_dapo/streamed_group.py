@@ -62,7 +62,7 @@ class SequenceEngine(Protocol):
         """Decodes a little, if there is anything to decode, and returns the sequences that finished."""
 
     def withdraw(self, keys: Collection[SequenceKey]) -> Mapping[SequenceKey, Decoded]:
-        """Stops sequences, and returns what was decoded of each."""
+        """Stops those of the sequences that it has, and returns what was decoded of each."""
 
 
 @dataclass

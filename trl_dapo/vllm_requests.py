@@ -61,14 +61,14 @@ class VLLMRequests:
         return finished
 
     def withdraw(self, keys: Collection[SequenceKey]) -> Mapping[SequenceKey, Decoded]:
-        """Stops sequences, and returns what was decoded of each."""
+        """Stops those of the sequences that it has, and returns what was decoded of each."""
         # vLLM has no call for the tokens of a request that is not done, short of asking for all tokens at every step.
         states = self._engine.output_processor.request_states
-        withdrawn = {}
-        for key in keys:
+        withdrawn, known = {}, [key for key in keys if key in self._ids]
+        for key in known:
             state = states[self._ids[key]]
             withdrawn[key] = _decoded(state.detokenizer.output_token_ids, state.logprobs_processor.logprobs)
-        self._engine.abort_request([self._ids.pop(key) for key in keys], internal=True)
+        self._engine.abort_request([self._ids.pop(key) for key in known], internal=True)
         return withdrawn
 
     @property
