@@ -1,6 +1,6 @@
 """Every exchange between ranks that this package adds to TRL's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,10 @@ class Ranks:
         """
         gathered: list[Any] = gather_object(objects)
         return gathered
+
+    def from_first(self, decide: Callable[[], Any]) -> Any:
+        """Returns on all ranks what `decide`, called on the first rank alone, returned there. For picklable objects."""
+        return self.gather_objects([decide()] if self.rank == 0 else [])[0]
 
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Maps `(R, ...)` on each rank to `(W * R, ...)`, rank-major, on all."""
