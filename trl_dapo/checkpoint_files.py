@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 MANIFEST = "dapo_manifest.json"
 STATE_FOLDER = "dapo_state"
 TRAINER_STATE = "trainer_state.json"
+CUT_OFF = "it was cut off while it was written"
 _MANIFEST_VERSION = 1
 # What a resumed run reads beside our own files. Anything else in the folder (model card, tokenizer) may change later.
 _LISTED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".metadata")
@@ -111,7 +112,7 @@ def find_fault(folder: str | Path) -> str | None:
     if not Path(folder).is_dir():
         return "there is no such folder"
     if not Path(folder, MANIFEST).exists():
-        return None if Path(folder, TRAINER_STATE).exists() else "it was cut off while it was written"
+        return None if Path(folder, TRAINER_STATE).exists() else CUT_OFF
     try:
         manifest = json.loads(Path(folder, MANIFEST).read_text())
         is_whole, files = manifest["is_whole"], manifest.get("files", [])
@@ -119,7 +120,7 @@ def find_fault(folder: str | Path) -> str | None:
     except (ValueError, TypeError, KeyError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     if not is_whole:
-        return "it was cut off while it was written"
+        return CUT_OFF
     return next((fault for record in records if (fault := record.find_fault(folder))), None)
 
 

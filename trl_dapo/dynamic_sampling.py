@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -197,6 +197,7 @@ class DynamicSampler:
         return {
             "stream": self.stream.state_dict(position=self._first_needed_position()),
             "planner": self.planner.state_dict(),
+            "last_plan": None if self.last_plan is None else asdict(self.last_plan),
             "history": None if self.history is None else self.history.state_dict(),
             "num_generated_tokens": self.num_generated_tokens,
             "num_trained_tokens": self.num_trained_tokens,
@@ -206,6 +207,7 @@ class DynamicSampler:
         """Continues the run that `state` was taken from, without what it carried."""
         self.stream.load_state_dict(state["stream"])
         self.planner.load_state_dict(state["planner"])
+        self.last_plan = None if state["last_plan"] is None else RoundPlan(**state["last_plan"])
         if self.history is not None and state["history"] is not None:
             self.history.load_state_dict(state["history"])
         self.num_generated_tokens = state["num_generated_tokens"]

@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
 from .checkpoint_files import (
+    CUT_OFF,
     FileRecord,
     checkpoints_of,
     find_fault,
@@ -84,18 +85,17 @@ class ResumableTrainer(GRPOTrainer):
                 As in `GRPOTrainer`.
 
         Raises:
-            `ValueError`: the checkpoint was cut off while it was written, or its files are damaged; or there is no whole
-            one in `output_dir`.
+            `ValueError`: the checkpoint was cut off while it was written, or its files are damaged; or it is `True` and
+            there is no whole one. Where none was ever finished, the run begins anew.
         """
         wanted, output_dir = resume_from_checkpoint, str(self.args.output_dir)
         if wanted:
             # The first rank looks, so that no two can see different things on a busy file system.
-            checkpoint, message = self.ranks.from_first(lambda: _choose(wanted, output_dir))
-            if checkpoint is None:
+            resume_from_checkpoint, message, is_fatal = self.ranks.from_first(lambda: _choose(wanted, output_dir))
+            if is_fatal:
                 raise ValueError(message)
             if message:
                 logger.warning(message)
-            resume_from_checkpoint = checkpoint
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # Saving
@@ -221,24 +221,28 @@ def _to_device(tree: Any, device: torch.device) -> Any:
     return [_to_device(value, device) for value in tree] if isinstance(tree, list) else tree
 
 
-def _choose(wanted: str | bool, output_dir: str) -> tuple[str | None, str]:
-    """Returns the checkpoint to resume from (`None`: there is none), and what the user should know of it."""
+def _choose(wanted: str | bool, output_dir: str) -> tuple[str | None, str, bool]:
+    """Returns the checkpoint to resume from (`None`: begin anew), what the user should know of it, and if it is fatal."""
     # "true" is what a command line makes of True.
-    if wanted is True or str(wanted).lower() == "true":
-        found, faults = last_whole_checkpoint(output_dir)
-        passed_over = "".join(f"\n  {path}: {fault}" for path, fault in faults.items())
-        if found is None:
-            return None, (
-                f"resume_from_checkpoint is True, but {output_dir} holds no checkpoint that is whole. Leave it out to "
-                f"begin anew.{passed_over}"
-            )
-        if faults:
-            return str(found), f"Resuming from {found}, since newer checkpoints are not whole:{passed_over}"
-        return str(found), ""
-    fault = find_fault(str(wanted))
-    if fault is not None:
+    if wanted is not True and str(wanted).lower() != "true":
+        fault = find_fault(str(wanted))
+        if fault is None:
+            return str(wanted), "", False
         return None, (
             f"resume_from_checkpoint is {wanted!r}, which cannot be resumed from: {fault}. Name another checkpoint, or set "
             "it to True for the newest whole one in output_dir."
+        ), True  # fmt: skip
+    found, faults = last_whole_checkpoint(output_dir)
+    passed_over = "".join(f"\n  {path}: {fault}" for path, fault in faults.items())
+    if found is not None:
+        return (
+            str(found),
+            f"Resuming from {found}: newer checkpoints are not whole.{passed_over}" if faults else "",
+            False,
         )
-    return str(wanted), ""
+    if faults and all(fault == CUT_OFF for fault in faults.values()):
+        return None, f"No checkpoint was ever finished in {output_dir}, so the run begins anew.{passed_over}", False
+    return None, (
+        f"resume_from_checkpoint is True, but {output_dir} holds no checkpoint that is whole. Set it to None to begin "
+        f"anew.{passed_over}"
+    ), True  # fmt: skip

@@ -162,9 +162,12 @@ class DAPOTrainer(ResumableTrainer):
                 judge=self.group_judge,
                 keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
             )
+            self.dynamic_sampler.add_to(self.run_state)
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
         self.add_callback(RunAnnouncement(self._describe_run))
-        self._add_run_state()
+        load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
+        self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
+        self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
 
     # Reward postprocessing
 
@@ -367,14 +370,7 @@ class DAPOTrainer(ResumableTrainer):
             self.diagnostics.observe_tokens(logps, old_logps, entropies, advantages, mask, is_sequence_ratio)
         return loss
 
-    # Reporting and state
-
-    def _add_run_state(self) -> None:
-        load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
-        self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
-        self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
-        if self.dynamic_sampler is not None:
-            self.dynamic_sampler.add_to(self.run_state)
+    # Dataloader and reporting
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns TRL's dataloader, or one that only paces the steps where the prompts come from the stream."""
