@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "k_metrics": 0,
     "sampling": 0,
+    "checkpoint_files": 1,
     "diagnostics": 1,
     "loss_normalization": 1,
     "rollouts": 1,
@@ -36,6 +37,7 @@ FLOORS = {
     "hub_access": 3,
     "iterable_stream": 3,
     "curves": 3,
+    "pacing": 3,
     "policy_scorer": 3,
     "preflight": 3,
     "replaced": 0,
@@ -47,7 +49,9 @@ FLOORS = {
     "stream_refill": 3,
     "streamed_group": 1,
     "problem_check": 3,
+    "resumable_trainer": 3,
     "run_checks": 3,
+    "run_state": 3,
     "trainer": 3,
     "vllm_arguments": 3,
     "vllm_canary": 3,
@@ -59,7 +63,11 @@ FLOORS = {
     "command_line": 4,
 }
 # Outside packages that a floor may import, beside the standard library.
-ALLOWED_ON_FLOOR = {0: set(), 1: {"torch"}, 2: {"math_verify", "latex2sympy2_extended", "antlr4", "sympy", "trl"}}
+ALLOWED_ON_FLOOR = {
+    0: set(),
+    1: {"torch", "safetensors"},
+    2: {"math_verify", "latex2sympy2_extended", "antlr4", "sympy", "trl"},
+}
 
 
 def modules():

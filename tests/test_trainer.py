@@ -154,7 +154,7 @@ def test_run_with_nothing_to_learn_stops_with_a_diagnosis_and_a_checkpoint(tmp_p
 def test_rounds_by_expected_time_fill_the_batch(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=6, refill_confidence=None)
     trainer.train()
-    assert trainer.dynamic_sampler.last_plan.expected_seconds > 0
+    assert trainer.dynamic_sampler.refill.last_plan.expected_seconds > 0
     for _, (_, rewards, _), _ in trainer.batches:
         assert all(0 < sum(reward[0] for reward in rewards[start : start + 4]) < 4 for start in (0, 4))
 
@@ -172,7 +172,7 @@ def test_partial_batch_trains_what_was_found_and_nothing_else(tmp_path, caplog):
         assert (output["advantages"][~is_live] == 0).all()
         num_live_tokens = sum(len(ids) for ids, live in zip(completion_ids, is_live, strict=True) if live)
         assert output["num_items_in_batch"].item() == num_live_tokens
-    assert caplog.text.count("informative groups after 1 generation rounds") == 1
+    assert caplog.text.count("informative groups after 1 generation round ") == 1
 
 
 def test_exhaustion_raises_with_the_counts(tmp_path):

@@ -1,6 +1,7 @@
 """What a run says of the batches that dynamic sampling collected."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from accelerate.logging import get_logger
 
@@ -76,6 +77,15 @@ class BatchReporter:
             "checkpoint.\n" + collection.describe_exhaustion()
         )
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the run has been warned of, and how many batches in a row were empty."""
+        return {"has_warned": sorted(self._has_warned), "num_empty_batches": self._num_empty_batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state."""
+        self._has_warned = set(state["has_warned"])
+        self._num_empty_batches = state["num_empty_batches"]
 
     def _overlong_figures(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
         if self.overlong_column is None:

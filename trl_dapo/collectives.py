@@ -108,6 +108,10 @@ class Ranks:
         gathered: list[Any] = gather_object(objects)
         return gathered
 
+    def from_first(self, decide: Callable[[], Any]) -> Any:
+        """Returns on all ranks what `decide`, called on the first rank alone, returned there. For picklable objects."""
+        return self.gather_objects([decide()] if self.rank == 0 else [])[0]
+
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Maps `(R, ...)` on each rank to `(W * R, ...)`, rank-major, on all."""
         gathered: torch.Tensor = self._accelerator.gather(tensor)

@@ -169,6 +169,14 @@ class LossDiagnostics:
         }
         return means | extremes
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Returns the sums and extremes of this rank since the last log line."""
+        return dict(self._totals)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], device: torch.device | str = "cpu") -> None:
+        """Continues from saved sums, on the device of what will be observed."""
+        self._totals = {name: value.to(device) for name, value in state.items()}
+
     def _add(self, sums: Mapping[str, torch.Tensor], maxima: Mapping[str, torch.Tensor]) -> None:
         # In float64: float32 stops counting tokens at 2**24.
         for name, value in sums.items():

@@ -1,14 +1,12 @@
 """Refilling the generation batch: sampling until every group of it can teach."""
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
 from .assembly import BatchAssembler, CollectedBatch
@@ -19,21 +17,16 @@ from .iterable_stream import IterablePromptStream
 from .local_groups import StreamSources
 from .rollouts import Rollout
 from .round_refill import RoundOutput, RoundRefill
+from .run_state import RunState
 from .sampling.collection import BatchCollection
 from .sampling.group_filter import GroupVerdict
 from .sampling.groups import GroupJudge, Location, SampledGroup
 from .sampling.placement import prompts_multiple
 from .sampling.prompt_history import PromptHistory
 from .sampling.prompt_stream import Draw, PromptStream
-from .sampling.refill_planner import RefillPlanner
+from .sampling.refill_planner import RefillPlanner, RoundPlan
 from .stream_refill import StreamRefill
 from .streamed_group import SequenceKey
-
-
-logger = get_logger(__name__)
-
-_STATE_FILE = "dapo_state.json"
-_STATE_VERSION = 1
 
 
 class DynamicSampler:
@@ -173,46 +166,55 @@ class DynamicSampler:
             self.stream.forget_before(self._first_needed_position())
         return batch
 
-    def save(self, folder: str) -> None:
-        """Writes the state into a checkpoint folder."""
-        Path(folder, _STATE_FILE).write_text(json.dumps(self.state_dict()))
-
-    def load(self, folder: str) -> None:
-        """Continues from a checkpoint folder; one that TRL's own trainer wrote has no state, and the stream begins anew."""
-        path = Path(folder, _STATE_FILE)
-        if path.exists():
-            self.load_state_dict(json.loads(path.read_text()))
-        else:
-            logger.warning(f"{path} does not exist: the prompt stream starts at its beginning.")
+    def add_to(self, run_state: RunState) -> None:
+        """Makes the state of the sampler part of the run's checkpoints."""
+        run_state.add("sampler", self.state_dict, self.load_state_dict)
+        run_state.add("carried", self.carried_state_dict, self.load_carried_state_dict, needs_layout=True)
 
     def state_dict(self) -> dict[str, Any]:
         """
         Returns what a resumed run needs to draw the prompts that this one would draw next.
 
-        Carried groups are not in it: the saved stream stands before the first of them, so that they are sampled again.
+        Carried groups are not in it: the saved stream stands before the first of them, so that they are sampled again
+        unless `load_carried_state_dict` brings them back.
         """
         return {
-            "version": _STATE_VERSION,
             "stream": self.stream.state_dict(position=self._first_needed_position()),
             "planner": self.planner.state_dict(),
+            "last_plan": None if self.refill.last_plan is None else asdict(self.refill.last_plan),
             "history": None if self.history is None else self.history.state_dict(),
             "num_generated_tokens": self.num_generated_tokens,
             "num_trained_tokens": self.num_trained_tokens,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues the run that `state` was taken from."""
-        if state["version"] != _STATE_VERSION:
-            raise ValueError(
-                f"The checkpoint's dynamic sampling state has version {state['version']}, but this release reads version "
-                f"{_STATE_VERSION}. Resume with the release that wrote it."
-            )
+        """Continues the run that `state` was taken from, without what it carried."""
         self.stream.load_state_dict(state["stream"])
         self.planner.load_state_dict(state["planner"])
+        self.refill.last_plan = None if state["last_plan"] is None else RoundPlan(**state["last_plan"])
         if self.history is not None and state["history"] is not None:
             self.history.load_state_dict(state["history"])
         self.num_generated_tokens = state["num_generated_tokens"]
         self.num_trained_tokens = state["num_trained_tokens"]
+        self._carried, self._kept = [], {}
+
+    def carried_state_dict(self) -> dict[str, Any]:
+        """Returns the carried groups, this rank's rollouts of them, what goes on, and where the stream does."""
+        return {
+            "position": self.stream.position,
+            "refill": self.refill.state_dict(),
+            "groups": [group.state_dict() for group in self._carried],
+            "rollouts": [[list(at), rollout.state_dict()] for at, rollout in self._kept.items()],
+        }
+
+    def load_carried_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the carried groups back. To be called after `load_state_dict`, on as many ranks as were saved."""
+        # An iterable dataset is read up to there, so that the rows of the carried groups are at hand.
+        self.stream.peek(state["position"] - self.stream.position)
+        self.stream.seek(state["position"])
+        self.refill.load_state_dict(state["refill"])
+        self._carried = [SampledGroup.from_state_dict(group) for group in state["groups"]]
+        self._kept = {Location(*at): Rollout.from_state_dict(rollout) for at, rollout in state["rollouts"]}
 
     def _first_needed_position(self) -> int:
         return min([self.stream.position, *self.refill.suspended, *(group.draw.position for group in self._carried)])

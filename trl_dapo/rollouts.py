@@ -113,6 +113,22 @@ class Rollout:
             old_logps = old_logps[: int((~old_logps.isnan()).sum())]
         return cls(prompt_ids, completion_ids, sampling_logps, old_logps, extra_logs or {})
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything of the rollout, for a checkpoint."""
+        return {
+            "prompt_ids": self.prompt_ids,
+            "completion_ids": self.completion_ids,
+            "sampling_logps": self.sampling_logps,
+            "old_logps": self.old_logps,
+            "extra_logs": dict(self.extra_logs),
+            "completion": self.completion,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Rollout":
+        """Inverse of `state_dict`."""
+        return cls(**state)
+
 
 def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> int:
     """

@@ -108,6 +108,14 @@ class RoundRefill:
         """Returns those of this rank: none."""
         return []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what tells the locations of later rounds from those so far."""
+        return {"num_rounds": self._num_rounds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues with a saved state."""
+        self._num_rounds = state["num_rounds"]
+
     def fill(self, collection: BatchCollection, policy_step: int) -> dict[Location, Rollout]:
         """
         Samples rounds until the batch is full or `max_generation_rounds` are spent. A collective.

@@ -9,7 +9,7 @@ all decide alike, and all stop at the same one.
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .collectives import PendingRows, Ranks
@@ -118,6 +118,23 @@ class StreamRefill:
             return 0
         num_batches = self.args.max_off_policy_steps // self.args.num_updates_per_batch
         return max(1, num_batches) * self.args.num_groups_per_batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the groups that go on, with what this rank has of its own."""
+        return {
+            "num_batches": self._num_batches,
+            "suspended": [[draw.position, draw.index, rank] for draw, rank in self.suspended.values()],
+            "groups": [group.state_dict() for group in self.groups.by_position.values()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues with a saved state. The rows of the groups are read anew."""
+        self._num_batches = state["num_batches"]
+        self.suspended = {position: (Draw(position, index), rank) for position, index, rank in state["suspended"]}
+        groups = [StreamedGroup.from_state_dict(group) for group in state["groups"]]
+        for group in groups:
+            group.row = copy.deepcopy(self.row_of(group.draw))
+        self.groups.by_position = {group.draw.position: group for group in groups}
 
     def fill(self, collection: BatchCollection, policy_step: int) -> dict[Location, Rollout]:
         """

@@ -155,3 +155,20 @@ class StreamedGroup:
         """Returns a completion as far as it is decoded."""
         rollout = Rollout.from_lists(self.prompt_ids, self.token_ids[sample], self.logps[sample])
         return rollout.with_old_logps(self.old_logps[sample])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the group for a checkpoint, without its dataset row. One that is graded is graded again."""
+        return {
+            "draw": [self.draw.position, self.draw.index],
+            "prompt_ids": self.prompt_ids,
+            "policy_step": self.policy_step,
+            "token_ids": self.token_ids,
+            "logps": self.logps,
+            "old_logps": self.old_logps,
+            "unfinished": sorted(self.unfinished),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "StreamedGroup":
+        """Inverse of `state_dict`, with an empty dataset row."""
+        return cls(**{**state, "draw": Draw(*state["draw"]), "unfinished": set(state["unfinished"]), "row": {}})

@@ -2,22 +2,19 @@
 
 import functools
 import math
-import os
 import textwrap
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import RewardFunc
 
 from .assembly import CollectedBatch
 from .batch_report import BatchReporter
 from .callbacks import EmptyUpdateGuard, RunAnnouncement
-from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler
@@ -30,8 +27,10 @@ from .loss_normalization import (
     normalize,
     whole_groups,
 )
+from .pacing import pacing_dataloader
 from .policy_scorer import PolicyScorer, restore_old_logps
 from .preflight import describe_run
+from .resumable_trainer import ResumableTrainer
 from .rewards import SoftOverlongPunishment
 from .rollout_sampler import RolloutSampler
 from .rollouts import with_placeholders
@@ -45,7 +44,7 @@ from .vllm_canary import WeightCanary
 from .vllm_engine import DAPOVLLMGeneration, engine_of
 
 
-class DAPOTrainer(GRPOTrainer):
+class DAPOTrainer(ResumableTrainer):
     """
     Trainer for [DAPO](https://huggingface.co/papers/2503.14476): a [`~trl.GRPOTrainer`] whose every trained group has
     both correct and wrong completions.
@@ -128,7 +127,6 @@ class DAPOTrainer(GRPOTrainer):
         # While set, generation and scoring hand this batch back instead of making a new one.
         self._replay: CollectedBatch | None = None
         self._awaits_old_logps = False
-        self._normalized_batch: Any = None
         # Of the completions of this rank that were generated last.
         self._is_empty: list[bool] = []
         self.completion_facts: list[RowFacts] = []
@@ -150,16 +148,16 @@ class DAPOTrainer(GRPOTrainer):
         )
         self.eval_figures = EvalFigures(self.num_generations_eval)
         self.policy_scorer = PolicyScorer(self)
-        ranks, score = Ranks(self.accelerator), self.policy_scorer.score_rollouts
+        score = self.policy_scorer.score_rollouts
         self.canary = (
-            WeightCanary(args, ranks, score, lambda: self.vllm_generation.num_syncs) if args.use_vllm else None
+            WeightCanary(args, self.ranks, score, lambda: self.vllm_generation.num_syncs) if args.use_vllm else None
         )
         self.dynamic_sampler: DynamicSampler | None = None
         sampler = RolloutSampler(self, self.truncation_rule)
         if args.dynamic_sampling:
             self.dynamic_sampler = DynamicSampler(
                 args=args,
-                ranks=ranks,
+                ranks=self.ranks,
                 dataset=train_dataset,
                 sample=sampler.sample_round,
                 compute_logps=score,
@@ -168,8 +166,12 @@ class DAPOTrainer(GRPOTrainer):
                 keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
                 sources=sampler.stream_sources() if args.refill == "stream" else None,
             )
+            self.dynamic_sampler.add_to(self.run_state)
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
         self.add_callback(RunAnnouncement(self._describe_run))
+        load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
+        self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
+        self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
 
     # Reward postprocessing
 
@@ -201,7 +203,7 @@ class DAPOTrainer(GRPOTrainer):
         if not self.model.training:
             self.eval_figures.observe(rewards[:, self.group_judge.filter_column], self._pending_extra_logs)
         if self.model.training and self.dynamic_sampler is None:
-            facts = [RowFacts(*row) for row in Ranks(self.accelerator).gather_rows(self.completion_facts)]
+            facts = [RowFacts(*row) for row in self.ranks.gather_rows(self.completion_facts)]
             draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
             groups = self.group_judge.judge(draws, rewards.tolist(), facts)
             self._log_train(self.reporter.plain_figures(groups))
@@ -323,12 +325,12 @@ class DAPOTrainer(GRPOTrainer):
         if not self.model.training or self.args.steps_per_generation % accumulation:
             return inputs
         batch: Any = self._buffered_inputs
-        if batch is not self._normalized_batch:
+        if STEP_TOKENS not in batch[0]:
             if normalization == "group" and self.args.num_updates_per_batch > self.num_iterations:
                 batch = whole_groups(batch, self.num_generations)
             sum_over_ranks = functools.partial(self.accelerator.reduce, reduction="sum")
             normalize(batch, sum_over_ranks, accumulation, normalization, self.num_generations)
-            self._buffered_inputs = self._normalized_batch = batch
+            self._buffered_inputs = batch
         normalized: dict[str, Any] = batch[self._step % self.args.steps_per_generation]
         return normalized
 
@@ -358,7 +360,14 @@ class DAPOTrainer(GRPOTrainer):
             self.diagnostics.observe_tokens(logps, old_logps, entropies, advantages, mask, is_sequence_ratio)
         return loss
 
-    # Reporting and state
+    # Dataloader and reporting
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns TRL's dataloader, or one that only paces the steps where the prompts come from the stream."""
+        if self.dynamic_sampler is None:
+            return super().get_train_dataloader()
+        num_micro_batches = self.args.steps_per_generation * self.num_iterations
+        return pacing_dataloader(self.train_dataset, self.args.num_groups_per_batch, num_micro_batches)
 
     def _describe_run(self, num_steps: int) -> str:
         sampler = self.dynamic_sampler
@@ -376,14 +385,3 @@ class DAPOTrainer(GRPOTrainer):
             self._log_train(self.diagnostics.flush(self.accelerator.gather))
         logs |= self.eval_figures.flush(logs, self._metrics["eval"])
         super().log(logs, start_time)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.dynamic_sampler is not None and self.args.should_save:
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.dynamic_sampler.save(os.path.join(self._get_output_dir(trial=trial), folder))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.dynamic_sampler is not None and checkpoint is not None:
-            self.dynamic_sampler.load(checkpoint)

@@ -1,9 +1,9 @@
 """The G completions of one draw as every rank knows them, and the judgement on them."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from .group_filter import GroupFilter, GroupVerdict
 from .prompt_stream import Draw
@@ -91,6 +91,20 @@ class SampledGroup:
         rewards = self.rewards[sample]
         is_left_out = self.is_truncated[sample] and not self.truncated_in_statistics
         return [math.nan] * len(rewards) if is_left_out else rewards
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the group as JSON-able values."""
+        return asdict(self) | {"verdict": self.verdict.value}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "SampledGroup":
+        """Inverse of `state_dict`, also after a round trip through JSON."""
+        values = dict(state)
+        values["draw"] = Draw(**state["draw"])
+        values["verdict"] = GroupVerdict(state["verdict"])
+        values["lengths"] = [(prompt, completion) for prompt, completion in state["lengths"]]
+        values["locations"] = [Location(*location) for location in state["locations"]]
+        return cls(**values)
 
 
 class GroupJudge:

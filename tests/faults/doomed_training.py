@@ -1,0 +1,157 @@
+"""
+A real training of the tiny model that kills its own process at a given point, in the middle of whatever it does there.
+
+Points are counted, not timed: each call and return of a function, Python's or C's, in a phase of the training is one. So
+a trial is the same on every machine, however busy.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from datasets import IterableDataset
+from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from transformers import TrainerCallback
+
+from trl_dapo import DAPOConfig, DAPOTrainer
+
+
+# "files" are those points of "saving" at which something is about to happen on the disk.
+PHASES = ("generation", "grading", "optimizer", "saving", "files")
+FILE_CALLS = {"open", "write", "write_record", "write_end_of_file", "serialize_file", "flush", "close", "fsync"}
+FILE_CALLS |= {"rename", "unlink", "mkdir", "rmdir", "remove"}
+
+
+class Reaper:
+    """Counts the points of each phase, and kills this process with SIGKILL at the one that is due."""
+
+    def __init__(self, phase=None, number=0):
+        self.due = phase, number
+        self.counts = dict.fromkeys(PHASES, 0)
+
+    def enter(self, phase):
+        def count(frame, event, arg):
+            self.reach(phase)
+            if phase == "saving" and event == "c_call" and arg.__name__ in FILE_CALLS:
+                self.reach("files")
+
+        sys.setprofile(count)
+
+    def reach(self, phase):
+        self.counts[phase] += 1
+        if (phase, self.counts[phase]) == self.due:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @staticmethod
+    def leave():
+        sys.setprofile(None)
+
+    @contextlib.contextmanager
+    def within(self, phase):
+        self.enter(phase)
+        try:
+            yield
+        finally:
+            self.leave()
+
+
+class DoomedTrainer(DAPOTrainer):
+    """Enters the phases, and notes each batch as soon as it is made."""
+
+    reaper: Reaper
+
+    def _generate_single_turn(self, *args, **kwargs):
+        with self.reaper.within("generation"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self.reaper.within("saving"):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs):
+        # It has most of the points of a checkpoint and none of its risks.
+        self.reaper.leave()
+        super().create_model_card(*args, **kwargs)
+        self.reaper.enter("saving")
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        tensors = [output[name] for name in ("prompt_ids", "completion_ids", "completion_mask", "advantages")]
+        line = json.dumps({"step": self.state.global_step, "sha256": hash_of(tensors)})
+        with Path(self.args.output_dir, f"batches{self.accelerator.process_index}.jsonl").open("a") as file:
+            file.write(line + "\n")
+        return output
+
+
+class OptimizerPhase(TrainerCallback):
+    def __init__(self, reaper):
+        self.reaper = reaper
+
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        self.reaper.enter("optimizer")
+
+    def on_optimizer_step(self, *args, **kwargs):
+        self.reaper.leave()
+
+
+def hash_of(tensors):
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tensor.shape).encode() + tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(folder, options, doom=(None, 0), resume=None, reward=first_token_reward, ranks=None):
+    """
+    Trains in `folder`, and writes the outcome there if it lives to see the end. To be run in a process of its own.
+
+    Args:
+        doom: phase and number of the point at which to die.
+        resume: passed on to `Trainer.train`; `None` resumes if there is any checkpoint folder.
+        ranks: rank, world size and port of a run on several processes.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    rank = 0
+    if ranks is not None:
+        rank, size, port = ranks
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
+        os.environ |= {"MASTER_ADDR": "localhost", "ACCELERATE_USE_CPU": "true"}
+    # What it says goes into a file: the process has inherited the terminal of the one that it was forked from.
+    with Path(folder, f"output{rank}.txt").open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    torch.set_num_threads(1)
+    options, reaper = dict(options), Reaper(*doom)
+    dataset = numbered_prompts(options.pop("num_rows", 40))
+    if options.pop("is_iterable", False):
+        rows = dataset.to_list()
+        dataset = IterableDataset.from_generator(lambda: iter(rows))
+
+    def graded(**kwargs):
+        with reaper.within("grading"):
+            return reward(**kwargs)
+
+    trainer = DoomedTrainer(
+        model=tiny_model(),
+        reward_funcs=graded,
+        args=DAPOConfig(**training_arguments(folder, **options)),
+        train_dataset=dataset,
+        processing_class=tiny_tokenizer(),
+        callbacks=[OptimizerPhase(reaper)],
+    )
+    trainer.reaper = reaper
+    if resume is None:
+        resume = any(Path(folder).glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=resume)
+    outcome = {
+        "weights": hash_of(trainer.model.state_dict().values()),
+        "counts": reaper.counts,
+        "log": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
+        "first_step": trainer._initial_global_step,
+    }
+    Path(folder, f"outcome{rank}.json").write_text(json.dumps(outcome))

@@ -1,0 +1,87 @@
+"""Starts trainings in processes of their own, quickly: forked from a server that has imported everything."""
+
+import functools
+import json
+import multiprocessing
+import os
+import socket
+from multiprocessing import forkserver
+from pathlib import Path
+
+import doomed_training
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["doomed_training"])
+FOLDERS = [str(Path(__file__).parents[level]) for level in (0, 1, 2)]
+
+# Long enough for a tiny training on a busy machine: what has not ended by then hangs.
+MAX_SECONDS = 240
+TIMING = ("step_time", "dapo/seconds")
+
+
+@functools.cache
+def start_server():
+    # The server looks for what it imports in PYTHONPATH alone.
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, *([path] if path else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if path:
+            os.environ["PYTHONPATH"] = path
+
+
+def start(folder, options, **kwargs):
+    start_server()
+    process = CONTEXT.Process(target=doomed_training.train, args=(str(folder), options), kwargs=kwargs)
+    process.start()
+    return process
+
+
+def exit_code(process, max_seconds=MAX_SECONDS):
+    """Waits for a process; one that hangs is killed, and fails the test."""
+    process.join(max_seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"the training was still running after {max_seconds} seconds")
+    return process.exitcode
+
+
+def run(folder, options, num_ranks=1, doom=(None, 0), doomed_rank=0, **kwargs):
+    """Runs a training and returns the exit code of each rank."""
+    if num_ranks == 1:
+        return [exit_code(start(folder, options, doom=doom, **kwargs))]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    dooms = [doom if rank == doomed_rank else (None, 0) for rank in range(num_ranks)]
+    processes = [
+        start(folder, options, doom=dooms[rank], ranks=(rank, num_ranks, port), **kwargs) for rank in range(num_ranks)
+    ]
+    return [exit_code(process) for process in processes]
+
+
+def outcome(folder, rank=0):
+    """What the training left: hash of the weights, log lines without the clock, points of each phase."""
+    path = Path(folder, f"outcome{rank}.json")
+    assert path.exists(), said(folder)
+    values = json.loads(path.read_text())
+    values["log"] = [{k: str(v) for k, v in e.items() if not k.startswith(TIMING)} for e in values["log"]]
+    return values
+
+
+def batches(folder, rank=0):
+    """The hashes of the batches that were made at each optimizer step, by all lives of the run."""
+    made: dict[int, set[str]] = {}
+    for line in Path(folder, f"batches{rank}.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        made.setdefault(record["step"], set()).add(record["sha256"])
+    return made
+
+
+def said(folder, rank=0):
+    """The end of what the training printed."""
+    return Path(folder, f"output{rank}.txt").read_text()[-3000:]

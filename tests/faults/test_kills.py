@@ -1,0 +1,94 @@
+"""
+Trainings killed with SIGKILL at seeded random points of generation, grading, optimizer step and checkpoint writing.
+
+Whatever they had written by then, the resumed run is the one that was never killed: the same batches, weights and log.
+"""
+
+import random
+
+import pytest
+from doomed_training import PHASES
+from processes import batches, outcome, run, said
+
+
+SHAPES = {
+    "half-trained batches": {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 2},
+    "carried groups": {
+        "steps_per_generation": 2, "surplus": "carry", "refill_confidence": 0.99, "max_prompts_per_round": 100,
+        "max_off_policy_steps": 100, "selective_rollout": True, "save_steps": 2,
+    },
+    "one checkpoint": {"save_total_limit": 1, "logging_steps": 3},
+    "iterable dataset": {"is_iterable": True, "num_rows": 20, "surplus": "carry", "max_off_policy_steps": 100},
+    "grpo": {
+        "dynamic_sampling": False, "soft_punish_cache": 0, "loss_normalization": "generation_batch",
+        "steps_per_generation": 2, "num_rows": 7, "num_iterations": 2,
+    },
+}  # fmt: skip
+TWO_RANKS = {
+    name: SHAPES[name] | {"per_device_train_batch_size": 4} for name in ("half-trained batches", "carried groups")
+}
+
+
+def options_of(shape):
+    return {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2} | shape
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Returns the folder of the run that was never killed, which is made when it is first asked for."""
+    folders = {}
+
+    def folder_of(name, shape, num_ranks=1):
+        key = name, num_ranks
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("straight")
+            assert run(folders[key], options_of(shape), num_ranks) == [0] * num_ranks, said(folders[key])
+        return folders[key]
+
+    return folder_of
+
+
+def survive(folder, reference, shape, seed, num_ranks=1, phases=PHASES):
+    """Kills a run once or twice, lets it end, and compares it with the reference. Returns where it was killed."""
+    chance = random.Random(seed)
+    deaths = []
+    for _ in range(chance.choice([1, 1, 2] if len(phases) > 1 else [1])):
+        phase, rank = chance.choice(phases), chance.randrange(num_ranks)
+        number = chance.randint(1, outcome(reference, rank)["counts"][phase])
+        codes = run(folder, options_of(shape), num_ranks, doom=(phase, number), doomed_rank=rank)
+        # A second death may not come: there is less left to do.
+        if codes != [0] * num_ranks:
+            assert codes[rank] == -9, said(folder, rank)
+            # The others end by themselves, with an error.
+            assert 0 not in codes, codes
+            deaths.append((phase, number, rank))
+    assert run(folder, options_of(shape), num_ranks) == [0] * num_ranks, said(folder)
+    for rank in range(num_ranks):
+        mine, its = outcome(folder, rank), outcome(reference, rank)
+        where = f"seed {seed}, killed at {deaths}, resumed from step {mine['first_step']}"
+        assert mine["weights"] == its["weights"], where
+        assert mine["log"] == its["log"], where
+        assert batches(folder, rank) == batches(reference, rank), where
+    assert deaths
+    return deaths
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_run_is_resumed_as_if_it_had_not_been(tmp_path, straight, phase):
+    shape = SHAPES["carried groups"]
+    survive(tmp_path, straight("carried groups", shape), shape, seed=0, phases=[phase])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_killed_run_is_resumed_as_if_it_had_not_been_30_times(tmp_path, straight, seed):
+    name = list(SHAPES)[seed % len(SHAPES)]
+    print(name, survive(tmp_path, straight(name, SHAPES[name]), SHAPES[name], seed))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("seed", range(200, 210))
+def test_two_ranks_survive_the_death_of_one(tmp_path, straight, seed):
+    name = list(TWO_RANKS)[seed % len(TWO_RANKS)]
+    print(name, survive(tmp_path, straight(name, TWO_RANKS[name], 2), TWO_RANKS[name], seed, num_ranks=2))

@@ -1,0 +1,247 @@
+"""
+The files by which a checkpoint says of itself that it is whole, and those that hold the state of this package.
+
+A checkpoint has a manifest. The first thing written says that the checkpoint is unfinished, the last one lists what a
+resumed run reads, with sizes and SHA-256. Every file of ours appears under its name in one step (temporary file, fsync,
+rename), and all are complete before the last manifest is. So whatever ended the process, a folder is whole or says what
+is wrong with it. Nothing is pickled: JSON and safetensors.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+MANIFEST = "dapo_manifest.json"
+STATE_FOLDER = "dapo_state"
+TRAINER_STATE = "trainer_state.json"
+CUT_OFF = "it was cut off while it was written"
+_MANIFEST_VERSION = 1
+# What a resumed run reads beside our own files. Anything else in the folder (model card, tokenizer) may change later.
+_LISTED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".metadata")
+# Files of other libraries are hashed up to this size, which takes a fraction of a second; of larger ones the size counts.
+_MAX_HASHED_BYTES = 64 * 2**20
+_TENSOR = "__tensor__"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """
+    What the manifest knows of a file.
+
+    Attributes:
+        name (`str`):
+            Path below the checkpoint folder, with forward slashes.
+        num_bytes (`int`):
+            Its size.
+        sha256 (`str`, *optional*):
+            Hash of its content, hexadecimal. `None`: not hashed.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, folder: str | Path, name: str, is_hashed: bool = True) -> "FileRecord":
+        """Reads the size of a file, and hashes it if asked."""
+        path = Path(folder, name)
+        digest = None
+        if is_hashed:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(name, path.stat().st_size, digest)
+
+    def find_fault(self, folder: str | Path) -> str | None:
+        """Says in what way the file differs from the record; `None`: in none."""
+        path = Path(folder, self.name)
+        if not path.is_file():
+            return f"{self.name} is missing"
+        if path.stat().st_size != self.num_bytes:
+            return f"{self.name} has {path.stat().st_size} bytes instead of {self.num_bytes}"
+        if self.sha256 is not None and FileRecord.of(folder, self.name).sha256 != self.sha256:
+            return f"{self.name} has another SHA-256 than when it was written"
+        return None
+
+
+# Whether a checkpoint is whole
+
+
+def mark_unfinished(folder: str | Path) -> None:
+    """Says of a checkpoint that it is about to be written, before anything else of it is."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    _write_json(Path(folder, MANIFEST), {"version": _MANIFEST_VERSION, "is_whole": False})
+
+
+def mark_whole(folder: str | Path, records: Iterable[FileRecord]) -> None:
+    """
+    Says of a checkpoint that it is complete. To be called when every process has written its files.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint.
+        records (`Iterable[FileRecord]`):
+            Our own files, of all processes that write into this folder. What other libraries have written there is found
+            in it, and put on disk.
+    """
+    own = {record.name: record for record in records}
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        if name not in own and (path.name == TRAINER_STATE or path.suffix in _LISTED_SUFFIXES):
+            _sync(path)
+            own[name] = FileRecord.of(folder, name, is_hashed=path.stat().st_size <= _MAX_HASHED_BYTES)
+    files = [asdict(record) for record in own.values()]
+    _write_json(Path(folder, MANIFEST), {"version": _MANIFEST_VERSION, "is_whole": True, "files": files})
+
+
+def find_fault(folder: str | Path) -> str | None:
+    """
+    Says what is wrong with a checkpoint; `None`: nothing.
+
+    One without a manifest, as TRL's own trainer writes them, is taken for whole if it has a `trainer_state.json`.
+    """
+    if not Path(folder).is_dir():
+        return "there is no such folder"
+    if not Path(folder, MANIFEST).exists():
+        return None if Path(folder, TRAINER_STATE).exists() else CUT_OFF
+    try:
+        manifest = json.loads(Path(folder, MANIFEST).read_text())
+        is_whole, files = manifest["is_whole"], manifest.get("files", [])
+        records = [FileRecord(**record) for record in files]
+    except (ValueError, TypeError, KeyError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    if not is_whole:
+        return CUT_OFF
+    return next((fault for record in records if (fault := record.find_fault(folder))), None)
+
+
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether a checkpoint says of itself that it was never finished."""
+    try:
+        return not json.loads(Path(folder, MANIFEST).read_text())["is_whole"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def checkpoints_of(output_dir: str | Path) -> list[Path]:
+    """Returns the checkpoint folders of a run, the newest first."""
+    numbered = [
+        (int(match[1]), path)
+        for path in (Path(output_dir).iterdir() if Path(output_dir).is_dir() else [])
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
+    """Returns the newest whole checkpoint of a run (`None`: there is none), and what is wrong with the newer ones."""
+    faults: dict[str, str] = {}
+    for path in checkpoints_of(output_dir):
+        fault = find_fault(path)
+        if fault is None:
+            return path, faults
+        faults[str(path)] = fault
+    return None, faults
+
+
+# State files
+
+
+def write_state(folder: str | Path, name: str, state: Mapping[str, Any]) -> list[FileRecord]:
+    """
+    Writes a state into a checkpoint: values into `<name>.json`, tensors, wherever they are among them, into
+    `<name>.safetensors`.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint.
+        name (`str`):
+            Name of the files in the state folder.
+        state (`Mapping[str, Any]`):
+            Mappings with text keys, lists, numbers (NaN included), texts, `None`, tensors. What JSON knows nothing of
+            is kept as a number if it has an `item()`, else as text; a tuple comes back as a list.
+
+    Returns:
+        `list[FileRecord]`: what was written.
+    """
+    Path(folder, STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, torch.Tensor] = {}
+    values = _without_tensors(state, tensors)
+    names = [f"{STATE_FOLDER}/{name}.json"]
+    _write_json(Path(folder, names[0]), values)
+    if tensors:
+        names.append(f"{STATE_FOLDER}/{name}.safetensors")
+        _write(Path(folder, names[1]), lambda path: save_file(tensors, path))
+    return [FileRecord.of(folder, written) for written in names]
+
+
+def read_state(folder: str | Path, name: str) -> dict[str, Any] | None:
+    """Returns a state that `write_state` wrote, tensors on the CPU; `None`: there is none of this name."""
+    path = Path(folder, STATE_FOLDER, f"{name}.json")
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    tensors_path = path.with_suffix(".safetensors")
+    state: dict[str, Any] = _with_tensors(values, load_file(tensors_path) if tensors_path.exists() else {})
+    return state
+
+
+def _without_tensors(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(tree, torch.Tensor):
+        key = str(len(tensors))
+        # Cloned: the parts of a batch are views of one memory, of which safetensors keeps none.
+        tensors[key] = tree.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: key}
+    if isinstance(tree, Mapping):
+        return {str(key): _without_tensors(value, tensors) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_without_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _with_tensors(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(tree, dict):
+        if tree.keys() == {_TENSOR}:
+            return tensors[tree[_TENSOR]]
+        return {key: _with_tensors(value, tensors) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    text = json.dumps(values, default=_plain)
+    _write(path, lambda temporary: temporary.write_text(text))
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a temporary file, and gives it its name when it is on disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
