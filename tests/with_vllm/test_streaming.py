@@ -1,5 +1,6 @@
 """Refilling group by group with a real vLLM: the batches of rounds, and completions that go on under new weights."""
 
+import copy
 import json
 import os
 import subprocess
@@ -38,10 +39,13 @@ class CollectingTrainer(DAPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.collected = []
+        self.held = []
         collect = self.dynamic_sampler.collect
 
         def collect_and_keep(policy_step):
             policy = merged_copy(self.model)
+            if self.args.refill == "stream":
+                self.held.append(copy.deepcopy(self.dynamic_sampler.refill.groups.by_position))
             batch = collect(policy_step)
             self.collected.append((policy, batch))
             return batch
@@ -73,7 +77,7 @@ def engines():
         yield started
 
 
-def train(folder, model_folder, num_slots=None, cls=CollectingTrainer, **overrides):
+def train(folder, model_folder, num_slots=None, cls=CollectingTrainer, resume=None, **overrides):
     arguments = {
         "max_completion_length": 24,
         "max_prompts_per_round": 12,
@@ -82,7 +86,7 @@ def train(folder, model_folder, num_slots=None, cls=CollectingTrainer, **overrid
         "soft_punish_cache": 8,
     }
     trainer = make_trainer(folder, model_folder, cls=cls, **(arguments | overrides))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -152,6 +156,40 @@ def test_aborted_tokens_are_counted(model_folder, tmp_path):
             fates = sum(value for name, value in entry.items() if name.startswith("dapo/tokens/"))
             assert entry["dapo/rollout_efficiency"] == pytest.approx(entry["dapo/tokens/trained"] / fates)
     assert sum(entry.get("dapo/tokens/aborted", 0) for entry in trainer.state.log_history) > 0
+
+
+def test_resumed_run_samples_what_the_first_would_have(model_folder, tmp_path):
+    # Rounds of many sizes and groups one by one: what is sampled hangs on neither, nor on vLLM's own random state.
+    options = SHORT | {"per_device_train_batch_size": 16, "save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+    for refill in ("rounds", "stream"):
+        straight = train(tmp_path / refill, model_folder, refill=refill, **options)
+        resumed = train(
+            tmp_path / refill, model_folder, resume=str(tmp_path / refill / "checkpoint-3"), refill=refill, **options
+        )
+        assert len(resumed.collected) == 3
+        for (_, mine), (_, its) in zip(resumed.collected, straight.collected[3:], strict=True):
+            assert trained_groups(mine) == trained_groups(its)
+
+
+def test_completions_go_on_after_a_resume(model_folder, tmp_path):
+    options = {"num_slots": 5, "refill": "stream", "surplus": "carry", "save_strategy": "steps", "save_steps": 2}
+    first = train(tmp_path, model_folder, max_steps=6, **options)
+    held = first.dynamic_sampler.refill.groups.by_position
+    assert sum(map(len, (tokens for group in held.values() for tokens in group.token_ids))) > 0
+    resumed = train(tmp_path, model_folder, max_steps=8, resume=str(tmp_path / "checkpoint-6"), **options)
+    assert resumed.held[0].keys() == held.keys()
+    judged = {group.draw.position: group for group in resumed.collected[0][1].collection.sampled}
+    for position, before in held.items():
+        after = resumed.held[0][position]
+        assert (after.token_ids, after.unfinished, after.row) == (before.token_ids, before.unfinished, before.row)
+        assert after.logps == before.logps
+        for mine, its in zip(after.old_logps, before.old_logps, strict=True):
+            assert (mine is None) == (its is None)
+            assert mine is None or torch.equal(mine, its)
+        # And they were done, before anything else was.
+        lengths = [length for _, length in judged[position].lengths]
+        assert all(length >= len(ids) for length, ids in zip(lengths, before.token_ids, strict=True))
+        assert judged[position].policy_step == before.policy_step
 
 
 @pytest.mark.distributed
