@@ -76,6 +76,23 @@ def test_every_new_field_is_documented_with_its_default():
             {"loss_normalization": "token"},
             "loss_normalization is 'token', but must be None or one of 'batch', 'group', 'generation_batch'",
         ),
+        ({"refill": "flow"}, "refill is 'flow', but must be one of 'rounds', 'stream'"),
+        ({"refill": "stream"}, 'refill is "stream", but use_vllm is False'),
+        ({"refill": "stream", "use_vllm": True, "vllm_mode": "server"}, "vllm_mode is 'server'"),
+        (
+            {"refill": "stream", "use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2},
+            "vllm_tensor_parallel_size is 2",
+        ),
+        (
+            {
+                "refill": "stream",
+                "use_vllm": True,
+                "vllm_mode": "colocate",
+                "surplus": "carry",
+                "generation_kwargs": {"min_tokens": 3},
+            },
+            "min_tokens is set, but",
+        ),
         ({"surplus": "drop"}, "surplus is 'drop', but must be one of 'requeue', 'carry'"),
         ({"max_off_policy_steps": 0}, "max_off_policy_steps is 0, but must be 1 or more"),
         ({"filter_range": (0.9, 0.1)}, r"filter_range is \(0.9, 0.1\), but must be two values, the lower one first"),

@@ -35,3 +35,23 @@ def test_old_logps_travel_beside_those_of_the_engine():
     back = Rollout.unpack(rollout.pack(), 1, 2, has_sampling_logps=True, has_old_logps=True)
     assert back.sampling_logps.tolist() == rollout.sampling_logps.tolist()
     assert back.old_logps.tolist() == rollout.old_logps.tolist()
+
+
+def test_log_probabilities_of_the_first_tokens_travel_too():
+    rollout = Rollout.from_lists([5], [7, 8, 9], [-0.1, None, -0.3]).with_old_logps(torch.tensor([-1.0, -2.0]))
+    packed = rollout.pack(has_old_logps=True)
+    assert len(packed) == packed_size(1, 3, num_logps=2)
+    back = Rollout.unpack(packed, 1, 3, has_sampling_logps=True, has_old_logps=True)
+    assert back.old_logps.tolist() == [-1.0, -2.0]
+    # A rollout of the same group that the new policy sampled alone has none, and takes the same place.
+    nothing = rollout.with_old_logps(None).pack(has_old_logps=True)
+    assert len(nothing) == len(packed)
+    assert Rollout.unpack(nothing, 1, 3, has_sampling_logps=True, has_old_logps=True).old_logps.tolist() == []
+
+
+def test_each_token_keeps_the_log_probability_of_the_policy_that_sampled_it():
+    rollout = Rollout.from_lists([5], [7, 8, 9], None)
+    first = rollout.with_old_logps(None, torch.tensor([-1.0, -2.0, -3.0]))
+    assert first.old_logps.tolist() == [-1.0, -2.0, -3.0]
+    later = rollout.with_old_logps(torch.tensor([-1.0, -2.0]), torch.tensor([-10.0, -20.0, -30.0]))
+    assert later.old_logps.tolist() == [-1.0, -2.0, -30.0]

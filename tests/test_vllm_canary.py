@@ -8,6 +8,7 @@ from thread_ranks import run_ranks
 from tiny import training_arguments
 
 from trl_dapo import DAPOConfig, StaleEngineError
+from trl_dapo.rollouts import Rollout
 from trl_dapo.vllm_canary import WeightCanary
 
 
@@ -155,3 +156,17 @@ def test_with_tools_or_images_nothing_is_compared(tmp_path):
     stale = engine(lambda token: 9.0)
     assert make_canary(tmp_path).check(generated(stale, tool_mask=[[1]])) == {}
     assert make_canary(tmp_path).check(generated(stale, images=[None])) == {}
+
+
+def test_ranks_compare_whatever_few_rollouts_each_has(tmp_path):
+    gaps = [0.01, 0.03, 0.02]
+
+    def work(ranks):
+        rows = [
+            Rollout.from_lists([1], [4, 5], [trainer_logp(token) + gaps[ranks.rank] for token in (4, 5)])
+            for _ in range(2 * ranks.rank)
+        ]
+        return make_canary(tmp_path, ranks).check_rollouts(rows)
+
+    for figures in run_ranks(3, work):
+        assert figures["vllm/logp_gap"] == pytest.approx(0.03, abs=1e-6)  # rank 0 had none, and rank 1 is the worst

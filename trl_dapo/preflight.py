@@ -39,15 +39,23 @@ def describe_run(
     ]
     if first_round is not None:
         filter_name = args.filter_reward or reward_names[0]
-        rounds = min(2.0 - first_round.fill_probability, args.max_generation_rounds)
-        lines.append(
-            f"  Dynamic sampling by {filter_name}: the first round samples {first_round.num_prompts} prompts, which fill "
-            f"the batch with probability {first_round.fill_probability:.2f} if {first_round.acceptance_rate:.0%} of groups "
-            f"are informative, so about {rounds:.1f} rounds a batch, at most {args.max_generation_rounds}; surplus: "
-            f"{args.surplus}."
-        )
+        lines.append(f"  Dynamic sampling by {filter_name}: {_refill(first_round, args)}; surplus: {args.surplus}.")
     lines += [f"  {name}: {value}" for name, value in _parts(args).items()]
     return "\n".join([*lines, *(f"  ! {departure}" for departure in departures(args))])
+
+
+def _refill(plan: RoundPlan, args: DAPOConfig) -> str:
+    odds = (
+        f"{plan.num_prompts} prompts, which fill the batch with probability {plan.fill_probability:.2f} if "
+        f"{plan.acceptance_rate:.0%} of groups are informative"
+    )
+    if args.refill == "stream":
+        most = args.max_generation_rounds * args.max_prompts_per_round
+        return f"group by group, first {odds}, at most {most:,} prompts a batch"
+    rounds = min(2.0 - plan.fill_probability, args.max_generation_rounds)
+    return (
+        f"the first round samples {odds}, so about {rounds:.1f} rounds a batch, at most {args.max_generation_rounds}"
+    )
 
 
 def departures(args: DAPOConfig) -> list[str]:

@@ -55,6 +55,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
     def _build_engine(self, **trl_options: Any) -> Any:
         from vllm import LLM
+        from vllm.platforms import current_platform
 
         args = self.dapo_args
         # Prompts are dealt evenly to the ranks; those of a tensor-parallel group share an engine.
@@ -62,6 +63,9 @@ class DAPOVLLMGeneration(VLLMGeneration):
         largest_round = args.max_prompts_per_round if args.dynamic_sampling else 0
         options: Any = args.vllm_engine_kwargs or {}
         added = engine_options(options, self.max_num_seqs, round(largest_round * rows_per_prompt))
+        if self._seeds_requests and current_platform.is_cpu():
+            # After each part of a prompt but the last vLLM winds a request's generator back, which on a CPU none can.
+            added = {"enable_chunked_prefill": False} | added
         return LLM(**(trl_options | added))
 
     @property
