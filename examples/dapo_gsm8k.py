@@ -31,6 +31,10 @@ class DAPOScriptArguments(TrainingScriptArguments):
     tiny_task: bool = field(
         default=False, metadata={"help": "Build a tiny model and its word problems instead of loading any."}
     )
+    tiny_num_heads: int | None = field(
+        default=None,
+        metadata={"help": "Attention heads of the tiny model. Unset: 4, or 3 with vLLM, whose CPU wants 32 each."},
+    )
 
 
 def main(script_args, args, model_args):
@@ -43,7 +47,8 @@ def main(script_args, args, model_args):
         folder = str(Path(args.output_dir) / "tiny-model")
         with args.main_process_first(desc="warming up the tiny model"):
             if args.process_index == 0:
-                prepare_tiny_model(folder, seed=args.seed, num_heads=3 if args.use_vllm else 4)
+                num_heads = script_args.tiny_num_heads or (3 if args.use_vllm else 4)
+                prepare_tiny_model(folder, seed=args.seed, num_heads=num_heads)
         return folder
 
     problems = make_problems(4000, seed=args.seed), make_problems(script_args.num_eval_problems, seed=args.seed + 1)

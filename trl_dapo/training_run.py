@@ -142,7 +142,7 @@ def run_training(
         for name, value in results.items():
             print(f"  {name}: {value}")
         print(f"  model: {out}\n  model card: {out / 'README.md'}\n  curves: {curves}")
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 def _train(
