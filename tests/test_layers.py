@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "trl_dapo"
 # Floor of each module or subpackage; a new module must be given one.
 FLOORS = {
     "errors": 0,
+    "field_types": 0,
     "k_metrics": 0,
     "sampling": 0,
     "checkpoint_files": 1,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
+from .field_types import check_batch_shape, check_field_types
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES
 from .vllm_arguments import check_engine_kwargs, check_resumable, known_engine_options
 
@@ -218,6 +219,9 @@ class DAPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        own = set(self.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
+        check_field_types(self, own - {"vllm_engine_kwargs"})
+        check_batch_shape(self)
         has_bf16 = is_torch_bf16_gpu_available() or is_torch_xla_available()
         if self.bf16 is None and not self.use_cpu and not has_bf16:
             # TRL would choose bfloat16, and transformers refuse it.
