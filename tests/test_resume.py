@@ -10,6 +10,7 @@ import torch
 from datasets import IterableDataset
 from test_trainer import RecordingTrainer
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from trl import GRPOTrainer
 
 from trl_dapo import DAPOConfig
 
@@ -50,8 +51,9 @@ def assert_same_run(resumed, straight, num_steps_before):
     ):
         assert torch.equal(mine, its), name
     args, last = straight.args, straight.state.global_step
-    cycle = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
-    assert len(resumed.batches) == sum(step % cycle == 0 for step in range(num_steps_before, last))
+    first, end = (step * args.gradient_accumulation_steps for step in (num_steps_before, last))
+    cycle = args.steps_per_generation * args.num_iterations
+    assert len(resumed.batches) == sum(micro_step % cycle == 0 for micro_step in range(first, end))
     for mine, its in zip(reversed(resumed.batches), reversed(straight.batches), strict=False):
         assert str(mine[:2]) == str(its[:2])
         assert mine[2].keys() == its[2].keys()
@@ -81,6 +83,7 @@ SHAPES = [
     OFF,
     OFF | {"steps_per_generation": 4, "num_iterations": 2, "num_rows": 20},
     OFF | {"steps_per_generation": 2, "num_rows": 9, "max_steps": 12},  # an epoch has 4 optimizer steps
+    OFF | {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "num_rows": 13},  # steps across batches
 ]
 
 
@@ -134,6 +137,18 @@ def test_resume_of_a_resumed_run(tmp_path):
         source = tmp_path / ("a" if step == 3 else "b") / f"checkpoint-{step}"
         resumed.train(resume_from_checkpoint=str(source))
         assert_same_run(resumed, straight, step)
+
+
+@pytest.mark.parametrize("shape", [{}, {"steps_per_generation": 3, "num_iterations": 2, "num_rows": 20}], ids=str)
+def test_dataloader_that_paces_the_steps_is_as_long_as_that_of_trl(tmp_path, shape):
+    trainer = make_trainer(tmp_path, **shape)
+    theirs = GRPOTrainer.get_train_dataloader(trainer)
+    assert len(trainer.get_train_dataloader()) == len(theirs)
+    assert trainer.num_examples(trainer.get_train_dataloader()) == trainer.num_examples(theirs)
+    # It must not touch the random numbers that sample.
+    before = torch.get_rng_state()
+    assert len(list(trainer.get_train_dataloader())) == len(theirs)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_table_of_completions_is_that_of_the_batch_that_is_being_trained(tmp_path):

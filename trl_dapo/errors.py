@@ -1,6 +1,7 @@
 """The errors that a user of the package may want to catch."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 
 class RefillExhaustedError(RuntimeError):
@@ -68,6 +69,29 @@ class StaleEngineError(RuntimeError):
 
 class HubUnreachableError(ConnectionError):
     """A model or dataset is neither a local path nor in the cache, and the Hugging Face Hub does not answer."""
+
+
+@contextlib.contextmanager
+def naming_rewards(names: Sequence[str], num_completions: int) -> Iterator[None]:
+    """
+    Adds to an error of a reward function what was being computed, and what a reward function has to return.
+
+    >>> try:
+    ...     with naming_rewards(["accuracy_reward"], num_completions=8):
+    ...         sum(None)
+    ... except TypeError as error:
+    ...     print(error.__notes__[0].splitlines()[0])
+    This happened while the rewards of 8 completions were computed by accuracy_reward.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"This happened while the rewards of {num_completions} completions were computed by {', '.join(names)}.\n"
+            "A reward function returns one number, or None for no reward, for each completion. The run can be resumed "
+            "from its last checkpoint."
+        )
+        raise
 
 
 def describe_exhaustion(num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]) -> str:

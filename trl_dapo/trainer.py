@@ -18,6 +18,7 @@ from .callbacks import EmptyUpdateGuard, RunAnnouncement
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler, RoundOutput
+from .errors import naming_rewards
 from .eval_figures import EvalFigures
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
@@ -190,7 +191,8 @@ class DAPOTrainer(ResumableTrainer):
     ) -> torch.Tensor:
         if self._replay is not None:
             return self._replay.rewards.to(self.accelerator.device)
-        rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with naming_rewards(self.reward_func_names, len(prompts)):
+            rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         column = self._overlong_column
         if column is not None:
             # A completion that nobody could score stays unscored, whatever its length; and evaluation is unshaped.
