@@ -36,6 +36,7 @@ FLOORS = {
     "hub_access": 3,
     "iterable_stream": 3,
     "curves": 3,
+    "non_finite": 3,
     "pacing": 3,
     "policy_scorer": 3,
     "preflight": 3,

@@ -80,6 +80,6 @@ def batches(folder, rank=0):
     return made
 
 
-def said(folder, rank=0):
-    """The end of what the training printed."""
-    return Path(folder, f"output{rank}.txt").read_text()[-3000:]
+def said(folder, rank=0, whole=False):
+    """What the training printed, or the end of it."""
+    return Path(folder, f"output{rank}.txt").read_text()[0 if whole else -3000 :]
