@@ -97,7 +97,7 @@ def test_two_ranks_are_resumed_as_if_one_had_not_died(tmp_path, straight):
 @pytest.mark.distributed
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_run_goes_on_with_another_number_of_ranks(tmp_path, before, after):
-    shape = {"steps_per_generation": 2, "surplus": "carry", "max_off_policy_steps": 100, "logging_steps": 1}
+    shape = {"steps_per_generation": 2}
     for num_ranks, max_steps in ((before, 3), (after, 6)):
         options = options_of(shape) | {"max_steps": max_steps, "per_device_train_batch_size": 8 // num_ranks}
         assert run(tmp_path, options, num_ranks) == [0] * num_ranks, said(tmp_path)
