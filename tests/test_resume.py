@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import IterableDataset
-from test_trainer import RecordingTrainer
+from test_trainer import RecordingTrainer, all_wrong
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from trl import GRPOTrainer
 
@@ -23,7 +23,7 @@ GROUPS = {"loss_normalization": "group", "steps_per_generation": 4, "gradient_ac
 OFF = {"dynamic_sampling": False, "soft_punish_cache": 0, "loss_normalization": "generation_batch"}
 
 
-def make_trainer(folder, num_rows=50, **overrides):
+def make_trainer(folder, num_rows=50, reward_funcs=first_token_reward, **overrides):
     extras = {name: overrides.pop(name) for name in ("eval_dataset", "peft_config") if name in overrides}
     dataset = numbered_prompts(num_rows)
     if overrides.pop("is_iterable", False):
@@ -32,7 +32,7 @@ def make_trainer(folder, num_rows=50, **overrides):
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1, "gradient_checkpointing": False} | overrides
     return RecordingTrainer(
         model=tiny_model(),
-        reward_funcs=first_token_reward,
+        reward_funcs=reward_funcs,
         args=DAPOConfig(**training_arguments(folder, **options)),
         train_dataset=dataset,
         processing_class=tiny_tokenizer(),
@@ -42,6 +42,14 @@ def make_trainer(folder, num_rows=50, **overrides):
 
 def without_timing(entry):
     return {k: str(v) for k, v in entry.items() if k not in TIMING and not k.startswith("dapo/seconds/")}
+
+
+def state_of(trainer):
+    """All that a checkpoint would hold of the sampler and the reporter now, without the clock."""
+    sampler = trainer.dynamic_sampler
+    state = sampler.state_dict() | {"carried": sampler.carried_state_dict(), "reporter": trainer.reporter.state_dict()}
+    del state["planner"]["cost"]
+    return state
 
 
 def assert_same_run(resumed, straight, num_steps_before):
@@ -59,6 +67,8 @@ def assert_same_run(resumed, straight, num_steps_before):
         assert mine[2].keys() == its[2].keys()
         for name, value in mine[2].items():
             assert torch.equal(value, its[2][name]) if isinstance(value, torch.Tensor) else value == its[2][name], name
+    if straight.dynamic_sampler is not None:
+        assert str(state_of(resumed)) == str(state_of(straight))
     mine, its = resumed.state.log_history[:-1], straight.state.log_history[:-1]
     assert [without_timing(entry) for entry in mine] == [without_timing(entry) for entry in its]
 
@@ -93,7 +103,7 @@ def test_resumed_run_is_the_one_that_was_never_interrupted(tmp_path, shape):
     straight.train()
     last = straight.state.global_step
     # Inside a generation batch and between two, inside an epoch and between two.
-    for step in (3, last - 1):
+    for step in (3, last - 3):
         resumed = make_trainer(tmp_path / "b", **shape | {"save_strategy": "no"})
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{step}"))
         if "ignore_data_skip" in shape:
@@ -127,6 +137,14 @@ def test_run_with_evaluations_is_resumed(tmp_path):
     straight.state.log_history = [e for e in straight.state.log_history if "eval_runtime" not in e]
     resumed.state.log_history = [e for e in resumed.state.log_history if "eval_runtime" not in e]
     assert_same_run(resumed, straight, 5)
+
+
+def test_run_with_nothing_to_learn_stops_where_it_would_have_stopped(tmp_path):
+    # After five empty batches in a row, of which a resumed run has seen three.
+    trainers = [make_trainer(tmp_path / name, max_steps=9, reward_funcs=all_wrong) for name in "ab"]
+    trainers[0].train()
+    trainers[1].train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert [trainer.state.global_step for trainer in trainers] == [5, 5]
 
 
 def test_resume_of_a_resumed_run(tmp_path):
