@@ -203,6 +203,8 @@ def test_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch
     trainer.train()
     assert seen == [{"checkpoint-1": None}, {"checkpoint-1": None, "checkpoint-2": None}]
     assert trainer.args.save_total_limit == 1
+    saved = torch.load(tmp_path / "checkpoint-2" / "training_args.bin", weights_only=False)
+    assert saved.save_total_limit == 1
 
 
 def test_best_model_is_kept_and_loaded(tmp_path):

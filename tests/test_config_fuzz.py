@@ -83,7 +83,15 @@ def dry_run(args):
         )
         # Eq. 13, at its corners and between them, as far as such completions can be made here.
         free = args.max_completion_length - args.soft_punish_cache
-        corners = {0, 1, free - 1, free, free + 1, (free + args.max_completion_length) // 2, args.max_completion_length}
+        corners = {
+            0,
+            1,
+            free - 1,
+            free,
+            free + 1,
+            (free + args.max_completion_length) // 2,
+            args.max_completion_length,
+        }
         lengths = sorted(length for length in corners if 0 <= length <= 100)
         penalties = punishment(completion_ids=[[3] * length for length in lengths])
         for length, penalty in zip(lengths, penalties, strict=True):

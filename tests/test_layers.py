@@ -38,6 +38,7 @@ FLOORS = {
     "hub_access": 3,
     "iterable_stream": 3,
     "curves": 3,
+    "non_finite": 3,
     "pacing": 3,
     "policy_scorer": 3,
     "preflight": 3,

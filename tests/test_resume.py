@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from datasets import IterableDataset
-from test_trainer import RecordingTrainer
+from test_trainer import RecordingTrainer, all_wrong
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from trl import GRPOTrainer
 
 from trl_dapo import DAPOConfig
 
@@ -22,7 +23,7 @@ GROUPS = {"loss_normalization": "group", "steps_per_generation": 4, "gradient_ac
 OFF = {"dynamic_sampling": False, "soft_punish_cache": 0, "loss_normalization": "generation_batch"}
 
 
-def make_trainer(folder, num_rows=50, **overrides):
+def make_trainer(folder, num_rows=50, reward_funcs=first_token_reward, **overrides):
     extras = {name: overrides.pop(name) for name in ("eval_dataset", "peft_config") if name in overrides}
     dataset = numbered_prompts(num_rows)
     if overrides.pop("is_iterable", False):
@@ -31,7 +32,7 @@ def make_trainer(folder, num_rows=50, **overrides):
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1, "gradient_checkpointing": False} | overrides
     return RecordingTrainer(
         model=tiny_model(),
-        reward_funcs=first_token_reward,
+        reward_funcs=reward_funcs,
         args=DAPOConfig(**training_arguments(folder, **options)),
         train_dataset=dataset,
         processing_class=tiny_tokenizer(),
@@ -43,6 +44,14 @@ def without_timing(entry):
     return {k: str(v) for k, v in entry.items() if k not in TIMING and not k.startswith("dapo/seconds/")}
 
 
+def state_of(trainer):
+    """All that a checkpoint would hold of the sampler and the reporter now, without the clock."""
+    sampler = trainer.dynamic_sampler
+    state = sampler.state_dict() | {"carried": sampler.carried_state_dict(), "reporter": trainer.reporter.state_dict()}
+    del state["planner"]["cost"]
+    return state
+
+
 def assert_same_run(resumed, straight, num_steps_before):
     """Compares weights, the batches that were generated after the checkpoint, and all log lines but the summary."""
     for (name, mine), its in zip(
@@ -50,13 +59,16 @@ def assert_same_run(resumed, straight, num_steps_before):
     ):
         assert torch.equal(mine, its), name
     args, last = straight.args, straight.state.global_step
-    cycle = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
-    assert len(resumed.batches) == sum(step % cycle == 0 for step in range(num_steps_before, last))
+    first, end = (step * args.gradient_accumulation_steps for step in (num_steps_before, last))
+    cycle = args.steps_per_generation * args.num_iterations
+    assert len(resumed.batches) == sum(micro_step % cycle == 0 for micro_step in range(first, end))
     for mine, its in zip(reversed(resumed.batches), reversed(straight.batches), strict=False):
         assert str(mine[:2]) == str(its[:2])
         assert mine[2].keys() == its[2].keys()
         for name, value in mine[2].items():
             assert torch.equal(value, its[2][name]) if isinstance(value, torch.Tensor) else value == its[2][name], name
+    if straight.dynamic_sampler is not None:
+        assert str(state_of(resumed)) == str(state_of(straight))
     mine, its = resumed.state.log_history[:-1], straight.state.log_history[:-1]
     assert [without_timing(entry) for entry in mine] == [without_timing(entry) for entry in its]
 
@@ -81,6 +93,7 @@ SHAPES = [
     OFF,
     OFF | {"steps_per_generation": 4, "num_iterations": 2, "num_rows": 20},
     OFF | {"steps_per_generation": 2, "num_rows": 9, "max_steps": 12},  # an epoch has 4 optimizer steps
+    OFF | {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "num_rows": 13},  # steps across batches
 ]
 
 
@@ -90,7 +103,7 @@ def test_resumed_run_is_the_one_that_was_never_interrupted(tmp_path, shape):
     straight.train()
     last = straight.state.global_step
     # Inside a generation batch and between two, inside an epoch and between two.
-    for step in (3, last - 1):
+    for step in (3, last - 3):
         resumed = make_trainer(tmp_path / "b", **shape | {"save_strategy": "no"})
         resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{step}"))
         if "ignore_data_skip" in shape:
@@ -126,6 +139,14 @@ def test_run_with_evaluations_is_resumed(tmp_path):
     assert_same_run(resumed, straight, 5)
 
 
+def test_run_with_nothing_to_learn_stops_where_it_would_have_stopped(tmp_path):
+    # After five empty batches in a row, of which a resumed run has seen three.
+    trainers = [make_trainer(tmp_path / name, max_steps=9, reward_funcs=all_wrong) for name in "ab"]
+    trainers[0].train()
+    trainers[1].train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert [trainer.state.global_step for trainer in trainers] == [5, 5]
+
+
 def test_resume_of_a_resumed_run(tmp_path):
     straight = make_trainer(tmp_path / "a", **CARRY, steps_per_generation=2)
     straight.train()
@@ -134,6 +155,18 @@ def test_resume_of_a_resumed_run(tmp_path):
         source = tmp_path / ("a" if step == 3 else "b") / f"checkpoint-{step}"
         resumed.train(resume_from_checkpoint=str(source))
         assert_same_run(resumed, straight, step)
+
+
+@pytest.mark.parametrize("shape", [{}, {"steps_per_generation": 3, "num_iterations": 2, "num_rows": 20}], ids=str)
+def test_dataloader_that_paces_the_steps_is_as_long_as_that_of_trl(tmp_path, shape):
+    trainer = make_trainer(tmp_path, **shape)
+    theirs = GRPOTrainer.get_train_dataloader(trainer)
+    assert len(trainer.get_train_dataloader()) == len(theirs)
+    assert trainer.num_examples(trainer.get_train_dataloader()) == trainer.num_examples(theirs)
+    # It must not touch the random numbers that sample.
+    before = torch.get_rng_state()
+    assert len(list(trainer.get_train_dataloader())) == len(theirs)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_table_of_completions_is_that_of_the_batch_that_is_being_trained(tmp_path):

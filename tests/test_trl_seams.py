@@ -25,6 +25,12 @@ SIGNATURES = {
     "_prepare_inputs": ["self", "generation_batch"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_load_rng_state": ["self", "checkpoint"],
+    "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "_get_train_sampler": ["self", "dataset"],
+    "get_train_dataloader": ["self"],
+    "save_model": ["self", "output_dir", "_internal_call"],
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
 }
 
 
@@ -66,6 +72,31 @@ def test_trainer_keeps_its_rewards_where_we_extend_them(attribute):
 def test_optimizer_step_is_announced_before_it_is_taken():
     source = inspect.getsource(Trainer)
     assert source.index("on_pre_optimizer_step") < source.index("self.optimizer.step()")
+
+
+# Checkpoints
+
+
+def test_random_numbers_are_restored_after_the_loop_has_reset_its_counters():
+    loop, epoch = (inspect.getsource(getattr(Trainer, name)) for name in ("_inner_training_loop", "_run_epoch"))
+    for reset in ("self._prepare_for_training(", "self._tr_loss = torch.tensor(", "self._evaluate("):
+        assert loop.index(reset) < loop.index("self._run_epoch(")
+    assert epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2
+    assert epoch.index("self.get_batch_samples(") < epoch.index("            if rng_to_sync:")
+
+
+def test_checkpoint_is_pushed_and_older_ones_deleted_when_the_state_of_the_trainer_is_written():
+    source = inspect.getsource(Trainer._save_checkpoint)
+    parts = ["self.save_model(", "self._save_rng_state(", "self.state.save_to_json(", "_push_from_checkpoint("]
+    places = [source.index(part) for part in [*parts, "rotate_checkpoints("]]
+    assert places == sorted(places)
+    assert "save_total_limit=self.args.save_total_limit" in source
+
+
+def test_trainer_keeps_the_batch_that_it_trains_where_it_is_saved():
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "if self._step % generate_every == 0 or self._buffered_inputs is None:" in source
+    assert "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
 
 
 # The vLLM backend. Those of vLLM itself are in tests/with_vllm/test_vllm_seams.py.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import DAPOConfig
-    from .errors import HubUnreachableError, RefillExhaustedError, StaleEngineError
+    from .errors import HubUnreachableError, NonFiniteGradientError, RefillExhaustedError, StaleEngineError
     from .trainer import DAPOTrainer
 
 __version__ = "0.1.0"
@@ -15,6 +15,7 @@ __all__ = [
     "DAPOConfig",
     "DAPOTrainer",
     "HubUnreachableError",
+    "NonFiniteGradientError",
     "RefillExhaustedError",
     "StaleEngineError",
     "__version__",
@@ -24,6 +25,7 @@ _MODULE_OF = {
     "DAPOConfig": "config",
     "DAPOTrainer": "trainer",
     "HubUnreachableError": "errors",
+    "NonFiniteGradientError": "errors",
     "RefillExhaustedError": "errors",
     "StaleEngineError": "errors",
 }

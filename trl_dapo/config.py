@@ -81,6 +81,10 @@ class DAPOConfig(GRPOConfig):
             `max_completion_length - soft_punish_cache` lose up to 1. `None`: 20 % of `max_completion_length`. `0`: off.
         overlong_penalty_factor (`float`, *optional*, defaults to `1.0`):
             Scales the soft overlong punishment.
+        max_non_finite_steps (`int` or `None`, *optional*, defaults to `5`):
+            An optimizer step whose gradients are NaN or infinite is skipped, since it would make every weight NaN, and its
+            batch is written to `<output_dir>/_non_finite/`. After so many in a row the run stops with
+            [`NonFiniteGradientError`]. `None`: such a step is taken, as in TRL.
         vllm_engine_kwargs (`dict[str, Any]`, *optional*):
             Options of the colocated vLLM engine that TRL has no field for: any of vLLM's `EngineArgs`, as
             `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
@@ -190,6 +194,13 @@ class DAPOConfig(GRPOConfig):
         default=1.0,
         metadata={"help": "Scales the soft overlong punishment (verl: overlong_buffer.penalty_factor)."},
     )
+    max_non_finite_steps: int | None = field(
+        default=5,
+        metadata={
+            "help": "Optimizer steps in a row with NaN or infinite gradients that are skipped before the run stops. "
+            "None takes such steps, as TRL does."
+        },
+    )
     vllm_engine_kwargs: dict | str | None = field(
         default=None,
         metadata={
@@ -233,6 +244,11 @@ class DAPOConfig(GRPOConfig):
             raise ValueError(
                 "truncated_in_statistics is False, but mask_truncated_completions is False too, so that truncated "
                 "completions carry loss and need an advantage. Set mask_truncated_completions=True."
+            )
+        if self.max_non_finite_steps is not None and self.max_non_finite_steps < 1:
+            raise ValueError(
+                f"max_non_finite_steps is {self.max_non_finite_steps}, but must be 1 or more, or None to take steps with NaN "
+                "gradients as TRL does. Use 5."
             )
         self._check_vllm_fields()
         if self.dynamic_sampling:

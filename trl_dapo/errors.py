@@ -1,6 +1,7 @@
 """The errors that a user of the package may want to catch."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 
 class RefillExhaustedError(RuntimeError):
@@ -83,8 +84,66 @@ class RankFailedError(RuntimeError):
         super().__init__(f"Sampling stopped because process {rank} failed with: {cause}")
 
 
+class NonFiniteGradientError(RuntimeError):
+    """
+    The gradients of `max_non_finite_steps` optimizer steps in a row were NaN or infinite. The weights are still finite.
+
+    Args:
+        step (`int`):
+            The optimizer step, counted from 1.
+        num_in_a_row (`int`):
+            Steps in a row up to this one.
+        ranks (`Sequence[int]`):
+            Ranks with gradients that are not finite.
+        suspects (`Sequence[str]`):
+            Columns of this rank's batch with values that are not finite.
+        folder (`str`):
+            Where the first such batches are.
+    """
+
+    def __init__(self, step: int, num_in_a_row: int, ranks: Sequence[int], suspects: Sequence[str], folder: str):
+        self.step = step
+        self.num_in_a_row = num_in_a_row
+        self.ranks = list(ranks)
+        self.suspects = list(suspects)
+        cause = (
+            f"The batch itself is not finite in {', '.join(suspects)}: rewards, or log-probabilities of the policy that "
+            "sampled it."
+            if suspects
+            else "The batch itself is finite, so the forward or backward pass overflows: a lower learning_rate or "
+            "max_grad_norm, bf16 or float32 instead of float16, or a kernel (attn_implementation) is where to look."
+        )
+        super().__init__(
+            f"Optimizer step {step} has gradients that are NaN or infinite, on ranks {self.ranks}; it is the "
+            f"{num_in_a_row}. in a row. {cause}\nThe first such batches are in {folder}."
+        )
+
+
 class HubUnreachableError(ConnectionError):
     """A model or dataset is neither a local path nor in the cache, and the Hugging Face Hub does not answer."""
+
+
+@contextlib.contextmanager
+def naming_rewards(names: Sequence[str], num_completions: int) -> Iterator[None]:
+    """
+    Adds to an error of a reward function what was being computed, and what a reward function has to return.
+
+    >>> try:
+    ...     with naming_rewards(["accuracy_reward"], num_completions=8):
+    ...         sum(None)
+    ... except TypeError as error:
+    ...     print(error.__notes__[0].splitlines()[0])
+    This happened while the rewards of 8 completions were computed by accuracy_reward.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"This happened while the rewards of {num_completions} completions were computed by {', '.join(names)}.\n"
+            "A reward function returns one number, or None for no reward, for each completion. The run can be resumed "
+            "from its last checkpoint."
+        )
+        raise
 
 
 def describe_exhaustion(num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]) -> str:

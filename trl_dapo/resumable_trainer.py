@@ -64,6 +64,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._train_sampler: Any = None
+        self._save_total_limit: int | None = None
         super().__init__(*args, **kwargs)
         self.ranks = Ranks(self.accelerator)
         layout = {"num_ranks": self.ranks.num_ranks} | {name: getattr(self.args, name) for name in _LAYOUT_FIELDS}
@@ -108,7 +109,8 @@ class ResumableTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()
         self._records = self.run_state.save(folder)
         # Older checkpoints may go when this one is whole, not before.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        limit = self._save_total_limit = self.args.save_total_limit
+        self.args.save_total_limit = None
         try:
             super()._save_checkpoint(model, trial)
         finally:
@@ -118,6 +120,16 @@ class ResumableTrainer(GRPOTrainer):
             for path in filter(is_unfinished, checkpoints_of(run_dir)):
                 shutil.rmtree(path, ignore_errors=True)
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, as in `Trainer`."""
+        # The arguments are saved with it, and should say what the user asked for.
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = self._save_total_limit if _internal_call else limit
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self.args.save_total_limit = limit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # What goes to the Hub should be whole there too.

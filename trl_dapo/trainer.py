@@ -18,6 +18,7 @@ from .callbacks import EmptyUpdateGuard, RunAnnouncement
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler
+from .errors import naming_rewards
 from .eval_figures import EvalFigures
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
@@ -27,9 +28,10 @@ from .loss_normalization import (
     normalize,
     whole_groups,
 )
+from .non_finite import NonFiniteGuard
 from .pacing import pacing_dataloader
 from .policy_scorer import PolicyScorer, restore_old_logps
-from .preflight import describe_run
+from .preflight import describe_training
 from .resumable_trainer import ResumableTrainer
 from .rewards import SoftOverlongPunishment
 from .rollout_sampler import RolloutSampler
@@ -168,7 +170,8 @@ class DAPOTrainer(ResumableTrainer):
             )
             self.dynamic_sampler.add_to(self.run_state)
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
-        self.add_callback(RunAnnouncement(self._describe_run))
+        self.add_callback(NonFiniteGuard(self))
+        self.add_callback(RunAnnouncement(functools.partial(describe_training, self)))
         load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
         self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
         self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
@@ -194,7 +197,8 @@ class DAPOTrainer(ResumableTrainer):
     ) -> torch.Tensor:
         if self._replay is not None:
             return self._replay.rewards.to(self.accelerator.device)
-        rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with naming_rewards(self.reward_func_names, len(prompts)):
+            rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         column = self._overlong_column
         if column is not None:
             # A completion that nobody could score stays unscored, whatever its length; and evaluation is unshaped.
@@ -368,12 +372,6 @@ class DAPOTrainer(ResumableTrainer):
             return super().get_train_dataloader()
         num_micro_batches = self.args.steps_per_generation * self.num_iterations
         return pacing_dataloader(self.train_dataset, self.args.num_groups_per_batch, num_micro_batches)
-
-    def _describe_run(self, num_steps: int) -> str:
-        sampler = self.dynamic_sampler
-        plan = None if sampler is None else sampler.planner.plan(self.args.num_groups_per_batch)
-        num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)
 
     def _log_train(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():

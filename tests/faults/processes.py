@@ -50,18 +50,16 @@ def exit_code(process, max_seconds=MAX_SECONDS):
     return process.exitcode
 
 
-def run(folder, options, num_ranks=1, doom=(None, 0), doomed_rank=0, **kwargs):
+def run(folder, options, num_ranks=1, doom=(None, 0), doomed_rank=0, max_seconds=MAX_SECONDS):
     """Runs a training and returns the exit code of each rank."""
     if num_ranks == 1:
-        return [exit_code(start(folder, options, doom=doom, **kwargs))]
+        return [exit_code(start(folder, options, doom=doom), max_seconds)]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     dooms = [doom if rank == doomed_rank else (None, 0) for rank in range(num_ranks)]
-    processes = [
-        start(folder, options, doom=dooms[rank], ranks=(rank, num_ranks, port), **kwargs) for rank in range(num_ranks)
-    ]
-    return [exit_code(process) for process in processes]
+    processes = [start(folder, options, doom=dooms[rank], ranks=(rank, num_ranks, port)) for rank in range(num_ranks)]
+    return [exit_code(process, max_seconds) for process in processes]
 
 
 def outcome(folder, rank=0):
@@ -82,6 +80,6 @@ def batches(folder, rank=0):
     return made
 
 
-def said(folder, rank=0):
-    """The end of what the training printed."""
-    return Path(folder, f"output{rank}.txt").read_text()[-3000:]
+def said(folder, rank=0, whole=False):
+    """What the training printed, or the end of it."""
+    return Path(folder, f"output{rank}.txt").read_text()[0 if whole else -3000 :]

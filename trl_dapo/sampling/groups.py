@@ -149,7 +149,7 @@ class GroupJudge:
             draws (`Sequence[Draw]`):
                 The draw of each group.
             rewards (`Sequence[Sequence[float]]`):
-                Reward of each completion by each reward function, shape `(R, F)`.
+                Reward of each completion by each reward function, shape `(R, F)`. NaN or infinite: not scored.
             facts (`Sequence[RowFacts]`):
                 Lengths and truncation of the R completions.
             locations (`Sequence[Location]`, *optional*):
@@ -171,7 +171,8 @@ class GroupJudge:
                 SampledGroup(
                     draw=draw,
                     verdict=self.group_filter.judge(filter_rewards, is_live),
-                    rewards=[list(reward) for reward in rewards[rows]],
+                    # An infinite reward says nothing of the others: it would make every advantage of its group NaN.
+                    rewards=[[value if math.isfinite(value) else math.nan for value in row] for row in rewards[rows]],
                     filter_rewards=filter_rewards,
                     lengths=[(row.prompt_length, row.completion_length) for row in facts[rows]],
                     is_truncated=is_truncated,

@@ -1,0 +1,147 @@
+"""Reward functions that raise, return what they should not, lose their workers or never end."""
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import batches, exit_code, outcome, run, said, start
+from test_resume import assert_same_run
+from test_resume import make_trainer as resumable
+from test_trainer import make_trainer
+from tiny import first_token_reward
+
+from trl_dapo.rewards import accuracy_reward
+from trl_dapo.rewards.pool import shared_pool
+
+
+@pytest.mark.parametrize("dynamic_sampling", [True, False])
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [
+        (lambda rewards: rewards[:-1], ValueError),
+        (lambda rewards: [*rewards, 0.0], ValueError),
+        (lambda rewards: None, TypeError),
+        (lambda rewards: 1.0, TypeError),
+        (lambda rewards: ["good"] * len(rewards), ValueError),
+        (lambda rewards: [[reward] for reward in rewards], RuntimeError),
+        (lambda rewards: [1j] * len(rewards), TypeError),
+    ],
+    ids=["too few", "too many", "none", "a number", "texts", "lists", "complex"],
+)
+def test_what_is_no_reward_is_refused_with_the_name_of_the_function(tmp_path, returned, error, dynamic_sampling):
+    def strange(completion_ids, **kwargs):
+        return returned(first_token_reward(completion_ids))
+
+    trainer = make_trainer(tmp_path, strange, dynamic_sampling=dynamic_sampling)
+    with pytest.raises(error) as caught:
+        trainer.train()
+    assert "completions were computed by strange, soft_overlong_punishment" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("as_what", [torch.tensor, np.array, tuple], ids=["tensor", "array", "tuple"])
+def test_any_sequence_of_numbers_is_a_reward(tmp_path, as_what):
+    def in_disguise(completion_ids, **kwargs):
+        return as_what(first_token_reward(completion_ids))
+
+    weights = []
+    for reward in (first_token_reward, in_disguise):
+        trainer = make_trainer(tmp_path / reward.__name__, reward, max_steps=2)
+        trainer.train()
+        weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def unscored(value):
+    def some_unscored(completion_ids, **kwargs):
+        rewards = first_token_reward(completion_ids)
+        return [value if len(ids) % 3 == 0 else reward for ids, reward in zip(completion_ids, rewards, strict=True)]
+
+    return some_unscored
+
+
+def test_rewards_that_are_not_finite_count_as_none(tmp_path):
+    weights = {}
+    for name, value in {"none": None, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "1e300": 1e300}.items():
+        trainer = make_trainer(tmp_path / name, unscored(value), soft_punish_cache=0, max_steps=6)
+        trainer.train()
+        trained = [len(ids) % 3 for _, (_, _, completion_ids), _ in trainer.batches for ids in completion_ids]
+        assert 0 in trained, "the seed no longer trains on an unscored completion"
+        weights[name] = torch.cat([parameter.flatten() for parameter in trainer.model.parameters()])
+    assert weights["none"].isfinite().all()
+    for name in weights:
+        assert torch.equal(weights[name], weights["none"]), name
+
+
+def test_run_whose_reward_raised_is_resumed_as_if_it_had_not(tmp_path):
+    straight = resumable(tmp_path / "a", steps_per_generation=2)
+    straight.train()
+    raising = resumable(tmp_path / "b", steps_per_generation=2)
+    calls = []
+
+    def fails_once(completion_ids, **kwargs):
+        calls.append(len(completion_ids))
+        if len(calls) == 4:
+            raise ConnectionError("the judge does not answer")
+        return first_token_reward(completion_ids)
+
+    raising.reward_funcs = [fails_once, *raising.reward_funcs[1:]]
+    with pytest.raises(ConnectionError):
+        raising.train()
+    step = raising.state.global_step
+    assert 0 < step < 8
+    resumed = resumable(tmp_path / "b", steps_per_generation=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(resumed, straight, step)
+
+
+def hangs(completion_ids, trainer_state, **kwargs):
+    if trainer_state.global_step == 2:
+        Path("hanging").touch()
+        time.sleep(3600)
+    return first_token_reward(completion_ids)
+
+
+def test_run_whose_reward_hangs_ends_when_it_is_told_to_and_is_resumed(tmp_path, monkeypatch):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    assert run(tmp_path / "a", options) == [0], said(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    process = start(tmp_path / "b", options, reward=hangs)
+    while not Path("hanging").exists():
+        assert process.is_alive(), said(tmp_path / "b")
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    assert exit_code(process, 30) == -signal.SIGTERM
+    assert run(tmp_path / "b", options) == [0], said(tmp_path / "b")
+    mine, its = outcome(tmp_path / "b"), outcome(tmp_path / "a")
+    assert mine["first_step"] == 2
+    assert mine["weights"] == its["weights"]
+    assert batches(tmp_path / "b") == batches(tmp_path / "a")
+
+
+def test_killed_grading_workers_change_nothing(tmp_path):
+    def graded(is_murderous):
+        def by_algebra(completion_ids, row, log_extra, log_metric, **kwargs):
+            # Too hard for the exact path: equal if the first token is the row's, n sqrt(2) and sqrt(2 n^2).
+            texts = [rf"\boxed{{{ids[0] % 2 + 2}\sqrt{{2}}}}" for ids in completion_ids]
+            golds = [rf"$\sqrt{{{2 * (number % 2 + 2) ** 2}}}$" for number in row]
+            rewards = accuracy_reward(completions=texts, solution=golds, log_extra=log_extra, log_metric=log_metric)
+            if is_murderous:
+                for pid in shared_pool().pids:
+                    os.kill(pid, signal.SIGKILL)
+            expected = [float(ids[0] % 2 == number % 2) for ids, number in zip(completion_ids, row, strict=True)]
+            assert rewards == expected
+            return rewards
+
+        return by_algebra
+
+    weights = []
+    for is_murderous in (False, True):
+        trainer = make_trainer(tmp_path / str(is_murderous), graded(is_murderous), max_steps=3)
+        trainer.train()
+        weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
+    assert torch.equal(*weights)
