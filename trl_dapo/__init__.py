@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import DAPOConfig
-    from .errors import HubUnreachableError, RefillExhaustedError, StaleEngineError
+    from .errors import HubPushError, HubUnreachableError, RefillExhaustedError, StaleEngineError
     from .trainer import DAPOTrainer
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DAPOConfig",
     "DAPOTrainer",
+    "HubPushError",
     "HubUnreachableError",
     "RefillExhaustedError",
     "StaleEngineError",
@@ -23,6 +24,7 @@ __all__ = [
 _MODULE_OF = {
     "DAPOConfig": "config",
     "DAPOTrainer": "trainer",
+    "HubPushError": "errors",
     "HubUnreachableError": "errors",
     "RefillExhaustedError": "errors",
     "StaleEngineError": "errors",

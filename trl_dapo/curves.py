@@ -67,7 +67,9 @@ _BETTER = {
 }
 
 
-def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path:
+def plot_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, format: str | None = None
+) -> Path:
     """
     Draws the training curves of one or more runs into one picture.
 
@@ -75,7 +77,9 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
         histories (`Mapping[str, Sequence[Mapping]]`):
             `trainer.state.log_history` of each run, by its name.
         path (`str` or `Path`):
-            Where to write the PNG.
+            Where to write the picture.
+        format (`str`, *optional*):
+            `"png"` or another format of matplotlib's. `None`: by the ending of the path.
 
     Returns:
         `Path`: the path.
@@ -110,7 +114,7 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
         axes.set_ylim(bottom=0)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format=format)
     return Path(path)
 
 

@@ -70,6 +70,10 @@ class HubUnreachableError(ConnectionError):
     """A model or dataset is neither a local path nor in the cache, and the Hugging Face Hub does not answer."""
 
 
+class HubPushError(RuntimeError):
+    """A model could not be pushed. It is safe on disk; the message says why, and how to try again."""
+
+
 def describe_exhaustion(num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]) -> str:
     """
     Says how far the refill came, what the sampled groups were, and what would help.

@@ -50,6 +50,25 @@ def describe_run(
     return "\n".join([*lines, *(f"  ! {departure}" for departure in departures(args))])
 
 
+def describe_method(args: DAPOConfig, num_steps: int, num_rows: int | None, reward_names: Sequence[str]) -> list[str]:
+    """
+    Describes what a run does, a line each, without what changes in its course.
+
+    Args:
+        args (`DAPOConfig`), num_steps (`int`), num_rows (`int` or `None`), reward_names (`Sequence[str]`):
+            As in [`describe_run`].
+    """
+    lines = describe_run(args, num_steps, num_rows, None, reward_names).splitlines()
+    method = [line.strip() for line in lines if not line.startswith("  !")]
+    if args.dynamic_sampling:
+        method.insert(
+            2,
+            f"Dynamic sampling by {args.filter_reward or reward_names[0]}: at most {args.max_generation_rounds} rounds a "
+            f"batch; surplus: {args.surplus}.",
+        )
+    return method
+
+
 def departures(args: DAPOConfig) -> list[str]:
     """
     Returns where a configuration is not what the paper calls DAPO, and what would make it so.

@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-import textwrap
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import RewardFunc
 
 from .assembly import CollectedBatch
@@ -32,6 +30,7 @@ from .loss_normalization import (
 )
 from .policy_scorer import PolicyScorer, restore_old_logps
 from .preflight import describe_run
+from .published_trainer import PublishedTrainer
 from .rewards import SoftOverlongPunishment
 from .rollouts import Rollout, with_placeholders
 from .run_checks import check_single_turn, check_train_dataset, find_filter_column
@@ -43,7 +42,7 @@ from .vllm_canary import WeightCanary
 from .vllm_engine import DAPOVLLMGeneration, engine_of
 
 
-class DAPOTrainer(GRPOTrainer):
+class DAPOTrainer(PublishedTrainer):
     """
     Trainer for [DAPO](https://huggingface.co/papers/2503.14476): a [`~trl.GRPOTrainer`] whose every trained group has
     both correct and wrong completions.
@@ -84,21 +83,6 @@ class DAPOTrainer(GRPOTrainer):
     ```
     """
 
-    _tag_names = ["trl", "dapo"]
-    _name = "DAPO"
-    _paper = {
-        "title": "DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
-        "id": "2503.14476",
-        "citation": textwrap.dedent("""\
-            @article{yu2025dapo,
-                title        = {{DAPO: An Open-Source LLM Reinforcement Learning System at Scale}},
-                author       = {Qiying Yu and Zheng Zhang and Ruofei Zhu and Yufeng Yuan and Xiaochen Zuo and others},
-                year         = 2025,
-                eprint       = {arXiv:2503.14476},
-            }"""),
-    }
-
-    args: DAPOConfig
     vllm_generation: DAPOVLLMGeneration
 
     def __init__(
