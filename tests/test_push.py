@@ -13,7 +13,6 @@ from hub_client import hub_environment, use_hub, use_token
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from loopback_hub import LoopbackHub
 from peft import LoraConfig
-from safetensors.torch import load_file
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

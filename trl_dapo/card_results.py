@@ -9,13 +9,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from .card_text import as_code, as_markdown, as_table
+from .card_text import as_code, as_markdown, as_table, single_line
 from .data_source import DataSource
 from .evaluation_result import RESULTS_FILE
 from .run_facts import RunFacts
 
 
-_LOGGED_FIGURE = re.compile(r"^eval_(?:(?P<dataset>.+)_)?(?P<figure>(?:avg|maj|pass)@(?P<k>\d+))$")
+_LOGGED_FIGURE = re.compile(r"^eval_(?:(?P<dataset>.+)_)?(?P<figure>(?:avg|maj|pass)@(?P<k>\d+))$", re.DOTALL)
 # What is said of training: metric, label. Of each the first and the last logged value are shown.
 _TRAINING_FIGURES = {
     "dapo/sampled_accuracy": "accuracy over all sampled completions",
@@ -92,7 +92,7 @@ def logged_table(facts: RunFacts) -> str:
         values = [_value_at(entries, name, step) for step in shown]
         found = _LOGGED_FIGURE.match(name)
         assert found is not None
-        data = as_markdown(found["dataset"] or "held-out problems")
+        data = as_markdown(_held_out(facts, found["dataset"]).name)
         problems = facts.num_eval_rows.get(found["dataset"] or "")
         rows.append([as_code(found["figure"]), data, str(problems or ""), *map(_percent, values)])
     header = ["figure", "data", "problems", *(f"step {step}" for step in shown)]
@@ -149,8 +149,8 @@ def model_index(facts: RunFacts, evaluations: Sequence[Evaluation]) -> list[Eval
             "logged_in": "training",
         }
         args |= {key: facts.sampling[key] for key in ("temperature", "top_p", "max_completion_length")}
-        source = DataSource(f"{found['dataset'] or 'held-out problems'}")
-        results.append(_eval_result(source, found["figure"], value, {"k": int(found["k"])} | args))
+        args |= {"k": int(found["k"])}
+        results.append(_eval_result(_held_out(facts, found["dataset"]), found["figure"], value, args))
     for evaluation in evaluations:
         settings = evaluation.settings
         shared = {name: settings[name] for name in ("k", "temperature", "top_p", "max_completion_length", "seed")}
@@ -162,16 +162,23 @@ def model_index(facts: RunFacts, evaluations: Sequence[Evaluation]) -> list[Eval
     return results
 
 
+def _held_out(facts: RunFacts, name: str | None) -> DataSource:
+    """Returns the source of the held-out problems that the trainer knows by a name, or by none."""
+    if name is None and facts.eval_data.name is not None:
+        return facts.eval_data
+    return DataSource(name or "held-out problems")
+
+
 def _eval_result(source: DataSource, figure: str, value: float, args: dict[str, Any]) -> EvalResult:
     # The Hub knows datasets by their id. What has none gets a type of its own, so that no two are taken for one.
-    name = source.name or "problems from a file"
+    name = single_line(source.name or "problems from a file")
     kind = name if source.is_on_hub else re.sub(r"[^a-z0-9]+", "-", f"local {name}".lower()).strip("-")
     return EvalResult(
         task_type="text-generation",
         dataset_type=kind,
         dataset_name=name,
-        dataset_config=source.config,
-        dataset_split=source.split,
+        dataset_config=source.config and single_line(source.config),
+        dataset_split=source.split and single_line(source.split),
         dataset_revision=source.revision,
         metric_type="accuracy" if figure.startswith("avg@") else figure,
         metric_name=figure,

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-# Whatever begins a structure in CommonMark or GitHub's extension of it, a link without brackets and a formula included.
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~$:@^=])")
+# Whatever begins a structure inside a line of CommonMark or of GitHub's and the Hub's extensions: emphasis, code, a link or
+# picture (also one without brackets), a cell of a table, a formula, a mention.
+_MARKUP = re.compile(r"([\\`*_\[\]|~$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 _MAX_LENGTH = 300
 
 
@@ -27,7 +28,7 @@ def as_markdown(text: Any) -> str:
     Returns a text that Markdown shows as it is: no structure, link, formula or HTML comes of it. For the middle of a line.
 
     >>> as_markdown("<b> | [x](https://evil.example)")
-    '&lt;b&gt; \\| \\[x\\]\\(https\\://evil.example\\)'
+    '&lt;b&gt; \\| \\[x\\](https\\://evil.example)'
     """
     return html.escape(_MARKUP.sub(r"\\\1", single_line(text)), quote=False)
 

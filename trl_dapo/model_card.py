@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData, constants
 
-from . import __version__
 from .card_results import Evaluation, evaluation_section, logged_table, model_index, training_table
 from .card_text import as_code, as_markdown, as_table, single_line
 from .data_source import is_hub_id
@@ -94,7 +94,7 @@ def render_card(
         grades_answers_only="accuracy_reward" in facts.rewards,
         rewards=", ".join(f"{as_markdown(name)} (weight {weight:g})" for name, weight in facts.rewards.items()),
         dapo_citation=DAPO_CITATION,
-        package_version=__version__,
+        package_version=version("trl-dapo"),
     )
     return ModelCard(content)
 

@@ -40,6 +40,7 @@ class PublishedTrainer(GRPOTrainer):
     args: DAPOConfig
     # What the user said of the data and the licence; it holds for the cards of later saves too.
     card_data_source: DataSource | None = None
+    card_eval_source: DataSource | None = None
     card_license: str | None = None
 
     def create_model_card(  # type: ignore[override]  # the signature of TRL's, and a licence
@@ -121,6 +122,7 @@ class PublishedTrainer(GRPOTrainer):
             num_trained_parameters=get_model_param_count(model, trainable_only=True),
             train_data=self.card_data_source or DataSource.of_dataset(data),
             num_train_rows=num_rows,
+            eval_data=self.card_eval_source or DataSource.of_dataset(held_out),
             num_eval_rows={name: len(rows) for name, rows in sets.items() if isinstance(rows, Dataset)},
             is_conversational=isinstance(row.get("prompt"), list),
             rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
@@ -129,7 +131,7 @@ class PublishedTrainer(GRPOTrainer):
             settings=changed_settings(args),
             sampling=sampling
             | {"max_completion_length": args.max_completion_length, "k_eval": self.num_generations_eval},
-            hardware=hardware_of(args, self.accelerator.num_processes),
+            hardware=hardware_of(args),
             versions=installed_versions(),
             step=self.state.global_step,
             num_steps=num_steps,

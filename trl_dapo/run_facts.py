@@ -73,6 +73,8 @@ class RunFacts:
             Where the prompts came from.
         num_train_rows (`int`, *optional*):
             Prompts to train on. `None`: a stream.
+        eval_data (`DataSource`):
+            Where the held-out problems came from, if they are a single dataset.
         num_eval_rows (`dict[str, int]`):
             Held-out prompts by the name of their dataset; the name of a single one is `""`.
         is_conversational (`bool`):
@@ -106,6 +108,7 @@ class RunFacts:
     num_trained_parameters: int
     train_data: DataSource
     num_train_rows: int | None
+    eval_data: DataSource
     num_eval_rows: dict[str, int]
     is_conversational: bool
     rewards: dict[str, float]
@@ -145,7 +148,8 @@ class RunFacts:
                 f"{path} has the fields {sorted(set(content) ^ names)} too many or too few: another version of trl-dapo "
                 "wrote it. Push with that version."
             )
-        return cls(**content | {"train_data": DataSource.from_dict(content["train_data"])})
+        sources = {name: DataSource.from_dict(content[name]) for name in ("train_data", "eval_data")}
+        return cls(**content | sources)
 
 
 def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
@@ -173,7 +177,7 @@ def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
     return changed
 
 
-def hardware_of(args: DAPOConfig, num_processes: int) -> dict[str, Any]:
+def hardware_of(args: DAPOConfig) -> dict[str, Any]:
     """Returns device, number of processes and precision of a run; and whether vLLM sampled."""
     device = args.device.type
     accelerator: Any = getattr(torch, device, None)
@@ -183,7 +187,7 @@ def hardware_of(args: DAPOConfig, num_processes: int) -> dict[str, Any]:
         name = f"{platform.machine()} CPU, {os.cpu_count()} cores"
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     sampler = f"vLLM, {args.vllm_mode}" if args.use_vllm else "transformers"
-    return {"device": name, "num_processes": num_processes, "precision": precision, "sampler": sampler}
+    return {"device": name, "num_processes": args.world_size, "precision": precision, "sampler": sampler}
 
 
 def installed_versions() -> dict[str, str]:

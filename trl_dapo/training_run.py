@@ -170,8 +170,10 @@ def _train(
         quantization_config=get_quantization_config(model_args),
     )
     if isinstance(trainer, DAPOTrainer) and script_args.dataset_name:
-        names = script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split
-        trainer.card_data_source = DataSource.named(*names)
+        name, config = script_args.dataset_name, script_args.dataset_config
+        trainer.card_data_source = DataSource.named(name, config, script_args.dataset_train_split)
+        held_out = (script_args.eval_dataset_name, None) if script_args.eval_dataset_name else (name, config)
+        trainer.card_eval_source = DataSource.named(*held_out, script_args.dataset_test_split)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
