@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "k_metrics": 0,
     "sampling": 0,
+    "token_privacy": 0,
     "diagnostics": 1,
     "loss_normalization": 1,
     "rollouts": 1,

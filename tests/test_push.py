@@ -1,5 +1,6 @@
 """From a trained model to the Hub and back, with the real Hub client against a Hub on the loopback interface."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -109,6 +110,19 @@ def test_lora_adapter_is_pushed_as_one_and_works_on_its_base(hub, tmp_path):
     assert f"of which {2 * 2 * (2 * 16 * 2):,} were trained" in card.text
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "pulled")
     assert greedy(model, tiny_tokenizer()) == greedy(trainer.model.eval(), tiny_tokenizer())
+
+
+def test_token_of_the_configuration_is_not_published_with_it(hub, tmp_path, monkeypatch):
+    use_token(monkeypatch, None)
+    trainer = make_trainer(tmp_path / "out", hub_model_id="me/tiny", hub_token="hf_writer")
+    trainer.push_to_hub()
+    pushed = hub.files("me/tiny")
+    assert "training_args.bin" in pushed
+    assert not any(b"hf_writer" in content for content in pushed.values())
+    loaded = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    assert (loaded.hub_token, loaded.epsilon_high) == (None, 0.28)
+    for same in (trainer.args, copy.copy(trainer.args), copy.deepcopy(trainer.args)):
+        assert same.hub_token == "hf_writer"
 
 
 def test_every_save_is_pushed_with_its_card(hub, tmp_path):

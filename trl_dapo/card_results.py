@@ -100,14 +100,25 @@ def logged_table(facts: RunFacts) -> str:
 
 
 def training_table(facts: RunFacts) -> str:
-    """Returns a few figures of training, at the first and the last step that logged them, as a table."""
-    rows = []
-    for name, label in _TRAINING_FIGURES.items():
-        points = [(entry["step"], entry[name]) for entry in facts.log_history if entry.get(name) is not None]
-        if points:
-            ends = [f"{value:.4g} (step {step})" for step, value in (points[0], points[-1])]
-            rows.append([as_code(name), label, *ends])
-    return as_table(["figure", "what", "first logged", "last logged"], rows)
+    """Returns a few figures of training, as they were logged first and last, as a table."""
+    points = {
+        name: [(entry["step"], entry[name]) for entry in facts.log_history if entry.get(name) is not None]
+        for name in _TRAINING_FIGURES
+    }
+    steps = sorted({step for logged in points.values() for step, _ in logged})
+    if not steps:
+        return ""
+    shown = steps[:1] + steps[-1:] if len(steps) > 1 else steps
+    rows = [
+        [
+            as_code(name),
+            _TRAINING_FIGURES[name],
+            *(f"{dict(logged)[step]:.4g}" if step in dict(logged) else "" for step in shown),
+        ]
+        for name, logged in points.items()
+        if logged
+    ]
+    return as_table(["figure", "what", *(f"step {step}" for step in shown)], rows)
 
 
 def evaluation_section(evaluation: Evaluation) -> str:

@@ -6,6 +6,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 from trl import GRPOConfig
 
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES
+from .token_privacy import PickledWithoutToken
 from .vllm_arguments import check_engine_kwargs, known_engine_options
 
 
@@ -15,7 +16,7 @@ _LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
 
 
 @dataclass
-class DAPOConfig(GRPOConfig):
+class DAPOConfig(PickledWithoutToken, GRPOConfig):
     r"""
     Configuration of the [`DAPOTrainer`]: a [`~trl.GRPOConfig`] with the defaults of
     [DAPO](https://huggingface.co/papers/2503.14476) and the fields of dynamic sampling.

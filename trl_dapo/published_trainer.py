@@ -154,7 +154,7 @@ def _draw_curves(facts: RunFacts, folder: Path) -> bool:
     if not history:
         return False
     try:
-        plot_curves({"DAPO": history}, unfinished, format="png")
+        plot_curves({"DAPO": history}, unfinished, format="png", num_columns=2)
     except ImportError:
         return False
     unfinished.replace(folder / CURVES_FILE)

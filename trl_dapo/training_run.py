@@ -114,6 +114,7 @@ def run_training(
         args.model_init_kwargs = init
 
     grpo_args = copy.copy(args)
+    grpo_args.push_to_hub = False  # it would go where DAPO's model goes
     trainer, seconds = _train(DAPOTrainer, args, model_args, script_args, model, train_dataset, eval_dataset)
     # Not yet pushed, although `push_to_hub` is set: figures and curves go with it.
     trainer.save_model(args.output_dir, _internal_call=True)
@@ -137,7 +138,7 @@ def run_training(
 
     if trainer.is_world_process_zero():
         trainer.create_model_card()
-        curves = plot_curves(histories, out / CURVES_FILE)
+        curves = plot_curves(histories, out / CURVES_FILE, num_columns=2)
         (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         print(f"\nHeld-out accuracy (sampled, {len(eval_dataset)} problems): {before:.1%} before, {after:.1%} after.")
         for name, value in results.items():
