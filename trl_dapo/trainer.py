@@ -362,7 +362,9 @@ class DAPOTrainer(PublishedTrainer):
 
     def _log_train(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            self._metrics["train"][f"dapo/{name}"].append(value)
+            # What has no value in this step is not logged: trackers warn of it or draw a gap.
+            if not math.isnan(value):
+                self._metrics["train"][f"dapo/{name}"].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs TRL's metrics, and the diagnostics of the tokens trained since the last line, over all ranks."""
