@@ -223,7 +223,7 @@ def test_second_push_sends_nothing_again(hub, run_folder):
 @pytest.mark.parametrize(
     ("token", "repo_id", "message"),
     [
-        (None, "tiny", r"There is no Hub token\. .*set it as HF_TOKEN or run `hf auth login`"),
+        (None, "tiny", r"^HubPushError: There is no Hub token\. .*set it as HF_TOKEN or run `hf auth login`"),
         (
             "hf_wrong",
             "tiny",
@@ -283,6 +283,13 @@ def test_failed_push_of_the_trainer_leaves_the_model_and_says_how_to_go_on(hub, 
     trainer.save_model()
     main(["push", "--output_dir", str(tmp_path / "out"), "--hub_model_id", "me/tiny"])
     assert hub.files("me/tiny")[WEIGHTS] == (tmp_path / "out" / WEIGHTS).read_bytes()
+
+
+def test_run_that_will_be_pushed_is_refused_before_it_trains(hub, tmp_path, monkeypatch):
+    use_token(monkeypatch, "hf_wrong")
+    with pytest.raises(HubPushError, match="does not accept the token") as raised:
+        make_trainer(tmp_path / "out", hub_model_id="me/tiny", push_to_hub=True)
+    assert "The model is safe" not in str(raised.value)
 
 
 def test_folder_without_a_model_is_refused_before_anything_is_asked(hub, run_folder, tmp_path):

@@ -31,15 +31,15 @@ def push_command(folder: Path, repo_id: str | None) -> str:
 
 
 @contextmanager
-def explained(folder: Path, repo_id: str | None, command: str | None = None) -> Iterator[None]:
+def explained(repo_id: str | None, folder: Path | None = None, command: str | None = None) -> Iterator[None]:
     """
-    Turns what goes wrong in a push into one message: what it means, where the model is, how to try again.
+    Turns what goes wrong at the Hub into one message: what it means, where the model is, how to try again.
 
     Args:
-        folder (`Path`):
-            Folder of the model.
         repo_id (`str`, *optional*):
             Repository, for the message.
+        folder (`Path`, *optional*):
+            Folder of the model. `None`: there is none yet.
         command (`str`, *optional*):
             The command to try again. `None`: `trl-dapo push` of the folder.
 
@@ -47,17 +47,21 @@ def explained(folder: Path, repo_id: str | None, command: str | None = None) -> 
         `HubPushError`: the Hub refused, or the upload broke off.
         `HubUnreachableError`: the Hub does not answer.
     """
+    way_on = ""
+    if folder is not None:
+        way_on = (
+            f"\nThe model is safe in {folder}. To try again (what the Hub has already is not sent again):\n"
+            f"  {command or push_command(folder, repo_id)}"
+        )
     try:
         yield
-    except (HfHubHTTPError, _HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
-        if isinstance(error, HubPushError):
+    except (HubPushError, HubUnreachableError) as error:
+        if way_on in str(error):
             raise
+        raise type(error)(f"{error}{way_on}") from error.__cause__
+    except (HfHubHTTPError, _HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
         meaning, kind = _meaning(error, repo_id or "the repository")
-        again = command or push_command(folder, repo_id)
-        raise kind(
-            f"{meaning}\nThe model is safe in {folder}. To try again (what the Hub has already is not sent again):\n"
-            f"  {again}"
-        ) from error
+        raise kind(f"{meaning}{way_on}") from error
 
 
 def no_token() -> HubPushError:

@@ -97,8 +97,19 @@ class PublishedTrainer(GRPOTrainer):
             `HubPushError`: the Hub refused or did not answer. The model is in `output_dir`, and the message says how to
                 push it from there.
         """
-        with explained(Path(self.args.output_dir), self.hub_model_id or self.args.hub_model_id):  # type: ignore[arg-type]
+        folder = Path(self.args.output_dir)  # type: ignore[arg-type]
+        with explained(self.hub_model_id or self.args.hub_model_id, folder):
             return super().push_to_hub(*args, **kwargs)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Makes the repository, as in `GRPOTrainer`: with `push_to_hub=True` before anything is trained.
+
+        Raises:
+            `HubPushError`, `HubUnreachableError`: as in [`~PublishedTrainer.push_to_hub`].
+        """
+        with explained(self.args.hub_model_id or Path(self.args.output_dir).resolve().name):  # type: ignore[arg-type]
+            super().init_hf_repo(*args, **kwargs)
 
     def _facts_of_run(self, model_name: str | None, tags: set[str]) -> RunFacts:
         args, model = self.args, self.accelerator.unwrap_model(self.model)

@@ -14,7 +14,7 @@ from .card_results import Evaluation, result_file
 from .completion_sampler import load_sampler
 from .data_source import is_hub_id
 from .errors import HubPushError
-from .hub_errors import explained, no_token, push_command
+from .hub_errors import explained, no_token
 from .model_card import CARD_FILE, CURVES_FILE, is_unedited, render_card, write_card
 from .run_facts import FACTS_FILE, RunFacts
 
@@ -107,7 +107,7 @@ def push_run(
     if options.token is None and get_token() is None:
         raise no_token()
     api = HfApi(token=options.token)
-    with explained(folder, repo_id, command or push_command(folder, repo_id)):
+    with explained(repo_id, folder, command):
         account = api.whoami()
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubPushError(
