@@ -103,6 +103,7 @@ class LoopbackHub:
         self.lock = threading.Lock()
         # While not None, only so many LFS uploads are let through; then `stalled` is set and the next ones hang.
         self.uploads_let_through: int | None = None
+        self.refuses_content = False
         self.stalled, self._released = threading.Event(), threading.Event()
 
     def __enter__(self) -> "LoopbackHub":
@@ -311,6 +312,8 @@ class _Handler(BaseHTTPRequestHandler):
         return answer | {"actions": {"upload": upload, "verify": verify}}
 
     def _put_object(self, oid: str, part: str | None = None):
+        if self.hub.refuses_content:
+            raise Refusal(413, "Storage limit reached")
         self.hub.wait_at_the_gate()
         with self.hub.lock:
             self.hub.received[oid] += len(self.body)

@@ -64,6 +64,7 @@ def test_model_goes_to_the_hub_and_back_with_the_same_figures(tmp_path):
 
 def look_at(card: Path, tmp_path: Path) -> None:
     """Shows the card in a browser, if there is one, and leaves `card.png`."""
+    pytest.importorskip("markdown_it")
     page = pytest.importorskip("card_page")
     if page.CHROMIUM is None:
         pytest.skip("no chromium; all but the look at the card was tested")

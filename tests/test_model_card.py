@@ -5,7 +5,9 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hub_client import use_hub
 from huggingface_hub import ModelCard
 from loopback_card_checks import card_problems
@@ -194,14 +196,15 @@ def test_facts_survive_the_file_and_figures_that_are_no_numbers(facts, trainer, 
     broken.write(tmp_path)
     assert RunFacts.read(tmp_path) == broken
     assert not list(tmp_path.glob("*.tmp"))
-    trainer.state.log_history.append({"step": 2, "eval_avg@2": math.nan, "loss": math.inf})
+    figures = {"eval_avg@2": math.nan, "loss": math.inf, "reward": np.float32(0.5), "num_tokens": torch.tensor(3)}
+    trainer.state.log_history.append({"step": 2} | figures)
     try:
         trainer.create_model_card()
     finally:
         trainer.state.log_history.pop()
     text = Path(trainer.args.output_dir, "run_facts.json").read_text()
     last = json.loads(text, parse_constant=pytest.fail)["log_history"][-1]
-    assert last == {"step": 2, "eval_avg@2": None, "loss": None}
+    assert last == {"step": 2, "eval_avg@2": None, "loss": None, "reward": 0.5, "num_tokens": 3}
     trainer.create_model_card()
 
 
@@ -249,7 +252,7 @@ def test_evaluation_is_told_with_its_circumstances(facts):
     card = render_card(facts, evaluations=[evaluation()])
     assert (
         "**aime.jsonl**: 30 problems, 4 completions each, temperature 0.6, top-p 0.95, at most 9 tokens, seed 3, "
-        "transformers in torch.float32. 1 problems have an unreadable gold" in card.text
+        "transformers in float32. Problems with an unreadable gold, which count only in lengths: 1." in card.text
     )
     assert "| `avg@4` | 25.0 % | 12.5 % to 50.0 % |" in card.text
     result = next(result for result in card.data.eval_results if result.metric_args.get("seed") == 3)

@@ -285,6 +285,28 @@ def test_failed_push_of_the_trainer_leaves_the_model_and_says_how_to_go_on(hub, 
     assert hub.files("me/tiny")[WEIGHTS] == (tmp_path / "out" / WEIGHTS).read_bytes()
 
 
+def test_refusal_in_the_middle_of_the_upload_is_told_too(hub, run_folder):
+    hub.refuses_content = True
+    with pytest.raises(
+        HubPushError, match=r"(?s)The Hub refused \(413\)\..*Storage limit reached.*The model is safe in"
+    ):
+        push_run(run_folder, "me/tiny")
+    hub.refuses_content = False
+    push_run(run_folder, "me/tiny")
+    assert hub.files("me/tiny")[WEIGHTS] == (run_folder / WEIGHTS).read_bytes()
+
+
+def test_interrupted_command_says_how_to_go_on(hub, run_folder, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "upload_folder", interrupt)
+    with pytest.raises(
+        SystemExit, match=rf"(?s)Interrupted\..*trl-dapo push --output_dir {run_folder} --overwrite true$"
+    ):
+        main(["push", "--output_dir", str(run_folder), "--overwrite", "true"])
+
+
 def test_run_that_will_be_pushed_is_refused_before_it_trains(hub, tmp_path, monkeypatch):
     use_token(monkeypatch, "hf_wrong")
     with pytest.raises(HubPushError, match="does not accept the token") as raised:

@@ -132,10 +132,10 @@ def evaluation_section(evaluation: Evaluation) -> str:
         f"**{', '.join(part.strip() for part in parts)}**: {evaluation.num_problems} problems, {settings['k']} completions "
         f"each, temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, at most "
         f"{settings['max_completion_length']} tokens, seed {settings['seed']}, {as_markdown(settings['engine'])} in "
-        f"{as_markdown(settings['dtype'])}."
+        f"{as_markdown(str(settings['dtype']).removeprefix('torch.'))}."
     )
     if evaluation.num_unreadable_golds:
-        text += f" {evaluation.num_unreadable_golds} problems have an unreadable gold and count only in lengths."
+        text += f" Problems with an unreadable gold, which count only in lengths: {evaluation.num_unreadable_golds}."
     rows = []
     for name, figure in evaluation.figures.items():
         show = _number if name == "mean_length" else _percent

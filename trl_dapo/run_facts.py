@@ -220,4 +220,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
+    if getattr(value, "ndim", None) == 0:
+        return _plain(value.item())
     return str(value)

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import TrlParser
 
+from trl_dapo.errors import HubPushError
 from trl_dapo.publishing import PushOptions, push_run
 
 
@@ -50,4 +51,10 @@ def run(arguments: Sequence[str]) -> None:
         commit_message=args.commit_message,
         overwrite=args.overwrite,
     )
-    push_run(args.output_dir, args.hub_model_id, options, command=shlex.join(["trl-dapo", "push", *arguments]))
+    command = shlex.join(["trl-dapo", "push", *arguments])
+    try:
+        push_run(args.output_dir, args.hub_model_id, options, command)
+    except KeyboardInterrupt:
+        raise HubPushError(
+            f"Interrupted. The model is safe in {args.output_dir}. To go on where it was:\n  {command}"
+        ) from None
