@@ -88,7 +88,7 @@ def test_card_passes_the_checks_of_the_hub(trainer, monkeypatch, tmp_path):
         use_hub(monkeypatch, hub, tmp_path)
         card = ModelCard.load(f"{trainer.args.output_dir}/README.md")
         card.validate()
-        assert hub.requests == ["POST /api/validate-yaml"]
+        assert "POST /api/validate-yaml" in hub.requests
         # The checks do check.
         card.data.base_model = "out/run/model"
         with pytest.raises(ValueError, match="base_model"):

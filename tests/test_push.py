@@ -296,6 +296,19 @@ def test_refusal_in_the_middle_of_the_upload_is_told_too(hub, run_folder):
     assert hub.files("me/tiny")[WEIGHTS] == (run_folder / WEIGHTS).read_bytes()
 
 
+def test_upload_by_xet_that_breaks_off_is_told_too(hub, run_folder, tmp_path):
+    pytest.importorskip("hf_xet")
+    # The Hub here offers Xet to nobody: the client's own errors of it arrive, which are not those of HTTP.
+    environment = hub_environment(hub, tmp_path) | {"PYTHONPATH": str(ROOT)}
+    del environment["HF_HUB_DISABLE_XET"]
+    command = [sys.executable, "-m", "trl_dapo", "push", "--output_dir", str(run_folder), "--hub_model_id", "me/tiny"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 1
+    last_lines = "\n".join(finished.stderr.splitlines()[-3:])
+    assert "HubPushError: The upload to me/tiny broke off:" in last_lines
+    assert f"trl-dapo push --output_dir {run_folder} --hub_model_id me/tiny" in last_lines
+
+
 def test_interrupted_command_says_how_to_go_on(hub, run_folder, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

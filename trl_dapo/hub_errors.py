@@ -13,6 +13,8 @@ from .errors import HubPushError, HubUnreachableError
 
 # The base class of failed connections, of whichever HTTP library huggingface_hub was built on.
 _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
+# What an upload by Xet, the client's default, raises when it breaks off, and one by LFS in a thread.
+_BROKEN_OFF = (ConnectionError, TimeoutError, PermissionError, RuntimeError)
 _NO_TOKEN = (
     "There is no Hub token. Make one with the right to write at https://huggingface.co/settings/tokens, and set it as "
     "HF_TOKEN or run `hf auth login`."
@@ -59,7 +61,7 @@ def explained(repo_id: str | None, folder: Path | None = None, command: str | No
         if way_on in str(error):
             raise
         raise type(error)(f"{error}{way_on}") from error.__cause__
-    except (HfHubHTTPError, _HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
+    except (HfHubHTTPError, _HTTPError, LocalTokenNotFoundError, *_BROKEN_OFF) as error:
         meaning, kind = _meaning(error, repo_id or "the repository")
         raise kind(f"{meaning}{way_on}") from error
 
