@@ -1,154 +1,20 @@
-"""From a trained model to the Hub and back, with the real Hub client against a Hub on the loopback interface."""
+"""`trl-dapo push`: what it sends, what it refuses, and how it goes on after a failure."""
 
-import copy
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
-from datasets import Dataset
 from hub_client import hub_environment, use_hub, use_token
-from huggingface_hub import HfApi, ModelCard, snapshot_download
+from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
-from peft import LoraConfig
-from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from published_run import WEIGHTS, hub, pull, run_folder, trained  # noqa: F401
+from tiny import tiny_model
+from transformers import AutoModelForCausalLM
 
-from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError, HubUnreachableError
+from trl_dapo import HubPushError, HubUnreachableError
 from trl_dapo.command_line import main
 from trl_dapo.publishing import PushOptions, push_run
-
-
-WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with LoopbackHub() as hub:
-        use_hub(monkeypatch, hub, tmp_path)
-        yield hub
-
-
-def make_trainer(output_dir, peft_config=None, **overrides):
-    return DAPOTrainer(
-        model=tiny_model(),
-        reward_funcs=first_token_reward,
-        args=DAPOConfig(**training_arguments(output_dir, **{"max_steps": 2} | overrides)),
-        train_dataset=numbered_prompts(50),
-        eval_dataset=numbered_prompts(8),
-        processing_class=tiny_tokenizer(),
-        peft_config=peft_config,
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run that was never pushed."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny-dapo"
-    trainer = make_trainer(folder)
-    trainer.train()
-    trainer.save_model()
-    trainer.create_model_card()
-    return folder
-
-
-@pytest.fixture
-def run_folder(trained, tmp_path):
-    folder = tmp_path / trained.name
-    folder.mkdir()
-    for path in trained.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
-def greedy(model, tokenizer):
-    ids = tokenizer(["w1 w2", "w5 w3"], return_tensors="pt").input_ids
-    return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8).tolist()
-
-
-def pull(repo_id, tmp_path, revision=None):
-    return Path(snapshot_download(repo_id, revision=revision, local_dir=tmp_path / "pulled"))
-
-
-def test_pushed_model_comes_back_bit_for_bit_and_says_the_same(hub, tmp_path):
-    trainer = make_trainer(tmp_path / "out", hub_model_id="me/tiny-dapo")
-    trainer.train()
-    trainer.push_to_hub()
-    folder = pull("me/tiny-dapo", tmp_path)
-    sent, received = trainer.model.state_dict(), AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    assert sent.keys() == received.keys()
-    assert all(torch.equal(sent[name], received[name]) for name in sent)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert greedy(model, tokenizer) == greedy(trainer.model.eval(), tiny_tokenizer())
-    for name in ("README.md", "curves.png", "run_facts.json"):
-        assert (folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-
-
-def test_lora_adapter_is_pushed_as_one_and_works_on_its_base(hub, tmp_path):
-    base = tmp_path / "base"
-    tiny_model().save_pretrained(base)
-    trainer = DAPOTrainer(
-        model=str(base),
-        reward_funcs=first_token_reward,
-        args=DAPOConfig(**training_arguments(tmp_path / "out", max_steps=2, hub_model_id="me/tiny-lora")),
-        train_dataset=numbered_prompts(50),
-        processing_class=tiny_tokenizer(),
-        peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
-    )
-    trainer.train()
-    trainer.push_to_hub()
-    files = hub.files("me/tiny-lora")
-    assert "adapter_model.safetensors" in files
-    assert WEIGHTS not in files
-    card = ModelCard.load(pull("me/tiny-lora", tmp_path) / "README.md")
-    assert card.data.library_name == "peft"
-    assert "LoRA adapter" in card.text
-    assert "rank 2, alpha 4" in card.text
-    assert f"of which {2 * 2 * (2 * 16 * 2):,} were trained" in card.text
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "pulled")
-    assert greedy(model, tiny_tokenizer()) == greedy(trainer.model.eval(), tiny_tokenizer())
-
-
-def test_token_of_the_configuration_is_not_published_with_it(hub, tmp_path, monkeypatch):
-    use_token(monkeypatch, None)
-    trainer = make_trainer(tmp_path / "out", hub_model_id="me/tiny", hub_token="hf_writer")
-    trainer.push_to_hub()
-    pushed = hub.files("me/tiny")
-    assert "training_args.bin" in pushed
-    assert not any(b"hf_writer" in content for content in pushed.values())
-    loaded = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
-    assert (loaded.hub_token, loaded.epsilon_high) == (None, 0.28)
-    for same in (trainer.args, copy.copy(trainer.args), copy.deepcopy(trainer.args)):
-        assert same.hub_token == "hf_writer"
-
-
-def test_every_save_is_pushed_with_its_card(hub, tmp_path):
-    options = {"push_to_hub": True, "hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 1}
-    trainer = make_trainer(tmp_path / "out", hub_model_id="me/saves", hub_always_push=True, **options)
-    trainer.train()
-    trainer._finish_current_push()
-    messages = hub.messages("me/saves")
-    assert messages == ["initial commit", "Training in progress, step 1", "Training in progress, step 2"]
-    first = hub.repositories["me/saves"].branches["main"][1][2]
-    last = hub.files("me/saves")
-    assert json.loads(last["run_facts.json"])["step"] == 2
-    assert last[WEIGHTS] == (tmp_path / "out" / "checkpoint-2" / WEIGHTS).read_bytes()
-    assert first[WEIGHTS].content == (tmp_path / "out" / "checkpoint-1" / WEIGHTS).read_bytes()
-    assert b"Training was at step 1 of 2" in first["README.md"].content
-    assert b"Training was at step" not in last["README.md"]
-
-
-def test_with_the_strategy_end_nothing_is_pushed_before_it(hub, tmp_path):
-    options = {"push_to_hub": True, "hub_strategy": "end", "save_strategy": "steps", "save_steps": 1}
-    trainer = make_trainer(tmp_path / "out", hub_model_id="me/end", **options)
-    trainer.train()
-    assert hub.messages("me/end") == ["initial commit"]
-    trainer.push_to_hub()
-    assert hub.messages("me/end") == ["initial commit", "End of training"]
-    assert json.loads(hub.files("me/end")["run_facts.json"])["step"] == 2
 
 
 def test_command_pushes_what_belongs_to_the_model_and_nothing_else(hub, run_folder, capsys):
@@ -273,18 +139,6 @@ def test_unreachable_hub_is_named(run_folder, monkeypatch, tmp_path):
         push_run(run_folder, "me/tiny")
 
 
-def test_failed_push_of_the_trainer_leaves_the_model_and_says_how_to_go_on(hub, tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path / "out", hub_model_id="other/tiny")
-    trainer.train()
-    with pytest.raises(
-        HubPushError, match=rf"trl-dapo push --output_dir {tmp_path / 'out'} --hub_model_id other/tiny"
-    ):
-        trainer.push_to_hub()
-    trainer.save_model()
-    main(["push", "--output_dir", str(tmp_path / "out"), "--hub_model_id", "me/tiny"])
-    assert hub.files("me/tiny")[WEIGHTS] == (tmp_path / "out" / WEIGHTS).read_bytes()
-
-
 def test_refusal_in_the_middle_of_the_upload_is_told_too(hub, run_folder):
     hub.refuses_content = True
     with pytest.raises(
@@ -320,13 +174,6 @@ def test_interrupted_command_says_how_to_go_on(hub, run_folder, monkeypatch):
         main(["push", "--output_dir", str(run_folder), "--overwrite", "true"])
 
 
-def test_run_that_will_be_pushed_is_refused_before_it_trains(hub, tmp_path, monkeypatch):
-    use_token(monkeypatch, "hf_wrong")
-    with pytest.raises(HubPushError, match="does not accept the token") as raised:
-        make_trainer(tmp_path / "out", hub_model_id="me/tiny", push_to_hub=True)
-    assert "The model is safe" not in str(raised.value)
-
-
 def test_folder_without_a_model_is_refused_before_anything_is_asked(hub, run_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
         push_run(tmp_path / "nowhere")
@@ -347,54 +194,3 @@ def test_folder_without_a_model_is_refused_before_anything_is_asked(hub, run_fol
 def _with_model(folder):
     tiny_model().save_pretrained(folder)
     return folder
-
-
-def evaluated(model_folder, tmp_path):
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(model_folder)
-    rows = [{"question": f"w{number} w2", "answer": f"so #### {number}"} for number in range(4)]
-    Dataset.from_list(rows).to_json(tmp_path / "problems.jsonl")
-    options = ["--dataset_name", str(tmp_path / "problems.jsonl"), "--k", "2", "--max_completion_length", "6"]
-    out = tmp_path / "eval"
-    main(["eval", "--model_name_or_path", str(model_folder), *options, "--output_dir", str(out)])
-    return out
-
-
-def test_results_of_an_evaluation_enter_the_card_and_its_metadata(hub, run_folder, tmp_path):
-    out = evaluated(run_folder, tmp_path)
-    main(["push", "--output_dir", str(run_folder), "--hub_model_id", "tiny", "--results", str(out)])
-    folder = pull("me/tiny", tmp_path)
-    card = ModelCard.load(folder / "README.md")
-    figures = json.loads((out / "results.json").read_text())["figures"]
-    by_name = {result.metric_name: result for result in card.data.eval_results if "seed" in result.metric_args}
-    assert set(by_name) == {name for name in figures if "@" in name}
-    for name, result in by_name.items():
-        assert result.metric_value == figures[name]["value"]
-        assert (result.metric_args["k"], result.metric_args["temperature"]) == (2, 1.0)
-        assert result.metric_args["num_problems"] == 4
-        assert result.dataset_name == "problems.jsonl"
-    assert "**problems.jsonl**: 4 problems, 2 completions each, temperature 1, top-p 0.7" in card.text
-    (copy,) = (folder / "evaluations").iterdir()
-    assert copy.read_bytes() == (out / "results.json").read_bytes()
-    # They stay when the model is pushed again without naming them.
-    push_run(run_folder, "me/tiny")
-    assert hub.files("me/tiny")["README.md"] == (folder / "README.md").read_bytes()
-
-
-def test_results_of_other_weights_are_refused(hub, run_folder, tmp_path):
-    out = evaluated(run_folder, tmp_path)
-    tiny_model(seed=1).save_pretrained(run_folder)
-    with pytest.raises(ValueError, match="are of other weights"):
-        push_run(run_folder, "me/tiny", PushOptions(results=[str(out)]))
-    assert hub.repositories == {}
-
-
-def test_card_that_was_edited_is_pushed_as_it_is(hub, run_folder, tmp_path, capsys):
-    card = run_folder / "README.md"
-    card.write_text(card.read_text().replace("## Limits", "## What I think\n\nFine.\n\n## Limits"))
-    push_run(run_folder, "me/tiny")
-    assert "README.md stays as it is: it was edited." in capsys.readouterr().out
-    assert hub.files("me/tiny")["README.md"] == card.read_bytes()
-    with pytest.raises(ValueError, match="So results cannot enter it"):
-        push_run(run_folder, "me/tiny", PushOptions(results=[str(evaluated(run_folder, tmp_path))]))
