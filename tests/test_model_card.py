@@ -79,8 +79,28 @@ def test_results_of_older_weights_stay_out_of_the_metadata(facts):
     later = dataclasses.replace(facts, step=5, num_steps=9)
     card = render_card(later)
     assert card.data.eval_results is None
-    assert "Training was at step 5 of 9" in card.text
+    assert "These weights are of step 5 of 9" in card.text
     assert "| step 0 | step 2 |" in card.text
+
+
+def test_best_weights_are_told_from_the_last(tmp_path):
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_num_tokens", "greater_is_better": False}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trainer = DAPOTrainer(
+        model=tiny_model(),
+        reward_funcs=first_token_reward,
+        args=DAPOConfig(**training_arguments(tmp_path / "out", num_generations_eval=2, **options)),
+        train_dataset=numbered_prompts(50),
+        eval_dataset=numbered_prompts(8),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    trainer.create_model_card()
+    # The tokens seen only grow, so the first checkpoint is the best by that measure.
+    first = next(entry for entry in trainer.state.log_history if "eval_avg@2" in entry)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "These weights are of step 1 of 3." in card.text
+    assert next(r.metric_value for r in card.data.eval_results if r.metric_name == "avg@2") == first["eval_avg@2"]
 
 
 def test_card_passes_the_checks_of_the_hub(trainer, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from published_run import hub, pull, run_folder, trained  # noqa: F401
 from tiny import tiny_model, tiny_tokenizer
 
+from trl_dapo import HubPushError
 from trl_dapo.command_line import main
 from trl_dapo.publishing import PushOptions, push_run
 
@@ -59,5 +60,15 @@ def test_card_that_was_edited_is_pushed_as_it_is(hub, run_folder, tmp_path, caps
     push_run(run_folder, "me/tiny")
     assert "README.md stays as it is: it was edited." in capsys.readouterr().out
     assert hub.files("me/tiny")["README.md"] == card.read_bytes()
-    with pytest.raises(ValueError, match="So results cannot enter it"):
+    with pytest.raises(ValueError, match="So neither results nor a licence can enter it"):
         push_run(run_folder, "me/tiny", PushOptions(results=[str(evaluated(run_folder, tmp_path))]))
+
+
+def test_licence_that_the_hub_does_not_know_is_refused_before_anything_is_sent(hub, run_folder):
+    with pytest.raises(
+        HubPushError, match=r'(?s)does not accept the card: .*"license" must be one of.*The model is safe'
+    ):
+        push_run(run_folder, "me/tiny", PushOptions(license="beerware"))
+    assert not hub.received
+    push_run(run_folder, "me/tiny", PushOptions(license="mit"))
+    assert ModelCard(hub.files("me/tiny")["README.md"].decode()).data.license == "mit"

@@ -82,8 +82,8 @@ def test_every_save_is_pushed_with_its_card(hub, tmp_path):
     assert json.loads(last["run_facts.json"])["step"] == 2
     assert last[WEIGHTS] == (tmp_path / "out" / "checkpoint-2" / WEIGHTS).read_bytes()
     assert first[WEIGHTS].content == (tmp_path / "out" / "checkpoint-1" / WEIGHTS).read_bytes()
-    assert b"Training was at step 1 of 2" in first["README.md"].content
-    assert b"Training was at step" not in last["README.md"]
+    assert b"These weights are of step 1 of 2" in first["README.md"].content
+    assert b"These weights are of step" not in last["README.md"]
 
 
 def test_with_the_strategy_end_nothing_is_pushed_before_it(hub, tmp_path):

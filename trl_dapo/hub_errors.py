@@ -64,6 +64,11 @@ def explained(repo_id: str | None, folder: Path | None = None, command: str | No
     except (HfHubHTTPError, _HTTPError, LocalTokenNotFoundError, *_BROKEN_OFF) as error:
         meaning, kind = _meaning(error, repo_id or "the repository")
         raise kind(f"{meaning}{way_on}") from error
+    except ValueError as error:
+        # The client has the Hub check the card before it sends anything.
+        if not str(error).startswith("Invalid metadata in README.md"):
+            raise
+        raise HubPushError(f"The Hub does not accept the card: {error}{way_on}") from error
 
 
 def no_token() -> HubPushError:

@@ -122,7 +122,10 @@ class PublishedTrainer(GRPOTrainer):
         num_rows = len(data) if isinstance(data, Dataset) else None
         num_steps = max(self.state.max_steps, self.state.global_step)
         trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
-        sampling: dict[str, Any] = {name: getattr(args, name) for name in ("temperature", "top_p", "seed")}
+        named = ("temperature", "top_p", "max_completion_length", "seed")
+        sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
+        # Once it has trained, a trainer with this option has the best weights, not the last.
+        best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
         return RunFacts(
             model_name=model_name or (self.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],  # type: ignore[arg-type]
             base_model=base if base_is_on_hub else base and Path(base).resolve().name,
@@ -140,11 +143,10 @@ class PublishedTrainer(GRPOTrainer):
             method=describe_method(args, num_steps, num_rows, self.reward_func_names),
             departures=departures(args),
             settings=changed_settings(args),
-            sampling=sampling
-            | {"max_completion_length": args.max_completion_length, "k_eval": self.num_generations_eval},
+            sampling=sampling,
             hardware=hardware_of(args),
             versions=installed_versions(),
-            step=self.state.global_step,
+            step=best_step or self.state.global_step,
             num_steps=num_steps,
             log_history=finite_history(self.state.log_history),
             tags=sorted(tags | {"generated_from_trainer", *self._tag_names, *_tags_of_place(trackers["Trackio"])}),

@@ -170,13 +170,17 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _check_weights(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
     """Refuses results of other weights: the card would claim what was not measured."""
+    found: dict[str, str] = {}
     for name, evaluation in evaluations.items():
-        dtype = str(evaluation.settings["dtype"]).removeprefix("torch.")
-        found, evaluated = load_sampler(str(folder), dtype=dtype).identity()["weights"], evaluation.settings["weights"]
-        if found != evaluated:
+        # The digest is of the weights in the precision that they were evaluated in.
+        dtype, evaluated = str(evaluation.settings["dtype"]).removeprefix("torch."), evaluation.settings["weights"]
+        if dtype not in found:
+            found[dtype] = load_sampler(str(folder), dtype=dtype).identity()["weights"]
+        if found[dtype] != evaluated:
             raise ValueError(
-                f"The results in {name} are of other weights: their digest is {evaluated}, that of {folder} is {found}. "
-                f"Evaluate the model that you push (trl-dapo eval --model_name_or_path {folder} ...), or leave them out."
+                f"The results in {name} are of other weights: their digest is {evaluated}, that of {folder} is "
+                f"{found[dtype]}. Evaluate the model that you push (trl-dapo eval --model_name_or_path {folder} ...), or "
+                "leave them out."
             )
 
 
@@ -213,10 +217,10 @@ def _write_card(
         return
     what = f"{CARD_FILE} stays as it is" if has_card else "There is no model card"
     why = "it was edited" if has_facts else f"the folder has no {FACTS_FILE} to write one from"
-    if evaluations:
+    if evaluations or license:
         raise ValueError(
-            f"{what}: {why}. So results cannot enter it. Write them into the card yourself and push without --results, or "
-            f"move {CARD_FILE} away to have it written anew."
+            f"{what}: {why}. So neither results nor a licence can enter it. Write them into the card yourself and push "
+            f"without --results and --license, or move {CARD_FILE} away to have it written anew."
         )
     report(f"{what}: {why}.")
 

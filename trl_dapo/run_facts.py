@@ -86,13 +86,13 @@ class RunFacts:
         settings (`dict[str, list]`):
             Value and default of each setting that differs from its default.
         sampling (`dict[str, Any]`):
-            How completions were sampled: temperature, top-p, most tokens, completions of each held-out prompt.
+            How completions were sampled: temperature, top-p, most tokens, seed.
         hardware (`dict[str, Any]`):
             Device, number of processes, precision.
         versions (`dict[str, str]`):
             Versions of Python and of the packages that had a part in it.
         step, num_steps (`int`):
-            Optimizer steps taken and planned.
+            Optimizer step that the weights are of, and steps planned.
         log_history (`list[dict]`):
             All that was logged, in order. Values that are no finite number are `None`.
         tags (`list[str]`), trackers (`dict[str, str]`):
