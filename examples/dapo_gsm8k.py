@@ -17,7 +17,7 @@ from pathlib import Path
 from trl import ModelConfig, TrlParser
 from word_problems import make_problems, prepare_tiny_model
 
-from trl_dapo import DAPOConfig, HubUnreachableError
+from trl_dapo import DAPOConfig, HubPushError, HubUnreachableError
 from trl_dapo.training_run import TrainingScriptArguments, run_training
 
 
@@ -60,5 +60,5 @@ if __name__ == "__main__":
         sys.argv += ["--config", str(DEFAULT_RECIPE)]
     try:
         main(*TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig)).parse_args_and_config())
-    except (HubUnreachableError, FileNotFoundError) as error:
+    except (HubPushError, HubUnreachableError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

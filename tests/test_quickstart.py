@@ -36,9 +36,9 @@ def test_quickstart_raises_accuracy_by_25_points_and_leaves_what_it_says(tmp_pat
     results, printed = launch(tmp_path, 1)
     assert results["accuracy_after"] - results["accuracy_before"] >= 0.25
     assert 0.2 < results["rollout_efficiency"] < 1
-    for name in ("model.safetensors", "tokenizer.json", "README.md", "curves.png"):
+    for name in ("model.safetensors", "tokenizer.json", "README.md", "curves.png", "run_facts.json"):
         assert (tmp_path / name).exists()
-    assert "trained with DAPO" in (tmp_path / "README.md").read_text()
+    assert "trained with [DAPO]" in (tmp_path / "README.md").read_text()
     assert str(tmp_path / "curves.png") in printed
 
 

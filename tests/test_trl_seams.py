@@ -31,6 +31,9 @@ SIGNATURES = {
     "get_train_dataloader": ["self"],
     "save_model": ["self", "output_dir", "_internal_call"],
     "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
+    "init_hf_repo": ["self", "token", "private"],
+    "push_to_hub": ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"],
 }
 
 
@@ -53,6 +56,18 @@ def test_overridden_method_has_the_signature_we_override(name):
 )
 def test_scoring_calls_the_seams_that_the_replay_fills(fragment):
     assert fragment in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+
+
+def test_card_is_written_before_each_checkpoint_and_each_push():
+    saving, pushing = inspect.getsource(GRPOTrainer._save_checkpoint), inspect.getsource(Trainer.push_to_hub)
+    assert saving.index("self.create_model_card(model_name=model_name)") < saving.index("super()._save_checkpoint")
+    assert pushing.index("self.save_model(") < pushing.index("self.create_model_card(model_name=model_name, **kwargs)")
+    assert pushing.index("self.create_model_card(") < pushing.index("upload_folder(")
+
+
+def test_pushes_in_training_are_where_we_look_for_them():
+    assert "self.push_in_progress = PushInProgress(push_jobs)" in inspect.getsource(Trainer._push_from_checkpoint)
+    assert "not self.push_in_progress.is_done()" in inspect.getsource(Trainer._finish_current_push)
 
 
 def test_generation_returns_eight_values():

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import DAPOConfig
-    from .errors import HubUnreachableError, NonFiniteGradientError, RefillExhaustedError, StaleEngineError
+    from .errors import (
+        HubPushError,
+        HubUnreachableError,
+        NonFiniteGradientError,
+        RankFailedError,
+        RefillExhaustedError,
+        StaleEngineError,
+    )
     from .trainer import DAPOTrainer
 
 __version__ = "0.1.0"
@@ -14,8 +21,10 @@ __version__ = "0.1.0"
 __all__ = [
     "DAPOConfig",
     "DAPOTrainer",
+    "HubPushError",
     "HubUnreachableError",
     "NonFiniteGradientError",
+    "RankFailedError",
     "RefillExhaustedError",
     "StaleEngineError",
     "__version__",
@@ -24,8 +33,10 @@ __all__ = [
 _MODULE_OF = {
     "DAPOConfig": "config",
     "DAPOTrainer": "trainer",
+    "HubPushError": "errors",
     "HubUnreachableError": "errors",
     "NonFiniteGradientError": "errors",
+    "RankFailedError": "errors",
     "RefillExhaustedError": "errors",
     "StaleEngineError": "errors",
 }

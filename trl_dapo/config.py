@@ -7,6 +7,7 @@ from trl import GRPOConfig
 
 from .field_types import check_batch_shape, check_field_types
 from .loss_normalization import TOKEN_NORMALIZED_LOSSES
+from .token_privacy import PickledWithoutToken
 from .vllm_arguments import check_engine_kwargs, check_resumable, known_engine_options
 
 
@@ -17,7 +18,7 @@ _LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
 
 
 @dataclass
-class DAPOConfig(GRPOConfig):
+class DAPOConfig(PickledWithoutToken, GRPOConfig):
     r"""
     Configuration of the [`DAPOTrainer`]: a [`~trl.GRPOConfig`] with the defaults of
     [DAPO](https://huggingface.co/papers/2503.14476) and the fields of dynamic sampling.

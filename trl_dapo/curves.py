@@ -67,7 +67,12 @@ _BETTER = {
 }
 
 
-def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path:
+def plot_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | Path,
+    format: str | None = None,
+    num_columns: int = 4,
+) -> Path:
     """
     Draws the training curves of one or more runs into one picture.
 
@@ -75,7 +80,11 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
         histories (`Mapping[str, Sequence[Mapping]]`):
             `trainer.state.log_history` of each run, by its name.
         path (`str` or `Path`):
-            Where to write the PNG.
+            Where to write the picture.
+        format (`str`, *optional*):
+            `"png"` or another format of matplotlib's. `None`: by the ending of the path.
+        num_columns (`int`, *optional*, defaults to 4):
+            Panels beside each other: 4 for a slide, 2 for a page of text.
 
     Returns:
         `Path`: the path.
@@ -90,10 +99,13 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
         raise ImportError("Drawing curves needs matplotlib: pip install trl-dapo[curves]") from error
 
     # Not pyplot: it would choose a backend for the whole process of the user.
-    figure = Figure(figsize=(17, 7), layout="constrained")
+    num_rows = -(-len(_PANELS) // num_columns)
+    figure = Figure(figsize=(4.25 * num_columns, (3.5 if num_columns > 2 else 2.8) * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
     colors = [f"C{number}" for number in range(10)]
-    for axes, (title, metrics) in zip(figure.subplots(2, 4).flat, _PANELS, strict=True):
+    for axes, (title, metrics) in zip(
+        figure.subplots(num_rows, num_columns, squeeze=False).flat, _PANELS, strict=False
+    ):
         for run_number, (run, history) in enumerate(histories.items()):
             for metric_number, (metric, label) in enumerate(_logged(metrics, history).items()):
                 points = [(entry["step"], entry[metric]) for entry in history if entry.get(metric) is not None]
@@ -110,7 +122,7 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
         axes.set_ylim(bottom=0)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format=format)
     return Path(path)
 
 

@@ -123,6 +123,10 @@ class HubUnreachableError(ConnectionError):
     """A model or dataset is neither a local path nor in the cache, and the Hugging Face Hub does not answer."""
 
 
+class HubPushError(RuntimeError):
+    """A model could not be pushed. It is safe on disk; the message says why, and how to try again."""
+
+
 @contextlib.contextmanager
 def naming_rewards(names: Sequence[str], num_completions: int) -> Iterator[None]:
     """

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from .completion_log import CompletionLog
 from .completion_sampler import CompletionSampler, SamplingSettings, TransformersSampler, load_sampler
+from .data_source import DataSource
 from .evaluation_result import EvaluationResult, summarize, write_result
 from .hub_access import require_local_or_hub
 from .problem_check import check_problems
@@ -40,6 +41,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     on_batch: Callable[[int, int], None] | None = None,
+    source: DataSource | None = None,
 ) -> EvaluationResult:
     """
     Samples k completions of every problem, grades them, and writes figures and completions into a folder.
@@ -66,6 +68,8 @@ def evaluate(
             Completions that are sampled at a time, and lost when the process is killed.
         on_batch (`Callable[[int, int], None]`, *optional*):
             Is told after every batch how many completions there are, and how many there will be.
+        source (`DataSource`, *optional*):
+            Where the problems came from, for the results. `None`: what the dataset itself recorded.
 
     Returns:
         `EvaluationResult`: The figures.
@@ -123,7 +127,8 @@ def evaluate(
             if on_batch is not None:
                 on_batch(len(log.records), len(problems) * k)
         records = _by_problem(log.records, len(problems), k)
-    result = summarize(records, run_settings, len(missing), Path(output_dir))
+    source = source or DataSource.of_dataset(dataset)
+    result = summarize(records, run_settings, len(missing), Path(output_dir), source)
     write_result(result, problems, records)
     return result
 

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from .answer_classes import problem_figures
+from .data_source import DataSource
 from .k_metrics import Estimate, estimate
 from .rewards.equivalence import Verdict
 
@@ -42,6 +43,8 @@ class EvaluationResult:
             Versions of Python and of the packages that had a part in it.
         num_sampled (`int`):
             Completions that this call sampled; the others were in the folder. Not written to the file.
+        dataset (`DataSource`):
+            Where the problems came from, as far as it was said.
         output_dir (`Path`):
             The folder with `results.json`, `completions.parquet`, `problems.parquet` and `completions.jsonl`.
     """
@@ -54,6 +57,7 @@ class EvaluationResult:
     versions: dict[str, str]
     num_sampled: int
     output_dir: Path
+    dataset: DataSource = dataclasses.field(default_factory=DataSource)
 
     def __getitem__(self, name: str) -> float:
         """Returns the value of a figure: `result["avg@32"]`."""
@@ -62,7 +66,8 @@ class EvaluationResult:
     def to_dict(self) -> dict[str, Any]:
         """Returns what `results.json` holds. It does not depend on how often the run was interrupted."""
         content = {name: value for name, value in vars(self).items() if name not in ("num_sampled", "output_dir")}
-        return content | {"figures": {name: dataclasses.asdict(value) for name, value in self.figures.items()}}
+        figures = {name: dataclasses.asdict(value) for name, value in self.figures.items()}
+        return content | {"figures": figures, "dataset": dataclasses.asdict(self.dataset)}
 
     def table(self) -> str:
         """Returns the main figures as lines of text."""
@@ -83,7 +88,11 @@ class EvaluationResult:
 
 
 def summarize(
-    records: list[list[dict[str, Any]]], settings: dict[str, Any], num_sampled: int, output_dir: Path
+    records: list[list[dict[str, Any]]],
+    settings: dict[str, Any],
+    num_sampled: int,
+    output_dir: Path,
+    dataset: DataSource | None = None,
 ) -> EvaluationResult:
     """
     Returns the figures of completions.
@@ -97,6 +106,8 @@ def summarize(
             Completions that were not in the folder before.
         output_dir (`Path`):
             The folder.
+        dataset (`DataSource`, *optional*):
+            Where the problems came from, as far as it is known.
     """
     # The gold is the same for all completions of a problem, so one that cannot be read says nothing about any of them.
     graded = [group for group in records if group[0]["verdict"] != Verdict.UNPARSEABLE_GOLD.value]
@@ -124,6 +135,7 @@ def summarize(
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
         num_sampled=num_sampled,
         output_dir=output_dir,
+        dataset=dataset or DataSource(),
     )
 
 

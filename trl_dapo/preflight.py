@@ -67,6 +67,27 @@ def _refill(plan: RoundPlan, args: DAPOConfig) -> str:
     )
 
 
+def describe_method(args: DAPOConfig, num_steps: int, num_rows: int | None, reward_names: Sequence[str]) -> list[str]:
+    """
+    Describes what a run does, a line each, without what changes in its course.
+
+    Args:
+        args (`DAPOConfig`), num_steps (`int`), num_rows (`int` or `None`), reward_names (`Sequence[str]`):
+            As in [`describe_run`].
+    """
+    lines = describe_run(args, num_steps, num_rows, None, reward_names).splitlines()
+    method = [line.strip() for line in lines if not line.startswith("  !")]
+    if args.dynamic_sampling:
+        most = (
+            f"group by group, at most {args.max_generation_rounds * args.max_prompts_per_round:,} prompts a batch"
+            if args.refill == "stream"
+            else f"at most {args.max_generation_rounds} rounds a batch"
+        )
+        filter_name = args.filter_reward or reward_names[0]
+        method.insert(2, f"Dynamic sampling by {filter_name}: {most}; surplus: {args.surplus}.")
+    return method
+
+
 def departures(args: DAPOConfig) -> list[str]:
     """
     Returns where a configuration is not what the paper calls DAPO, and what would make it so.

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import textwrap
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,6 +31,7 @@ from .non_finite import NonFiniteGuard
 from .pacing import pacing_dataloader
 from .policy_scorer import PolicyScorer, restore_old_logps
 from .preflight import describe_training
+from .published_trainer import PublishedTrainer
 from .resumable_trainer import ResumableTrainer
 from .rewards import SoftOverlongPunishment
 from .rollout_sampler import RolloutSampler
@@ -46,7 +46,7 @@ from .vllm_canary import WeightCanary
 from .vllm_engine import DAPOVLLMGeneration, engine_of
 
 
-class DAPOTrainer(ResumableTrainer):
+class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     """
     Trainer for [DAPO](https://huggingface.co/papers/2503.14476): a [`~trl.GRPOTrainer`] whose every trained group has
     both correct and wrong completions.
@@ -87,21 +87,6 @@ class DAPOTrainer(ResumableTrainer):
     ```
     """
 
-    _tag_names = ["trl", "dapo"]
-    _name = "DAPO"
-    _paper = {
-        "title": "DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
-        "id": "2503.14476",
-        "citation": textwrap.dedent("""\
-            @article{yu2025dapo,
-                title        = {{DAPO: An Open-Source LLM Reinforcement Learning System at Scale}},
-                author       = {Qiying Yu and Zheng Zhang and Ruofei Zhu and Yufeng Yuan and Xiaochen Zuo and others},
-                year         = 2025,
-                eprint       = {arXiv:2503.14476},
-            }"""),
-    }
-
-    args: DAPOConfig
     vllm_generation: DAPOVLLMGeneration
 
     def __init__(
@@ -375,7 +360,9 @@ class DAPOTrainer(ResumableTrainer):
 
     def _log_train(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            self._metrics["train"][f"dapo/{name}"].append(value)
+            # What has no value in this step is not logged: trackers warn of it or draw a gap.
+            if not math.isnan(value):
+                self._metrics["train"][f"dapo/{name}"].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs TRL's metrics, and the diagnostics of the tokens trained since the last line, over all ranks."""

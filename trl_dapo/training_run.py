@@ -14,8 +14,11 @@ from trl import GRPOTrainer, ModelConfig, ScriptArguments, get_peft_config, get_
 from .config import DAPOConfig
 from .curves import plot_curves
 from .data import as_problems, load_rows
+from .data_source import DataSource
 from .hub_access import require_local_or_hub
+from .model_card import CURVES_FILE
 from .problem_check import check_problems
+from .publishing import PushOptions, push_run
 from .rewards import get_reward
 from .trainer import DAPOTrainer
 
@@ -111,8 +114,10 @@ def run_training(
         args.model_init_kwargs = init
 
     grpo_args = copy.copy(args)
+    grpo_args.push_to_hub = False  # it would go where DAPO's model goes
     trainer, seconds = _train(DAPOTrainer, args, model_args, script_args, model, train_dataset, eval_dataset)
-    trainer.save_model(args.output_dir)
+    # Not yet pushed, although `push_to_hub` is set: figures and curves go with it.
+    trainer.save_model(args.output_dir, _internal_call=True)
     histories = {"DAPO": trainer.state.log_history}
     before, after = _accuracies(trainer)
     results = {
@@ -123,9 +128,6 @@ def run_training(
     }
     if trainer.dynamic_sampler is not None:
         results["rollout_efficiency"] = trainer.dynamic_sampler.rollout_efficiency
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-
     if script_args.compare_grpo:
         # GRPO as TRL ships it: symmetric clipping, no dynamic sampling, no length penalty; all else the same.
         grpo_args.output_dir, grpo_args.epsilon_high = str(out / "grpo"), None
@@ -135,13 +137,17 @@ def run_training(
         results["grpo_train_seconds"] = round(seconds, 1)
 
     if trainer.is_world_process_zero():
-        trainer.create_model_card(model_name=out.name, dataset_name=script_args.dataset_name)
-        curves = plot_curves(histories, out / "curves.png")
+        trainer.create_model_card()
+        curves = plot_curves(histories, out / CURVES_FILE, num_columns=2)
         (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         print(f"\nHeld-out accuracy (sampled, {len(eval_dataset)} problems): {before:.1%} before, {after:.1%} after.")
         for name, value in results.items():
             print(f"  {name}: {value}")
         print(f"  model: {out}\n  model card: {out / 'README.md'}\n  curves: {curves}")
+        if args.push_to_hub:
+            # What was pushed in training has other weights, so they are written over.
+            options = PushOptions(args.hub_private_repo, args.hub_revision, overwrite=True, token=args.hub_token)
+            push_run(out, args.hub_model_id, options)
     trainer.accelerator.end_training()
 
 
@@ -164,6 +170,11 @@ def _train(
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
     )
+    if isinstance(trainer, DAPOTrainer) and script_args.dataset_name:
+        name, config = script_args.dataset_name, script_args.dataset_config
+        trainer.card_data_source = DataSource.named(name, config, script_args.dataset_train_split)
+        held_out = (script_args.eval_dataset_name, None) if script_args.eval_dataset_name else (name, config)
+        trainer.card_eval_source = DataSource.named(*held_out, script_args.dataset_test_split)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start

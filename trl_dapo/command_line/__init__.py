@@ -4,13 +4,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from trl_dapo.errors import HubUnreachableError
+from trl_dapo.errors import HubPushError, HubUnreachableError
 
 
 # Imported on use: torch and TRL take seconds, and `trl-dapo --help` needs neither.
 COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
+    "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
 
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = importlib.import_module(f".{given[0]}", __name__)
     try:
         command.run(given[1:])
-    except (HubUnreachableError, FileNotFoundError, BlockingIOError, ValueError) as error:
+    except (HubPushError, HubUnreachableError, FileNotFoundError, BlockingIOError, ValueError) as error:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise
         sys.exit(f"{type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from trl import ModelConfig, TrlParser
 
 from trl_dapo.completion_sampler import load_sampler
 from trl_dapo.data import as_problems, load_rows
+from trl_dapo.data_source import DataSource
 from trl_dapo.evaluation import evaluate
 from trl_dapo.hub_access import require_local_or_hub
 
@@ -85,6 +86,7 @@ def run(arguments: Sequence[str]) -> None:
         seed=args.seed,
         batch_size=args.batch_size,
         on_batch=report,
+        source=DataSource.named(args.dataset_name, args.dataset_config, args.dataset_split),
     )
     total = result.k * result.num_problems
     print(f"Sampled {result.num_sampled} completions, {total - result.num_sampled} were there already.\n")

@@ -1,0 +1,60 @@
+"""`trl-dapo push`: the folder of a run, a name on the Hub."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import TrlParser
+
+from trl_dapo.errors import HubPushError
+from trl_dapo.publishing import PushOptions, push_run
+
+
+@dataclass
+class PushArguments:
+    """Options of `trl-dapo push`. The token is that of HF_TOKEN or `hf auth login`, never an option."""
+
+    output_dir: str = field(metadata={"help": "Folder of the run, with the model in it."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "name or namespace/name on the Hub. Unset: the name of the folder."}
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Whether a new repository is private. Unset: as your account has it."}
+    )
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch, made if it is not there."})
+    results: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of `trl-dapo eval` whose results go into the card."}
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence in the Hub's words, such as apache-2.0."})
+    commit_message: str = field(default="Upload model", metadata={"help": "Message of the commit."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Put the model over another one that has its name on the Hub."}
+    )
+
+
+def run(arguments: Sequence[str]) -> None:
+    """
+    Pushes the model of a run with its card, curves and results.
+
+    Args:
+        arguments (`Sequence[str]`):
+            The options, such as `["--output_dir", "DIR", ...]`.
+    """
+    parser: Any = TrlParser((PushArguments,), prog="trl-dapo push")  # type: ignore[arg-type]
+    (args,) = parser.parse_args_and_config(args=arguments)
+    options = PushOptions(
+        private=args.hub_private_repo,
+        revision=args.hub_revision,
+        results=args.results,
+        license=args.license,
+        commit_message=args.commit_message,
+        overwrite=args.overwrite,
+    )
+    command = shlex.join(["trl-dapo", "push", *arguments])
+    try:
+        push_run(args.output_dir, args.hub_model_id, options, command)
+    except KeyboardInterrupt:
+        raise HubPushError(
+            f"Interrupted. The model is safe in {args.output_dir}. To go on where it was:\n  {command}"
+        ) from None
