@@ -81,6 +81,8 @@ class DynamicSampler:
             Judges the sampled groups.
         keep_awake (`Callable[[], AbstractContextManager[None]]`, *optional*):
             The rounds of a batch run inside it: an engine that sleeps while the model trains need not between them.
+        observe (`Callable`, *optional*):
+            Is shown the groups of each round as soon as they are judged, as `RolloutRecorder.observe`.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class DynamicSampler:
         num_rewards: int,
         judge: GroupJudge,
         keep_awake: Callable[[], AbstractContextManager[None]] = nullcontext,
+        observe: Callable[..., None] = lambda groups, rollout_at, row_of: None,
     ):
         self.args = args
+        self.observe = observe
         self.keep_awake = keep_awake
         self.ranks = ranks
         self.sample = sample
@@ -264,6 +268,7 @@ class DynamicSampler:
             policy_step,
         )
         self._num_rounds += 1
+        self.observe(groups, lambda at: output.rollouts[at.row], self.row_of)
         for group in groups:
             if group.verdict is GroupVerdict.INFORMATIVE:
                 self._kept |= {at: output.rollouts[at.row] for at in group.locations if at.rank == rank}

@@ -16,7 +16,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 
 from .assembly import CollectedBatch
 from .batch_report import BatchReporter
-from .callbacks import EmptyUpdateGuard, RunAnnouncement
+from .callbacks import EmptyUpdateGuard, RunAnnouncement, RunRecord
 from .collectives import Ranks
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
@@ -31,8 +31,8 @@ from .loss_normalization import (
     whole_groups,
 )
 from .policy_scorer import PolicyScorer, restore_old_logps
-from .preflight import describe_run
 from .rewards import SoftOverlongPunishment
+from .rollout_record import RolloutRecorder
 from .rollouts import Rollout, with_placeholders
 from .run_checks import check_single_turn, check_train_dataset, find_filter_column
 from .sampling.figures import completion_figures
@@ -149,6 +149,7 @@ class DAPOTrainer(GRPOTrainer):
         self.eval_figures = EvalFigures(self.num_generations_eval)
         self.policy_scorer = PolicyScorer(self)
         ranks, score = Ranks(self.accelerator), self.policy_scorer.score_rollouts
+        self.recorder = RolloutRecorder(args, ranks, self.reward_func_names, self.reward_weights, filter_column)
         self.canary = (
             WeightCanary(args, ranks, score, lambda: self.vllm_generation.num_syncs) if args.use_vllm else None
         )
@@ -163,9 +164,11 @@ class DAPOTrainer(GRPOTrainer):
                 num_rewards=len(self.reward_funcs),
                 judge=self.group_judge,
                 keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
+                observe=self.recorder.observe,
             )
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
-        self.add_callback(RunAnnouncement(self._describe_run))
+        self.add_callback(RunAnnouncement(self))
+        self.add_callback(RunRecord(self.recorder))
 
     # Reward postprocessing
 
@@ -201,6 +204,7 @@ class DAPOTrainer(GRPOTrainer):
             draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
             groups = self.group_judge.judge(draws, rewards.tolist(), facts)
             self._log_train(self.reporter.plain_figures(groups))
+            self.recorder.observe_plain(groups, inputs, completions, self._pending_extra_logs)
             if not self.args.truncated_in_statistics:
                 samples = range(self.num_generations)
                 rewards = rewards.new_tensor([group.rewards_in_statistics(row) for group in groups for row in samples])
@@ -242,6 +246,7 @@ class DAPOTrainer(GRPOTrainer):
         counts = live_tokens(output)
         output["num_items_in_batch"] = self.accelerator.gather(counts.sum()).sum()
         if self.model.training:
+            self.recorder.write(self._logs["advantages"], self.state.global_step)
             self.diagnostics.observe_rows(output["advantages"], lengths.to(device), ~is_filler.to(device))
             if self.args.loss_normalization == "group":
                 output |= group_columns(
@@ -252,7 +257,7 @@ class DAPOTrainer(GRPOTrainer):
     def _collect_batch(self, sampler: DynamicSampler) -> CollectedBatch:
         metrics = self._metrics["train"]
         num_logged = {name: len(values) for name, values in metrics.items()}
-        batch = sampler.collect(self.state.global_step)
+        batch = self.recorder.collect(sampler.collect, self.state.global_step)
         # TRL logged the lengths of each round for itself: one figure over all completions replaces them.
         for name, value in completion_figures(batch.collection.sampled).items():
             metrics[name][num_logged.get(name, 0) :] = [value]
@@ -369,12 +374,6 @@ class DAPOTrainer(GRPOTrainer):
         return loss
 
     # Reporting and state
-
-    def _describe_run(self, num_steps: int) -> str:
-        sampler = self.dynamic_sampler
-        plan = None if sampler is None else sampler.planner.plan(self.args.num_groups_per_batch)
-        num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)
 
     def _log_train(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():
