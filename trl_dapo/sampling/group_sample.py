@@ -23,7 +23,7 @@ class GroupSample:
     >>> for position in range(100):
     ...     _ = sample.offer(position)
     >>> sorted(sample.chosen)
-    [21, 30]
+    [27, 47]
     """
 
     def __init__(self, size: int, seed: int = 0):
