@@ -12,6 +12,7 @@ _WIDTH, _HEIGHT = 320, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 8, 8, 18
 _MAX_POINTS = 400  # of one line
 _MAX_BARS = 200
+GROUPS_SAMPLED = "Groups sampled, by what became of them"
 # One picture each: its title, and the metrics in it with their labels. Those that a run did not log are left out; of
 # two names for a thing, the first one counts.
 PANELS: tuple[tuple[str, tuple[tuple[tuple[str, ...], str], ...]], ...] = (
@@ -21,6 +22,14 @@ PANELS: tuple[tuple[str, tuple[tuple[tuple[str, ...], str], ...]], ...] = (
             (("dapo/sampled_accuracy", "rewards/accuracy_reward/mean"), "all sampled"),
             (("dapo/trained_accuracy",), "trained"),
             (("eval_rewards/accuracy_reward/mean",), "held out"),
+        ),
+    ),
+    (
+        GROUPS_SAMPLED,
+        (
+            (("dapo/acceptance_rate",), "informative"),
+            (("dapo/frac_all_correct",), "all correct"),
+            (("dapo/frac_all_wrong",), "all wrong"),
         ),
     ),
     ("Entropy (nats per token)", ((("dapo/entropy", "entropy"), "entropy"),)),
@@ -45,13 +54,22 @@ PANELS: tuple[tuple[str, tuple[tuple[tuple[str, ...], str], ...]], ...] = (
     ),
     (
         "Probability of clipped tokens",
-        ((("dapo/clip_high/token_prob_mean",), "above, mean"), (("dapo/clip_high/token_prob_max",), "above, max")),
+        (
+            (("dapo/clip_high/token_prob_mean",), "above, mean"),
+            (("dapo/clip_high/token_prob_max",), "above, max"),
+            (("dapo/clip_low/token_prob_mean",), "below, mean"),
+        ),
     ),
     (
         "Overlong completions",
-        ((("dapo/overlong/frac",), "overlong"), (("completions/clipped_ratio",), "truncated")),
+        (
+            (("dapo/overlong/frac",), "overlong"),
+            (("completions/clipped_ratio",), "truncated"),
+            (("dapo/length/frac_long_given_negative",), "overlong where A is negative"),
+        ),
     ),
     ("Trained tokens / generated tokens", ((("dapo/rollout_efficiency",), "efficiency"),)),
+    ("Groups without spread", ((("frac_reward_zero_std",), "of the batch"),)),
     ("Loss", ((("loss",), "loss"),)),
     ("Gradient norm", ((("grad_norm",), "norm"),)),
 )
@@ -70,7 +88,8 @@ def curves_html(history: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> 
     figures = [_bars(batches)] if batches else []
     for title, metrics in PANELS:
         lines = [(label, points) for names, label in metrics if (points := _points(history, names))]
-        if lines:
+        # The record says more of the groups than the log does.
+        if lines and not (batches and title == GROUPS_SAMPLED):
             figures.append(_figure(title, lines))
     if not figures:
         return '<div class="empty">The run has logged nothing yet.</div>'
@@ -169,7 +188,7 @@ def _bars(batches: Sequence[Batch]) -> str:
         for name, count in totals.items()
         if count
     )
-    return _framed("Groups sampled, by what became of them", "".join(parts), legend)
+    return _framed(GROUPS_SAMPLED, "".join(parts), legend)
 
 
 def _axes(first: float, last: float, low: float, high: float, y: Any) -> str:
