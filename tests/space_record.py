@@ -8,6 +8,20 @@ from trl_dapo.rollout_shards import RolloutShards
 
 VERDICTS = ["informative", "all_correct", "all_wrong", "uniform", "unscorable", "out_of_range", "truncated_out"]
 WORDS = ["apple", "Äpfel", "sum", "SUM", "box", "\\boxed{7}", "therefore", "x<y", "&amp;", "日本", "a\u0301"]
+# What a model might write to a page that does not take it for text.
+HOSTILE = [
+    "<script>window.hacked = 1</script>",
+    '"><img src=x onerror="window.hacked = 1">',
+    "</pre></div><svg onload=window.hacked=1>",
+    "<style>body{display:none}</style><!-- ",
+    "[click](javascript:alert(1)) ![x](http://example.com/x.png) **bold** `code` $x$",
+    "${window.hacked = 1} {{constructor.constructor('window.hacked=1')()}} {{#each x}}",
+    "' onmouseover='window.hacked=1",
+    "&lt;script&gt; &amp;#60; &#x3C;b&#x3E;",
+    "\x00\x01\x1b[31m\x7f\x9f\ufeff\u202etxt.exe\u2066\r\n\ttab",
+    "file:///etc/passwd ../../../etc/passwd /gradio_api/file=/etc/passwd",
+    "]]>--><![CDATA[<a href=x>",
+]
 
 
 def made_up_group(chance, step, position, num_generations=4):
@@ -37,6 +51,16 @@ def made_up_group(chance, step, position, num_generations=4):
             "rewards/accuracy": chance.choice([0.0, 1.0, float("nan")]),
         }
         for sample in range(num_generations)
+    ]
+
+
+def hostile_group(step, position):
+    """A group of hostile completions on a hostile prompt."""
+    group = made_up_group(random.Random(0), step, position, len(HOSTILE))
+    texts = {"prompt": HOSTILE[0] + HOSTILE[1], "solution": HOSTILE[1], "verdict": "all_wrong", "fate": "filtered"}
+    return [
+        row | texts | {"completion": text, "extra": json.dumps({"answer": text, text: 1})}
+        for row, text in zip(group, HOSTILE, strict=True)
     ]
 
 

@@ -11,23 +11,9 @@ from group_view import group_html, list_html, text_html
 from hypothesis import given
 from hypothesis import strategies as st
 from rollout_index import Batch, Group
+from space_record import HOSTILE
 
 from trl_dapo.curves import _PANELS
-
-
-HOSTILE = [
-    "<script>window.hacked = 1</script>",
-    '"><img src=x onerror="window.hacked = 1">',
-    "</pre></div><svg onload=window.hacked=1>",
-    "<style>body{display:none}</style><!-- ",
-    "[click](javascript:alert(1)) ![x](http://example.com/x.png) **bold** `code` $x$",
-    "${window.hacked = 1} {{constructor.constructor('window.hacked=1')()}} {{#each x}}",
-    "' onmouseover='window.hacked=1",
-    "&lt;script&gt; &amp;#60; &#x3C;b&#x3E;",
-    "\x00\x01\x1b[31m\x7f\x9f\ufeff\u202etxt.exe\u2066\r\n\ttab",
-    "file:///etc/passwd ../../../etc/passwd /gradio_api/file=/etc/passwd",
-    "]]>--><![CDATA[<a href=x>",
-]
 
 
 class Reader(HTMLParser):
