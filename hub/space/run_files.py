@@ -86,40 +86,47 @@ def download_run(repo_id: str, token: str | bool | None = None) -> Path:
         `ValueError`: when there is no such repository, nothing in it to look at, or too much of it.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     api = HfApi(token=token)
     for repo_type in ("model", "dataset"):
         try:
             info = api.repo_info(repo_id, repo_type=repo_type, files_metadata=True)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+            names = _checked_names(repo_id, sizes)
+            return Path(
+                snapshot_download(repo_id, repo_type=repo_type, revision=info.sha, allow_patterns=names, token=token)
+            )
         except HFValidationError:
             break
         except RepositoryNotFoundError:
             continue
-        except (HfHubHTTPError, OSError) as error:
+        except ValueError:
+            raise
+        except Exception as error:  # whatever HTTP library the client is built on
             raise ValueError(
                 f"The Hub cannot be reached ({type(error).__name__}). Try again, or open a folder."
             ) from error
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        names = wanted_files(sizes)
-        if not names:
-            raise ValueError(
-                f"{repo_id} has no record of rollout groups and no log. A run leaves them with "
-                "`num_groups_to_log` or `log_completions=True`."
-            )
-        size = sum(sizes[name] for name in names)
-        if size > MAX_DOWNLOAD_BYTES:
-            raise ValueError(
-                f"The record in {repo_id} has {size / 2**30:.1f} GiB, but must have at most "
-                f"{MAX_DOWNLOAD_BYTES / 2**30:.0f} GiB. Download it and open the folder."
-            )
-        return Path(
-            snapshot_download(repo_id, repo_type=repo_type, revision=info.sha, allow_patterns=names, token=token)
-        )
     raise ValueError(
         f"{repo_id[:100]!r} is not a model or dataset repository on the Hub that can be read here. It must be "
         "<owner>/<name>."
     )
+
+
+def _checked_names(repo_id: str, sizes: Mapping[str, int]) -> list[str]:
+    names = wanted_files(sizes)
+    if not names:
+        raise ValueError(
+            f"{repo_id} has no record of rollout groups and no log. A run leaves them with `num_groups_to_log` or "
+            "`log_completions=True`."
+        )
+    size = sum(sizes[name] for name in names)
+    if size > MAX_DOWNLOAD_BYTES:
+        raise ValueError(
+            f"The record in {repo_id} has {size / 2**30:.1f} GiB, but must have at most "
+            f"{MAX_DOWNLOAD_BYTES / 2**30:.0f} GiB. Download it and open the folder."
+        )
+    return names
 
 
 def _from_lines(path: Path) -> list[dict[str, Any]]:
