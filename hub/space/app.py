@@ -32,6 +32,8 @@ element.addEventListener('click', (event) => {
     trigger('select', {group: row.dataset.group});
 });
 """
+# A group is read from its beginning, wherever the one before was left.
+_FROM_THE_TOP = "watch('value', () => { element.closest('#detail').scrollTop = 0; });"
 
 
 class Run:
@@ -224,7 +226,7 @@ def build(runs: Runs) -> gr.Blocks:
                 tokens = gr.Textbox(label="Tokens", placeholder="1000..", max_length=60, elem_id="tokens", **narrow)
                 truncated = gr.Dropdown(list(_TRUNCATED), value="any", label="Truncated", **narrow)
                 order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", **narrow)
-            with gr.Row():
+            with gr.Row(equal_height=True):
                 with gr.Column(scale=4, min_width=360):
                     with gr.Row(elem_classes="pager"):
                         back = gr.Button("Back", size="sm", min_width=60, scale=0, elem_id="back")
@@ -232,7 +234,7 @@ def build(runs: Runs) -> gr.Blocks:
                         forth = gr.Button("Next", size="sm", min_width=60, scale=0, elem_id="forth")
                     rows = gr.HTML(elem_classes="look", elem_id="rows", js_on_load=_SELECT)
                 with gr.Column(scale=6, min_width=420):
-                    detail = gr.HTML(elem_classes="look", elem_id="detail")
+                    detail = gr.HTML(elem_classes="look", elem_id="detail", js_on_load=_FROM_THE_TOP)
         with gr.Tab("Curves"):
             curves = gr.HTML(elem_classes="look", elem_id="curves")
 
