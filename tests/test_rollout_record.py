@@ -12,12 +12,17 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from test_distributed import run
 from test_trainer import RecordingTrainer, all_wrong, make_trainer, rare_reward
-from tiny import first_token_reward, tiny_tokenizer
+from thread_ranks import run_ranks
+from tiny import first_token_reward, tiny_tokenizer, training_arguments
 
-from trl_dapo import RefillExhaustedError
+from trl_dapo import DAPOConfig, RefillExhaustedError
+from trl_dapo.rollout_record import RolloutRecorder
 from trl_dapo.rollout_shards import BATCH_KEY, RolloutShards, as_text
+from trl_dapo.sampling.groups import GroupJudge, RowFacts
+from trl_dapo.sampling.prompt_stream import Draw
 
 
 class SampledTrainer(RecordingTrainer):
@@ -224,3 +229,30 @@ def test_history_has_what_the_trainer_logged(tmp_path):
         finite.pop("total_flos", None)  # added after the callbacks saw the entry
         logged = {name: value for name, value in line.items() if value is not None}
         assert logged == {"start": 0, **finite}
+
+
+def test_two_ranks_without_dynamic_sampling_write_every_completion_once(tmp_path):
+    # 3 groups of 4 on two ranks of 6 rows: the second group straddles them.
+    args = DAPOConfig(**training_arguments(tmp_path, per_device_train_batch_size=12, num_groups_to_log=10))
+    rewards = [[float(row % 4 == 1)] for row in range(12)]
+    facts = [RowFacts(2, row + 1, row == 5) for row in range(12)]
+    groups = GroupJudge(0).judge([Draw(number, -1) for number in range(3)], rewards, facts)
+
+    def work(ranks):
+        mine = range(6 * ranks.rank, 6 * ranks.rank + 6)
+        recorder = RolloutRecorder(args, ranks, ["correct"], torch.tensor([2.0]), 0)
+        inputs = [{"prompt": f"p{row // 4}", "answer": row // 4} for row in mine]
+        logged = {"seen": [row * 10 for row in mine], "other length": [1]}
+        recorder.observe_plain(groups, inputs, [f"c{row}" for row in mine], logged)
+        recorder.write([row / 2 for row in range(12)], step=3)
+
+    run_ranks(2, work)
+    record = read(tmp_path)
+    assert list(record["completion"]) == [f"c{row}" for row in range(12)]
+    assert list(record["prompt"]) == [f"p{row // 4}" for row in range(12)]
+    assert list(record["solution"]) == [str(row // 4) for row in range(12)]
+    assert list(record["advantage"]) == [row / 2 for row in range(12)]
+    assert list(record["reward"]) == [2.0 * (row % 4 == 1) for row in range(12)]
+    assert list(record["extra"]) == [f'{{"seen": {row * 10}}}' for row in range(12)]
+    assert list(record["is_truncated"]) == [row == 5 for row in range(12)]
+    assert set(record["step"]) == {3}
