@@ -76,14 +76,17 @@ class Runs:
             `ValueError`: when there is none of that name.
         """
         with self._lock:
-            if is_anew or name not in self._opened:
-                folder = self.folders.get(name)
-                run = Run(download_run(name, self.token) if folder is None else folder)
+            run = None if is_anew else self._opened.get(name)
+        if run is None:
+            # Not under the lock: nobody should wait for another one's download.
+            folder = self.folders.get(name)
+            run = Run(download_run(name, self.token) if folder is None else folder)
+            with self._lock:
                 self._opened.pop(name, None)
                 self._opened[name] = run
                 for oldest in list(self._opened)[:-_MAX_OPEN]:
                     del self._opened[oldest]
-            return self._opened[name]
+        return run
 
 
 def query_of(
@@ -281,7 +284,6 @@ def main() -> None:
         css_paths=Path(__file__).with_name("style.css"),
         footer_links=["settings"],
         ssr_mode=False,
-        show_error=True,
     )
 
 
