@@ -1,6 +1,7 @@
 """The sampled groups as a table in the terminal, beside the table of completions that TRL prints."""
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def print_groups(recorder: RolloutRecorder, num_completions: int | None = None) 
         # `Text` does not read markup in what a model wrote.
         table.add_row(
             Text(outcome.replace("_", " "), style=_STYLES.get(outcome, "yellow")),
-            Text(_shortened(shown["prompt"])),
+            Text(_shortened(last_turn(shown["prompt"]))),
             Text(_shortened(shown["solution"])),
             Text(" ".join(_number(row[filter_reward]) for row in group)),
             Text(f"{min(row['length'] for row in group)}-{max(row['length'] for row in group)}"),
@@ -80,6 +81,22 @@ def fate_of(row: Mapping[str, Any]) -> str:
     """
     fate: str = row["verdict"] if row["fate"] == "filtered" else row["fate"]
     return fate
+
+
+def last_turn(prompt: str | None) -> str | None:
+    """
+    Returns what is asked last in a prompt of the record: the content of the last message of a conversation.
+
+    >>> last_turn('[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2"}]'), last_turn("2 + 2")
+    ('2 + 2', '2 + 2')
+    """
+    if prompt is None or not prompt.startswith("[{"):
+        return prompt
+    try:
+        content = json.loads(prompt)[-1]["content"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return prompt
+    return content if isinstance(content, str) else prompt
 
 
 def one_of_each(groups: Sequence[list[dict[str, Any]]], most: int) -> list[list[dict[str, Any]]]:
