@@ -4,6 +4,9 @@ import json
 import os
 
 import pytest
+from conftest import ROOT
+from huggingface_hub import SpaceCard
+from packaging.requirements import Requirement
 from run_files import read_history, read_results, shard_paths, wanted_files
 
 
@@ -105,3 +108,18 @@ def test_other_files_of_the_folder_are_not_opened(tmp_path):
     os.mkfifo(folder / "groups-000-000002.parquet")  # reading it would wait for ever
     (folder / "groups-000-000003.parquet").touch()
     assert [path.name for path in shard_paths(tmp_path)] == ["groups-000-000003.parquet"]
+
+
+def test_card_of_the_space_names_what_is_there():
+    folder = ROOT / "hub" / "space"
+    card = SpaceCard.load(folder / "README.md").data
+    assert (card.sdk, card.license) == ("gradio", "apache-2.0")
+    assert (folder / card.app_file).is_file()
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert card.sdk_version == pins["gradio"]
+    needs = [Requirement(line) for line in (folder / "requirements.txt").read_text().splitlines()]
+    assert all(need.specifier.contains(pins[need.name]) for need in needs)
+    # Limits of the Hub.
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {card.colorFrom, card.colorTo} <= colors
+    assert len(card.short_description) <= 60
