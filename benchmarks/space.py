@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "hub" / "space")]
 
 from group_view import group_html, list_html  # noqa: E402
-from rollout_index import Query, RolloutIndex  # noqa: E402
+from query import Query  # noqa: E402
+from rollout_index import RolloutIndex  # noqa: E402
 from run_files import shard_paths  # noqa: E402
 
 from trl_dapo.rollout_shards import RolloutShards  # noqa: E402

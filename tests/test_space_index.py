@@ -11,10 +11,14 @@ import group_view
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import query
 import rollout_index
 import run_files
-from rollout_index import FATES, ORDERS, VERDICTS, Query, RolloutIndex, parse_range
+import shard_reader
+from query import ORDERS, Query, parse_range
+from rollout_index import RolloutIndex
 from run_files import shard_paths
+from shard_reader import FATES, VERDICTS
 from space_record import WORDS, made_up_group, write_record
 
 from trl_dapo.rollout_record import Fate
@@ -22,17 +26,17 @@ from trl_dapo.rollout_shards import RolloutShards
 from trl_dapo.sampling.group_filter import GroupVerdict
 
 
-def by_hand(rows, query):
+def by_hand(rows, asked):
     """The groups that a query finds, by their positions, and the completions in them that it is about."""
     found = []
     for position, group in itertools.groupby(rows, key=lambda row: row["position"]):
         group = list(group)
-        is_asked = [meets(row, query) for row in group]
+        is_asked = [meets(row, asked) for row in group]
         if any(is_asked):
             found.append((position, is_asked, max(row["length"] for row in group)))
-    if query.order == "newest first":
+    if asked.order == "newest first":
         found.reverse()
-    elif query.order == "longest first":
+    elif asked.order == "longest first":
         found.sort(key=lambda item: -item[2])
     return [position for position, _, _ in found], {position: is_asked for position, is_asked, _ in found}
 
@@ -181,6 +185,14 @@ def test_file_that_is_no_record_is_named_and_passed_over(tmp_path):
     assert [c["completion"] for c in index.groups([30])[0].completions] == [""] * 4
 
 
+def test_group_of_absurd_size_is_shown_in_part(tmp_path):
+    rows = [made_up_group(random.Random(0), 0, 5)[0] for _ in range(1000)]
+    RolloutShards(tmp_path, ["accuracy"]).add(rows, {"step": 0})
+    (group,) = RolloutIndex(shard_paths(tmp_path)).groups([0])
+    assert (len(group.completions), group.num_left_out) == (256, 744)
+    assert "744 more left out" in group_view.group_html(group, [], [True] * 256)
+
+
 def test_file_that_has_gone_since_is_shown_without_texts(tmp_path):
     write_record(tmp_path)
     index = RolloutIndex(shard_paths(tmp_path))
@@ -195,7 +207,7 @@ def test_range_that_is_none_is_refused_by_name(text):
         parse_range("Steps", text)
 
 
-@pytest.mark.parametrize("module", [rollout_index, run_files, group_view, curve_view])
+@pytest.mark.parametrize("module", [query, shard_reader, rollout_index, run_files, group_view, curve_view])
 def test_examples_in_docstrings_hold(module):
     results = doctest.testmod(module)
     assert results.failed == 0

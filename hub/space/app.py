@@ -14,8 +14,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from curve_view import curves_html, tiles_html
 from group_view import group_html, list_html
-from rollout_index import FATES, ORDERS, OTHER, VERDICTS, Query, RolloutIndex, parse_range
+from query import ORDERS, Query, parse_range
+from rollout_index import OTHER, RolloutIndex
 from run_files import download_run, read_history, read_results, shard_paths
+from shard_reader import FATES, VERDICTS
 
 
 PAGE = 20

@@ -101,9 +101,10 @@ def group_html(group: Group, reward_names: Iterable[str], meets: Sequence[bool],
         if group.solution
         else ""
     )
+    left_out = f'<div class="empty">{group.num_left_out:,} more left out</div>' if group.num_left_out else ""
     return (
         f'<div class="group"><div class="line">{_outcome(group)}<span class="step">step {group.step:d}</span></div>'
-        f'<div class="part"><h4>Prompt</h4>{_prompt_html(group.prompt, mark)}</div>{gold}{cards}</div>'
+        f'<div class="part"><h4>Prompt</h4>{_prompt_html(group.prompt, mark)}</div>{gold}{cards}{left_out}</div>'
     )
 
 
