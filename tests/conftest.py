@@ -10,7 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CI", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+# The Space is a folder of its own on the Hub, and no package.
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "hub" / "space")]
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def test_new_fields_are_exactly_these():
         "overlong_penalty_factor",
         "truncated_in_statistics",
         "max_non_finite_steps",
+        "num_groups_to_log",
         "vllm_engine_kwargs",
         "vllm_check_interval",
         "vllm_max_logp_gap",
@@ -72,6 +73,7 @@ def test_every_new_field_is_documented_with_its_default():
         ({"on_exhausted": "ignore"}, "on_exhausted is 'ignore', but must be one of 'partial', 'error'"),
         ({"max_generation_rounds": 0}, "max_generation_rounds is 0, but must be 1 or more"),
         ({"max_non_finite_steps": 0}, "max_non_finite_steps is 0, but must be 1 or more, or None"),
+        ({"num_groups_to_log": -1}, r"num_groups_to_log is -1, but must be 0 \(none\) or more groups a batch"),
         ({"max_prompts_per_round": 0}, "max_prompts_per_round is 0, but must be 1 or more"),
         ({"refill_confidence": 1.0}, "refill_confidence is 1.0, but must lie strictly between 0 and 1"),
         (

@@ -52,6 +52,8 @@ def test_overridden_method_has_the_signature_we_override(name):
         "rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
         '"num_items_in_batch": num_items_in_batch',
         "self._pending_extra_logs.get(column, [None] * len(prompts))",
+        # The record of rollout groups reads the advantages of all ranks here.
+        'self._logs["advantages"].extend(all_process_advantages.tolist())',
     ],
 )
 def test_scoring_calls_the_seams_that_the_replay_fills(fragment):

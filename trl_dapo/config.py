@@ -14,6 +14,8 @@ from .vllm_arguments import check_engine_kwargs, check_resumable, known_engine_o
 _ON_EXHAUSTED = ("partial", "error")
 _SURPLUS = ("requeue", "carry")
 _REFILL = ("rounds", "stream")
+# Enough to see every verdict, and at 16 completions of 3,000 tokens some 10 MB a batch before compression.
+_GROUPS_TO_LOG = 64
 _LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
 
 
@@ -86,6 +88,10 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             An optimizer step whose gradients are NaN or infinite is skipped, since it would make every weight NaN, and its
             batch is written to `<output_dir>/_non_finite/`. After so many in a row the run stops with
             [`NonFiniteGradientError`]. `None`: such a step is taken, as in TRL.
+        num_groups_to_log (`int`, *optional*):
+            Groups of each generation batch, chosen at random among all that were sampled, trained or not, to write to
+            `<output_dir>/rollouts` with prompt, completions, verdict, rewards and advantage. `None`: 64 with
+            `log_completions`, else 0. `0`: none.
         vllm_engine_kwargs (`dict[str, Any]`, *optional*):
             Options of the colocated vLLM engine that TRL has no field for: any of vLLM's `EngineArgs`, as
             `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
@@ -202,6 +208,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "None takes such steps, as TRL does."
         },
     )
+    num_groups_to_log: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sampled groups of each generation batch to write to `<output_dir>/rollouts`, trained or not. None "
+            "takes 64 with `log_completions`, else 0."
+        },
+    )
     vllm_engine_kwargs: dict | str | None = field(
         default=None,
         metadata={
@@ -239,6 +252,12 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             # TRL would choose bfloat16, and transformers refuse it.
             self.bf16 = False
         super().__post_init__()
+        if self.num_groups_to_log is None:
+            self.num_groups_to_log = _GROUPS_TO_LOG if self.log_completions else 0
+        if self.num_groups_to_log < 0:
+            raise ValueError(
+                f"num_groups_to_log is {self.num_groups_to_log}, but must be 0 (none) or more groups a batch. Use 64."
+            )
         self._check_overlong_fields()
         self._check_loss_normalization()
         if not self.truncated_in_statistics and not self.mask_truncated_completions:

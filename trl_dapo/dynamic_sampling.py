@@ -53,6 +53,8 @@ class DynamicSampler:
             A batch is sampled inside it: an engine that sleeps while the model trains need not meanwhile.
         sources (`StreamSources`, *optional*):
             What this rank samples with where groups are refilled one by one.
+        observe (`Callable`, *optional*):
+            Is shown groups as soon as they are judged, as `RolloutRecorder.observe`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class DynamicSampler:
         judge: GroupJudge,
         keep_awake: Callable[[], AbstractContextManager[None]] = nullcontext,
         sources: StreamSources | None = None,
+        observe: Callable[..., None] = lambda groups, rollout_at, row_of: None,
     ):
         self.args = args
         self.keep_awake = keep_awake
@@ -107,6 +110,7 @@ class DynamicSampler:
             "planner": self.planner,
             "row_of": self.row_of,
             "draw": self._draw,
+            "observe": observe,
         }
         if sources is None:
             self.refill = RoundRefill(sample=sample, **common)

@@ -1,18 +1,9 @@
 """What a run is going to do, in one screen, and where it is not what the paper calls DAPO."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from .config import DAPOConfig
 from .sampling.refill_planner import RoundPlan
-
-
-def describe_training(trainer: Any, num_steps: int) -> str:
-    """Describes the run of so many optimizer steps that a `DAPOTrainer` is about to begin."""
-    sampler, dataset = trainer.dynamic_sampler, trainer.train_dataset
-    plan = None if sampler is None else sampler.planner.plan(trainer.args.num_groups_per_batch)
-    num_rows = len(dataset) if hasattr(dataset, "__len__") else None
-    return describe_run(trainer.args, num_steps, num_rows, plan, trainer.reward_func_names)
 
 
 def describe_run(

@@ -59,6 +59,8 @@ class RoundRefill:
             Returns the dataset row of a draw.
         draw (`Callable[[int], list[Draw]]`):
             Takes the next draws from the prompt stream.
+        observe (`Callable`, *optional*):
+            Is shown groups as soon as they are judged, as `RolloutRecorder.observe`.
 
     Attributes:
         last_plan (`RoundPlan` or `None`):
@@ -80,6 +82,7 @@ class RoundRefill:
         planner: RefillPlanner,
         row_of: Callable[[Draw], dict[str, Any]],
         draw: Callable[[int], list[Draw]],
+        observe: Callable[..., None] = lambda groups, rollout_at, row_of: None,
     ):
         self.args = args
         self.ranks = ranks
@@ -88,6 +91,7 @@ class RoundRefill:
         self.planner = planner
         self.row_of = row_of
         self.draw = draw
+        self.observe = observe
         self.last_plan: RoundPlan | None = None
         self.seconds = 0.0
         self.spare: tuple[Draw, Rollout] | None = None
@@ -165,6 +169,7 @@ class RoundRefill:
             policy_step,
         )
         self._num_rounds += 1
+        self.observe(groups, lambda at: output.rollouts[at.row], self.row_of)
         kept = {
             at: output.rollouts[at.row]
             for group in groups

@@ -56,6 +56,8 @@ class StreamRefill:
             Takes the next draws from the prompt stream.
         stream_position (`Callable[[], int]`):
             Says where the prompt stream stands.
+        observe (`Callable`, *optional*):
+            Is shown the judged groups of a batch, as `RolloutRecorder.observe`.
 
     Attributes:
         suspended (`dict[int, tuple[Draw, int]]`):
@@ -87,6 +89,7 @@ class StreamRefill:
         row_of: Callable[[Draw], dict[str, Any]],
         draw: Callable[[int], list[Draw]],
         stream_position: Callable[[], int],
+        observe: Callable[..., None] = lambda groups, rollout_at, row_of: None,
     ):
         self.args = args
         self.ranks = ranks
@@ -97,6 +100,7 @@ class StreamRefill:
         self.planner = planner
         self.row_of = row_of
         self.draw = draw
+        self.observe = observe
         self.stream_position = stream_position
         self.suspended: dict[int, tuple[Draw, int]] = {}
         self.last_plan: RoundPlan | None = None
@@ -268,7 +272,8 @@ class StreamRefill:
             "stream/grading_hidden": 1.0 - sum(waited) / sum(grading) if sum(grading) else math.nan,
         }
         self.spare = self._spare()
-        size = self.args.num_generations
+        size, judged = self.args.num_generations, self.judged
+        self.observe(groups, lambda at: judged[at.row // size].rollouts[at.row % size], self.row_of)
         return {
             Location(self._num_batches, self.ranks.rank, number * size + sample): rollout
             for number, group in enumerate(self.judged)

@@ -13,7 +13,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 
 from .assembly import CollectedBatch
 from .batch_report import BatchReporter
-from .callbacks import EmptyUpdateGuard, RunAnnouncement
+from .callbacks import EmptyUpdateGuard, RunAnnouncement, RunRecord
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler
@@ -30,10 +30,10 @@ from .loss_normalization import (
 from .non_finite import NonFiniteGuard
 from .pacing import pacing_dataloader
 from .policy_scorer import PolicyScorer, restore_old_logps
-from .preflight import describe_training
 from .published_trainer import PublishedTrainer
 from .resumable_trainer import ResumableTrainer
 from .rewards import SoftOverlongPunishment
+from .rollout_record import RolloutRecorder
 from .rollout_sampler import RolloutSampler
 from .rollouts import with_placeholders
 from .run_checks import check_single_turn, check_train_dataset, find_filter_column
@@ -136,6 +136,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.eval_figures = EvalFigures(self.num_generations_eval)
         self.policy_scorer = PolicyScorer(self)
         score = self.policy_scorer.score_rollouts
+        self.recorder = RolloutRecorder(args, self.ranks, self.reward_func_names, self.reward_weights, filter_column)
         self.canary = (
             WeightCanary(args, self.ranks, score, lambda: self.vllm_generation.num_syncs) if args.use_vllm else None
         )
@@ -152,11 +153,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 judge=self.group_judge,
                 keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
                 sources=sampler.stream_sources() if args.refill == "stream" else None,
+                observe=self.recorder.observe,
             )
             self.dynamic_sampler.add_to(self.run_state)
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
         self.add_callback(NonFiniteGuard(self))
-        self.add_callback(RunAnnouncement(functools.partial(describe_training, self)))
+        self.add_callback(RunAnnouncement(self))
+        self.add_callback(RunRecord(self.recorder))
         load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
         self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
         self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
@@ -196,6 +199,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
             groups = self.group_judge.judge(draws, rewards.tolist(), facts)
             self._log_train(self.reporter.plain_figures(groups))
+            self.recorder.observe_plain(groups, inputs, completions, self._pending_extra_logs)
             if not self.args.truncated_in_statistics:
                 samples = range(self.num_generations)
                 rewards = rewards.new_tensor([group.rewards_in_statistics(row) for group in groups for row in samples])
@@ -237,6 +241,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         counts = live_tokens(output)
         output["num_items_in_batch"] = self.accelerator.gather(counts.sum()).sum()
         if self.model.training:
+            self.recorder.write(self._logs["advantages"], self.state.global_step)
             self.diagnostics.observe_rows(output["advantages"], lengths.to(device), ~is_filler.to(device))
             if self.args.loss_normalization == "group":
                 output |= group_columns(
@@ -247,7 +252,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _collect_batch(self, sampler: DynamicSampler) -> CollectedBatch:
         metrics = self._metrics["train"]
         num_logged = {name: len(values) for name, values in metrics.items()}
-        batch = sampler.collect(self.state.global_step)
+        batch = self.recorder.collect(sampler.collect, self.state.global_step)
         if isinstance(sampler.refill, StreamRefill):
             # In rounds TRL does the one, and `_generate` the other.
             self.state.num_input_tokens_seen += batch.collection.num_input_tokens

@@ -179,6 +179,7 @@ def _train(
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - start
     trainer.evaluate()
+    trainer.save_state()
     return trainer, seconds
 
 

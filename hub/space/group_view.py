@@ -1,0 +1,202 @@
+"""
+Groups as HTML: a list of them, and one with all its completions.
+
+What a model wrote is text and nothing else. It is escaped here, in the only place where it becomes HTML: `text_html`.
+"""
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rollout_index import Group
+
+
+_MAX_TEXT = 40_000  # characters of one text; the beginning and the end are shown
+_MAX_SNIPPET = 160
+_CORRECT = 1 - 1e-6
+# Characters that do not show, or make what stands beside them show in another order.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+
+
+def text_html(text: str, mark: str = "", limit: int = _MAX_TEXT) -> str:
+    """
+    Returns a text as HTML: escaped, invisible characters by their codes, what is beyond the limit left out.
+
+    Args:
+        text (`str`):
+            Anything.
+        mark (`str`, *optional*):
+            What to highlight in it, in capitals or not.
+        limit (`int`, *optional*):
+            Most characters.
+
+    >>> text_html("1 < 2 <script>", mark="SCRIPT")
+    '1 &lt; 2 &lt;<mark>script</mark>&gt;'
+    """
+    if len(text) > limit:
+        head, tail = text[: limit // 2], text[len(text) - limit // 2 :]
+        left_out = f'<span class="gap">{len(text) - 2 * (limit // 2):,} characters left out</span>'
+        return text_html(head, mark) + left_out + text_html(tail, mark)
+    pieces = re.split(f"({re.escape(mark)})", text, flags=re.IGNORECASE) if mark else [text]
+    # The pieces at odd places are what was looked for.
+    return "".join(
+        f"<mark>{_escaped(piece)}</mark>" if number % 2 else _escaped(piece) for number, piece in enumerate(pieces)
+    )
+
+
+def list_html(groups: Sequence[Group], filter_reward: str, chosen: int | None, mark: str = "") -> str:
+    """
+    Returns the groups of a page as a list of buttons, each with its number in `data-group`.
+
+    Args:
+        groups (`Sequence[Group]`):
+            The groups.
+        filter_reward (`str`):
+            Column whose value makes the dots: full marks, or not.
+        chosen (`int`, *optional*):
+            Number of the group that is open.
+        mark (`str`, *optional*):
+            What to highlight.
+    """
+    if not groups:
+        return '<div class="empty">No group is like that. Loosen the filter.</div>'
+    rows = []
+    for group in groups:
+        rewards = [completion[filter_reward] for completion in group.completions]
+        lengths = [completion["length"] for completion in group.completions]
+        rows.append(
+            f'<button type="button" class="row{" chosen" if group.number == chosen else ""}" '
+            f'data-group="{group.number:d}">'
+            f'<span class="line">{_outcome(group)}<span class="step">step {group.step:d}</span>{_dots(rewards)}'
+            f'<span class="length">{min(lengths):d}&ndash;{max(lengths):d} tokens</span></span>'
+            f'<span class="snippet">{text_html(_last_words(group.prompt), mark)}</span></button>'
+        )
+    return f'<div class="rows">{"".join(rows)}</div>'
+
+
+def group_html(group: Group, reward_names: Iterable[str], meets: Sequence[bool], mark: str = "") -> str:
+    """
+    Returns a group with its prompt, gold and completions.
+
+    Args:
+        group (`Group`):
+            The group.
+        reward_names (`Iterable[str]`):
+            Columns to show of each completion, `rewards/<name>`.
+        meets (`Sequence[bool]`):
+            Whether each completion is what the query asks for; the others are pale.
+        mark (`str`, *optional*):
+            What to highlight.
+    """
+    names = [name for name in reward_names if name.startswith("rewards/")]
+    cards = "".join(
+        _completion_html(completion, names, is_meant, mark, group.solution)
+        for completion, is_meant in zip(group.completions, meets, strict=True)
+    )
+    gold = (
+        f'<div class="part"><h4>Solution</h4><pre>{text_html(group.solution, mark)}</pre></div>'
+        if group.solution
+        else ""
+    )
+    left_out = f'<div class="empty">{group.num_left_out:,} more left out</div>' if group.num_left_out else ""
+    return (
+        f'<div class="group"><div class="line">{_outcome(group)}<span class="step">step {group.step:d}</span></div>'
+        f'<div class="part"><h4>Prompt</h4>{_prompt_html(group.prompt, mark)}</div>{gold}{cards}{left_out}</div>'
+    )
+
+
+def _completion_html(
+    completion: dict[str, Any], names: Sequence[str], is_meant: bool, mark: str, solution: str
+) -> str:
+    facts = [f"<b>#{completion['sample']:d}</b>"]
+    advantage = completion["advantage"]
+    if math.isfinite(advantage):
+        sign = "up" if advantage > 0 else "down" if advantage < 0 else "zero"
+        facts.append(f'<span class="advantage {sign}">A {advantage:+.2f}</span>')
+    for name in names:
+        label = text_html(name.removeprefix("rewards/"), limit=60)
+        facts.append(f'<span class="fact">{label} <b>{_number(completion[name])}</b></span>')
+    if len(names) > 1:
+        facts.append(f'<span class="fact">sum <b>{_number(completion["reward"])}</b></span>')
+    facts.append(f'<span class="fact">{completion["length"]:d} tokens</span>')
+    if completion["is_truncated"]:
+        facts.append('<span class="chip truncated">truncated</span>')
+    extra = "".join(
+        f'<span class="fact">{text_html(name, limit=60)} <b>{text_html(value, mark, limit=300)}</b></span>'
+        for name, value in _extra(completion["extra"])
+        if (name, value) != ("solution", solution)  # it stands above
+    )
+    text = text_html(completion["completion"], mark) or '<span class="gap">empty</span>'
+    return (
+        f'<div class="card{"" if is_meant else " pale"}"><div class="line">{"".join(facts)}</div>'
+        f"{f'<div class=line>{extra}</div>' if extra else ''}<pre>{text}</pre></div>"
+    )
+
+
+def _outcome(group: Group) -> str:
+    # Both are names of this package's own: the index knows no others.
+    is_informative = group.verdict == "informative"
+    fate = group.fate if is_informative or group.fate != "filtered" else ""
+    verdict = f'<span class="chip {group.verdict}">{group.verdict.replace("_", " ")}</span>'
+    return verdict + (f'<span class="chip fate {fate}">{fate}</span>' if fate else "")
+
+
+def _dots(rewards: Sequence[float]) -> str:
+    kinds = ["none" if math.isnan(reward) else "right" if reward >= _CORRECT else "wrong" for reward in rewards[:32]]
+    scored = [kind for kind in kinds if kind != "none"]
+    title = f"{kinds.count('right')} of {len(scored)} with full marks"
+    return f'<span class="dots" title="{title}">{"".join(f"<i class={kind}></i>" for kind in kinds)}</span>'
+
+
+def _prompt_html(prompt: str, mark: str) -> str:
+    messages = _conversation(prompt)
+    if messages is None:
+        return f"<pre>{text_html(prompt, mark)}</pre>"
+    return "".join(
+        f'<div class="turn"><span class="role">{text_html(role, limit=40)}</span><pre>{text_html(content, mark)}</pre></div>'
+        for role, content in messages[:100]
+    )
+
+
+def _last_words(prompt: str) -> str:
+    """Returns a snippet of what is asked: worked examples and instructions stand before it, so the end is shown."""
+    messages = _conversation(prompt)
+    text = " ".join((messages[-1][1] if messages else prompt)[-2000:].split())
+    return text if len(text) <= _MAX_SNIPPET else f"… {text[-_MAX_SNIPPET:]}"
+
+
+def _conversation(prompt: str) -> list[tuple[str, str]] | None:
+    """Returns the roles and contents of a prompt that is a conversation."""
+    if not prompt.startswith("[{"):
+        return None
+    try:
+        messages = json.loads(prompt)
+        return [(str(message["role"]), _content(message["content"])) for message in messages] or None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _content(content: Any) -> str:
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def _extra(text: str) -> list[tuple[str, str]]:
+    """Returns what reward functions logged of a completion, by name."""
+    try:
+        values = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        values = {}
+    items = values.items() if isinstance(values, dict) else []
+    return [(name, _content(value)) for name, value in list(items)[:20]]
+
+
+def _number(value: float) -> str:
+    return "&ndash;" if math.isnan(value) else f"{value:.3g}"
+
+
+def _escaped(text: str) -> str:
+    # After escaping, so that the code's own markup stays.
+    return _INVISIBLE.sub(lambda found: f'<span class="code">U+{ord(found[0]):04X}</span>', html.escape(text))

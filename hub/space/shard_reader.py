@@ -1,0 +1,130 @@
+"""
+One file of a record: its numbers, and its texts when they are asked for.
+
+Anybody may have made the file. What it holds beyond the columns that a run writes is passed over, what is of another type
+is an error, and nothing in it decides which file is read.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+
+VERDICTS = ("informative", "all_correct", "all_wrong", "uniform", "unscorable", "out_of_range", "truncated_out")
+FATES = ("trained", "surplus", "stale", "filtered")
+# What is read into memory of each file, and as what.
+NUMBERS = {
+    "step": pa.int64(),
+    "position": pa.int64(),
+    "sample": pa.int64(),
+    "reward": pa.float64(),
+    "advantage": pa.float64(),
+    "length": pa.int64(),
+    "is_truncated": pa.bool_(),
+}
+NAMES = {"verdict": VERDICTS, "fate": FATES}
+TEXTS = ("prompt", "solution", "completion", "extra")
+MAX_REWARDS = 64
+_MAX_FILE_BYTES = 2 * 2**30
+# What a file that is no record, or has gone, may raise.
+READ_ERRORS = (OSError, pa.ArrowException, ValueError, KeyError, OverflowError)
+
+
+@dataclass
+class Shard:
+    """
+    The numbers of a file.
+
+    Attributes:
+        path (`Path`):
+            The file.
+        start (`int`):
+            Which start of the run wrote it.
+        columns (`dict[str, np.ndarray]`):
+            `NUMBERS`, and `NAMES` as indices, unknown names as one more; each of shape `(R,)`.
+        rewards (`dict[str, np.ndarray]`):
+            Reward of each completion by each function, `rewards/<name>`, shape `(R,)`. NaN: not scored.
+        facts (`dict`):
+            What the run says of the whole batch.
+    """
+
+    path: Path
+    start: int
+    columns: dict[str, np.ndarray]
+    rewards: dict[str, np.ndarray]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_shard(path: Path) -> Shard:
+    """
+    Reads the numbers of a file.
+
+    Raises:
+        One of `READ_ERRORS`: when it is no file of a record.
+    """
+    with pq.ParquetFile(path) as file:
+        _check_size(file)
+        schema = file.schema_arrow
+        rewards = [name for name in schema.names if name.startswith("rewards/")][:MAX_REWARDS]
+        table = file.read([*NUMBERS, *NAMES, *rewards])
+        if "completion" not in schema.names:
+            raise ValueError("has no completions")
+    columns = {name: _as_numpy(table[name].cast(kind)) for name, kind in NUMBERS.items()}
+    for name, names in NAMES.items():
+        codes = pc.index_in(table[name].cast(pa.string()), pa.array(names))
+        columns[name] = pc.fill_null(codes, len(names)).to_numpy(zero_copy_only=False).astype(np.int8)
+    try:
+        facts = json.loads((schema.metadata or {}).get(b"trl_dapo", b"{}"))
+    except (ValueError, RecursionError):
+        facts = {}
+    return Shard(
+        path,
+        int(path.name.split("-")[1]),
+        columns,
+        {name: _as_numpy(table[name].cast(pa.float64())) for name in rewards},
+        facts if isinstance(facts, dict) else {},
+    )
+
+
+def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_floating(column.type):
+        return column.to_numpy(zero_copy_only=False)
+    return pc.fill_null(column, pa.scalar(0, pa.int64()).cast(column.type)).to_numpy(zero_copy_only=False)
+
+
+def read_texts(path: Path, names: Sequence[str]) -> pa.Table:
+    """
+    Reads those columns of `TEXTS` that are asked for and there; they may still be of any type.
+
+    Raises:
+        One of `READ_ERRORS`: when the file has gone or is no file of a record any more.
+    """
+    with pq.ParquetFile(path) as file:
+        _check_size(file)
+        return file.read([name for name in names if name in file.schema_arrow.names])
+
+
+def rows_with(column: pa.ChunkedArray, needle: str) -> np.ndarray:
+    """Returns which texts contain another, shape `(R,)`, bool; what is written once for many rows is searched once."""
+    hits = []
+    for chunk in column.chunks:
+        is_coded = pa.types.is_dictionary(chunk.type)
+        found = pc.match_substring(
+            (chunk.dictionary if is_coded else chunk).cast(pa.string()), needle, ignore_case=True
+        )
+        hits.append(pc.fill_null(found.take(chunk.indices) if is_coded else found, False))
+    return np.concatenate([np.zeros(0, dtype=bool), *(part.to_numpy(zero_copy_only=False) for part in hits)])
+
+
+def _check_size(file: pq.ParquetFile) -> None:
+    # A few bytes can unpack to any size.
+    size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+    if size > _MAX_FILE_BYTES:
+        raise ValueError("too large")
