@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import traceback
 from unittest import mock
 
 import pytest
@@ -22,7 +23,7 @@ class AloneRank:
 
 
 COUNT = st.one_of(st.integers(1, 6), st.integers(1, 6), st.integers(-2, 64))
-ODD = st.sampled_from(["8", "", 0.5, math.nan, math.inf, -math.inf, True, None, [], [0.1, 0.9], {}, -1, 0, 10**12])
+ODD = st.sampled_from(["8", "", 0.5, math.nan, math.inf, -math.inf, True, None, [], [0.1, 0.9], {}, -1, 0, 10**4])
 NUMBER = st.one_of(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(-2.0, 3.0))
 FLAG = st.booleans()
 
@@ -49,6 +50,8 @@ FIELDS = {
     "truncated_in_statistics": mostly(st.sampled_from([True, True, True, False])),
     "soft_punish_cache": mostly(st.one_of(st.none(), COUNT)),
     "overlong_penalty_factor": mostly(NUMBER),
+    "max_non_finite_steps": mostly(st.one_of(st.none(), COUNT)),
+    "num_groups_to_log": mostly(st.one_of(st.none(), COUNT)),
     "vllm_engine_kwargs": mostly(st.sampled_from([None, None, {}, "eager"])),
     "vllm_request_seeds": mostly(FLAG),
     "vllm_check_interval": mostly(COUNT),
@@ -117,7 +120,10 @@ def check(folder, overrides, outcomes):
         outcomes["refused"] += 1
         names = {field.name for field in dataclasses.fields(DAPOConfig)}
         mentioned = set(re.findall(r"[a-z_]+", str(error))) & names
-        if not mentioned & set(overrides):
+        *_, last = traceback.walk_tb(error.__traceback__)
+        is_ours = last[0].f_globals["__name__"].startswith("trl_dapo")
+        # TRL may name what it computed from the field.
+        if not mentioned & (set(overrides) if is_ours else names):
             pytest.fail(f"{error} names no field of {overrides}")
         return
     outcomes["works"] += 1

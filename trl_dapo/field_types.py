@@ -21,6 +21,13 @@ _COUNTS = (
     "max_completion_length",
 )
 _NOT_NEGATIVE = ("epsilon", "epsilon_high", "beta", "temperature")
+_MAY_BE_NONE = (
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_generations_eval",
+    "max_completion_length",
+    "epsilon_high",
+)
 
 
 def check_field_types(config: Any, names: Collection[str]) -> None:
@@ -55,12 +62,16 @@ def check_batch_shape(config: Any) -> None:
     """
     for name in _COUNTS:
         value = getattr(config, name)
-        if value is not None and (not _fits(value, int) or value < 1):
+        if not _is_left_out(name, value) and (not _fits(value, int) or value < 1):
             raise ValueError(f"{name} is {value!r}, but must be a whole number of 1 or more.")
     for name in _NOT_NEGATIVE:
         value = getattr(config, name)
-        if value is not None and (not _fits(value, float) or value < 0):
+        if not _is_left_out(name, value) and (not _fits(value, float) or value < 0):
             raise ValueError(f"{name} is {value!r}, but must be a number of 0 or more.")
+
+
+def _is_left_out(name: str, value: Any) -> bool:
+    return value is None and name in _MAY_BE_NONE
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
