@@ -14,7 +14,11 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 # One process on few cores: 1 GiB of KV cache, no pinning, and no compiler, which takes longer than the tests.
 VLLM_ON_CPU := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDYNAMO_DISABLE=1
 
-.PHONY: quickstart test test-slow vllm-env test-vllm quickstart-vllm quality style bench wheel clean
+# The Space has an environment of its own: it wants Gradio and no torch.
+SPACE_VENV ?= .venv-space
+SPACE_STAMP := $(SPACE_VENV)/.installed
+
+.PHONY: quickstart test test-slow space test-space vllm-env test-vllm quickstart-vllm quality style bench wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +34,12 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+$(SPACE_STAMP): hub/space/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(SPACE_VENV)
+	$(SPACE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r hub/space/requirements.txt pytest pytest-timeout selenium
+	touch $@
+
 quickstart: $(STAMP)  ## DAPO teaches a tiny model, on a CPU, in minutes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
@@ -37,8 +47,14 @@ quickstart: $(STAMP)  ## DAPO teaches a tiny model, on a CPU, in minutes
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not vllm" -n 2 --dist loadfile
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) test-space
 	$(BIN)/python -m pytest -m slow --timeout=3600
+
+space: $(SPACE_STAMP)  ## look at runs: make space RUNS="out/quickstart"
+	$(SPACE_VENV)/bin/python hub/space/app.py $(RUNS)
+
+test-space: $(SPACE_STAMP)  ## the Space in a real browser; skipped where chromium or chromedriver is missing
+	PYTHONPATH=. $(SPACE_VENV)/bin/python -m pytest -m slow tests/test_space_in_browser.py
 
 vllm-env: $(VLLM_STAMP)
 
@@ -64,10 +80,11 @@ bench: $(STAMP)  ## hours: see benchmarks/README.md for each
 	$(BIN)/python benchmarks/split_invariance.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/dynamic_sampling.py
+	$(BIN)/python benchmarks/space.py --json benchmarks/space.json
 
 wheel: $(STAMP)
 	$(BIN)/python -m build
 	$(BIN)/twine check dist/*
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) build dist *.egg-info out

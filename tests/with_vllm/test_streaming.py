@@ -158,6 +158,25 @@ def test_aborted_tokens_are_counted(model_folder, tmp_path):
     assert sum(entry.get("dapo/tokens/aborted", 0) for entry in trainer.state.log_history) > 0
 
 
+def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folder, tmp_path, monkeypatch):
+    calls = []
+
+    class SleepingTrainer(CollectingTrainer):
+        def train(self, *args, **kwargs):
+            engine = self.vllm_generation
+            # vLLM refuses sleep mode on a CPU when it starts; asked to sleep all the same, it does nothing.
+            engine.enable_sleep_mode = engine._llm_weights_sleeping = True
+            monkeypatch.setattr(engine.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+            monkeypatch.setattr(engine.llm, "wake_up", lambda tags: calls.append(f"wake {tags[0]}"))
+            monkeypatch.setattr("trl.generation.vllm_generation.empty_cache", lambda: None)
+            sync = engine.sync_weights
+            monkeypatch.setattr(engine, "sync_weights", lambda: (calls.append("sync"), sync()))
+            return super().train(*args, **kwargs)
+
+    train(tmp_path, model_folder, cls=SleepingTrainer, refill="stream", max_steps=4)
+    assert calls == ["sync", "wake weights", "wake kv_cache", "sleep 2"] * 2
+
+
 def test_resumed_run_samples_what_the_first_would_have(model_folder, tmp_path):
     # Rounds of many sizes and groups one by one: what is sampled hangs on neither, nor on vLLM's own random state.
     options = SHORT | {"per_device_train_batch_size": 16, "save_strategy": "steps", "save_steps": 3, "max_steps": 6}
