@@ -101,6 +101,15 @@ def test_estimates_of_the_documentation_follow_from_the_recipes(column):
     completions = cells["completions of full length at once, at most"].split()[0].replace(",", "")
     assert int(completions) == int(room / (args.max_completion_length + prompt))
 
+    # With sleep mode vLLM's share is free while activations are held.
+    peak = 16 * size / num_gpus / 1e9 + (max(kept, share) if args.vllm_enable_sleep_mode else kept + share)
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}.yaml`"))
+    memory, time_taken = line.strip("| ").split(" | ")[3:]
+    assert memory.startswith(f"{peak:.0f} GB")
+    assert time_taken == cells["together"]
+    if num_gpus == 1:  # on 24 GB a quarter of the rows at a time
+        assert memory.endswith(f"; {peak - kept * 3 / 4 - share * (80 - 24) / 80:.0f} on one of 24")
+
     num_completions = args.generation_batch_size
     assert cells["completions x mean length"] == f"{num_completions:,} x {mean_length:,}"
     sampling = num_completions * mean_length / 0.5 / speed
