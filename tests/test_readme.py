@@ -255,6 +255,21 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
     assert settings - fields <= {"wrong", "k", "output_dir", "drop_duplicates", "HF_HUB_OFFLINE", "ARGS"}
 
 
+def test_every_option_named_in_the_text_exists():
+    types = (DAPOScriptArguments, DAPOConfig, ModelConfig, EvaluationArguments)
+    options = {field.name for arguments in types for field in dataclasses.fields(arguments)}
+    options |= {name.lstrip("-") for name in launch_command_parser()._option_string_actions}
+    named = {
+        name
+        for page in PAGES
+        for code in names_in_backticks(page)
+        if code.startswith("--")
+        for name in re.findall(r"--(\w+)", code)
+    }
+    assert "num_shots" in named
+    assert named <= options
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_files_exist(page):
     for text, target in links(page):
