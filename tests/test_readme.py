@@ -1,0 +1,290 @@
+"""
+README.md and docs/ say what is so: their code runs, their commands parse, their names and links exist.
+
+A new command must be put into `TESTED_BY` or into `NOT_RUN`, with the reason. A new program needs a check in `CHECKS`.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+import tomllib
+
+import datasets
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from conftest import ROOT
+from datasets import Dataset
+from documentation import PAGES, PROGRAMS, anchors, blocks, commands, links, names_in_backticks
+from tiny import tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch.distributed.run import get_args_parser as torchrun_parser
+from transformers import PreTrainedTokenizerFast
+from trl import GRPOConfig, ModelConfig, TrlParser
+
+import trl_dapo
+from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.command_line import COMMANDS
+from trl_dapo.command_line.eval import EvaluationArguments
+from trl_dapo.training_run import TrainingScriptArguments
+
+
+sys.path.insert(0, str(ROOT / "examples"))
+from dapo_gsm8k import DEFAULT_RECIPE, DAPOScriptArguments
+
+
+# Commands that a test runs, with the same options or with less to do.
+TESTED_BY = {
+    "make quickstart": "tests/test_quickstart.py::test_quickstart_raises_accuracy_by_25_points_and_leaves_what_it_says",
+    "trl-dapo eval": "tests/test_command_line.py::test_eval_prints_a_table_and_goes_on_where_it_was",
+    "trl-dapo eval --model_name_or_path DIR_OR_HUB_ID --dataset_name FILE_OR_HUB_ID --k 4 --output_dir OUT": (
+        "tests/test_command_line.py::test_eval_prints_a_table_and_goes_on_where_it_was"
+    ),
+    "python benchmarks/refill.py": "tests/test_refill_benchmark.py::",
+}
+_IS_TESTING = "runs tests"
+_NEEDS_GPU = "needs GPUs, a model and data from the Hub"
+_IS_MINUTES = "takes minutes to hours on 2 cores"
+# Commands that are only parsed, and why they are not run.
+NOT_RUN = {
+    "make test": _IS_TESTING,
+    "make test-slow": _IS_TESTING,
+    "make test-vllm": _IS_TESTING,
+    "make quality": "part of each check of this repository",
+    "make bench": _IS_MINUTES,
+    "make quickstart ARGS=--compare_grpo true": _IS_MINUTES,
+    "make quickstart-vllm": "needs vLLM",
+    "pip install -e .[vllm]": "changes the environment",
+    "accelerate launch examples/dapo_gsm8k.py": _NEEDS_GPU,
+    "accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm false": (
+        "DIR and FILE_OR_DIR stand for a model and data"
+    ),
+    "trl-dapo train": _NEEDS_GPU,
+    "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
+    "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "
+    "--config examples/recipes/dapo_math_qwen2.5_7b.yaml": _NEEDS_GPU,
+    "accelerate launch --config_file examples/accelerate/deepspeed_zero3.yaml --num_machines 8 --num_processes 64 "
+    "examples/dapo_gsm8k.py --config examples/recipes/dapo_qwen2.5_32b_paper.yaml": _NEEDS_GPU,
+    "accelerate launch examples/dapo_gsm8k.py --per_device_train_batch_size 4 --gradient_accumulation_steps 16 "
+    "--steps_per_generation 64": _NEEDS_GPU,
+    "accelerate launch examples/dapo_gsm8k.py --config examples/recipes/dapo_math_qwen2.5_7b.yaml --use_peft true "
+    "--lora_r 32 --learning_rate 1e-5 --generation_batch_size 512 --gradient_accumulation_steps 16": _NEEDS_GPU,
+    "accelerate launch --cpu --num_processes 2": "named as what does not work",
+    "torchrun --nproc_per_node 2": "the beginning of a command; tests/two_ranks.py runs two processes",
+    "python benchmarks/dynamic_sampling.py": _IS_MINUTES,
+    "python benchmarks/split_invariance.py": _IS_MINUTES,
+    "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
+}
+# Figures that a run logs only with vLLM; `make test-vllm` sees them.
+WITH_VLLM = {"dapo/vllm/logp_gap", "dapo/stream/groups_suspended", "dapo/stream/grading_hidden"}
+# What Python blocks print.
+PRINTED = {"docs/grading.md": "Verdict.CORRECT", "docs/evaluation.md": "1 x empty prompt\n    row 1: "}
+
+
+def parse_script(options, script_arguments=DAPOScriptArguments):
+    if "--config" not in options:
+        options = ["--config", str(DEFAULT_RECIPE), *options]
+    options = [str(ROOT / word) if word.startswith("examples/") else word for word in options]
+    parser = TrlParser((script_arguments, DAPOConfig, ModelConfig))
+    return parser.parse_args_and_config([*options, "--use_cpu", "true"])
+
+
+def check_accelerate(words):
+    args = launch_command_parser().parse_args(words[2:] if "examples/dapo_gsm8k.py" in words else [*words[2:], "x.py"])
+    assert words[1] == "launch"
+    assert args.config_file is None or (ROOT / args.config_file).exists()
+    if args.training_script != "x.py":
+        assert (ROOT / args.training_script).exists()
+        parse_script(args.training_script_args)
+
+
+def check_make(words):
+    assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for word in words[2:]:
+        name, _, options = word.partition("=")
+        assert name == "ARGS"
+        parse_script(["--config", "examples/recipes/quickstart.yaml", *options.split()])
+
+
+def check_pip(words):
+    (extra,) = re.fullmatch(r"install -e \.\[(\w+)\]", " ".join(words[1:])).groups()
+    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def check_python(words):
+    source = (ROOT / words[1]).read_text()
+    assert all(f'add_argument("{word}"' in source for word in words[2:] if word.startswith("--"))
+
+
+def check_torchrun(words):
+    torchrun_parser().parse_args([*words[1:], "x.py"])
+
+
+def check_trl_dapo(words):
+    assert words[1] in COMMANDS
+    if words[2:] and words[1] == "train":
+        parse_script(words[2:], TrainingScriptArguments)
+    elif words[2:]:
+        assert words[1] == "eval", f"write here how the options of `trl-dapo {words[1]}` are parsed"
+        TrlParser((EvaluationArguments, ModelConfig)).parse_args_and_config(words[2:])
+
+
+CHECKS = {
+    "accelerate": check_accelerate,
+    "make": check_make,
+    "pip": check_pip,
+    "python": check_python,
+    "torchrun": check_torchrun,
+    "trl-dapo": check_trl_dapo,
+}
+
+
+def test_every_command_is_tested_or_listed_with_the_reason():
+    assert set(PROGRAMS) == CHECKS.keys()
+    assert set(commands()) == TESTED_BY.keys() | NOT_RUN.keys()
+    assert not TESTED_BY.keys() & NOT_RUN.keys()
+    for test in TESTED_BY.values():
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("command", commands(), ids=str)
+def test_command_parses(command):
+    words = commands()[command]
+    CHECKS[words[0]](words)
+
+
+# Python blocks
+
+
+def write_counting_model(folder):
+    """Saves a model that says one of eight words, five of them numbers."""
+    words = ["<pad>", "<bos>", "<eos>", "1", "2", "3", "4", "5"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    fast.save_pretrained(folder)
+    tiny_model(vocab_size=len(words)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run_blocks(tmp_path_factory):
+    """
+    Runs the Python blocks as they are, and returns their names and what the trainers logged.
+
+    What stands in for something: the model and the data from the Hub, and the call that uploads. The configurations get a
+    CPU, two steps and completions of one token beside what the block says.
+    """
+    folder = tmp_path_factory.mktemp("blocks")
+    model = write_counting_model(folder / "model")
+    rows = Dataset.from_list([{"question": "4 5", "answer": f"#### {row % 3 + 1}"} for row in range(40)])
+    small = {"output_dir": str(folder / "out"), "use_cpu": True, "max_steps": 2, "max_completion_length": 1}
+    small |= {"soft_punish_cache": 1, "logging_steps": 1, "report_to": "none", "save_strategy": "no"}
+    pushed = []
+
+    class Trainer(DAPOTrainer):
+        def __init__(self, **arguments):
+            super().__init__(**arguments | {"model": model})
+
+        def push_to_hub(self, *args, **kwargs):
+            pushed.append(self)
+
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows)
+        patch.setattr(trl_dapo, "DAPOTrainer", Trainer)
+        patch.setattr(trl_dapo, "DAPOConfig", lambda **arguments: DAPOConfig(**arguments | small))
+        for block in blocks("python"):
+            scope: dict = {}
+            printed: list = []
+            scope["print"] = lambda *values, into=printed: into.append(" ".join(map(str, values)))
+            exec(compile(block.text, str(block), "exec"), scope)
+            results[str(block)] = scope, "\n".join(printed)
+    assert len(pushed) == 1
+    return results
+
+
+def test_python_blocks_run(run_blocks):
+    pages = {place.partition(":")[0]: printed for place, (_, printed) in run_blocks.items()}
+    assert {"README.md", "docs/vllm.md", *PRINTED} == pages.keys()
+    for page, text in PRINTED.items():
+        assert text in pages[page]
+    streaming = [scope["args"] for place, (scope, _) in run_blocks.items() if place.startswith("docs/vllm.md")]
+    assert [args.refill for args in streaming] == ["rounds", "stream"]
+
+
+def logged_figures(run_blocks):
+    (trainer,) = (scope["trainer"] for scope, _ in run_blocks.values() if "trainer" in scope)
+    assert trainer.state.global_step == 2
+    return {name for entry in trainer.state.log_history for name in entry}
+
+
+def test_every_figure_named_is_logged_by_a_run_and_every_dapo_figure_is_named(run_blocks):
+    logged = logged_figures(run_blocks)
+    named = {
+        name
+        for page in PAGES
+        for name in names_in_backticks(page)
+        if re.match(r"(dapo|grading|completions|rewards)/(?!.*\.py)[\w<]", name)
+    }
+    for name in named - WITH_VLLM:
+        pattern = re.escape(name).replace(r"\.\.\.", ".+")
+        pattern = re.sub("<(name|fate)>", r"\\w+", pattern)
+        assert any(re.fullmatch(pattern, figure) for figure in logged), name
+    source = "".join(path.read_text() for path in (ROOT / "trl_dapo").rglob("*.py"))
+    assert all(f'"{name.removeprefix("dapo/")}"' in source for name in WITH_VLLM)
+    fates = {f"dapo/seconds/{name.rpartition('/')[2]}" for name in named if name.startswith("dapo/tokens/")}
+    assert {name for name in logged if name.startswith("dapo/")} <= named | fates
+
+
+def test_every_field_is_explained_and_every_setting_named_is_a_field():
+    fields = {field.name for field in dataclasses.fields(DAPOConfig)}
+    new = fields - {field.name for field in dataclasses.fields(GRPOConfig)}
+    text = " ".join(name for page in PAGES for name in names_in_backticks(page))
+    assert {name for name in new if not re.search(rf"\b{name}\b", text)} == set()
+    settings = {
+        name for page in PAGES for code in names_in_backticks(page) for name in re.findall(r"(\w+)=(?!=)", code)
+    }
+    # Of rewards and data, environment variables, make, and the options of vLLM's engine.
+    assert settings - fields <= {"wrong", "k", "output_dir", "drop_duplicates", "HF_HUB_OFFLINE", "ARGS"}
+
+
+def test_every_option_named_in_the_text_exists():
+    types = (DAPOScriptArguments, DAPOConfig, ModelConfig, EvaluationArguments)
+    options = {field.name for arguments in types for field in dataclasses.fields(arguments)}
+    options |= {name.lstrip("-") for name in launch_command_parser()._option_string_actions}
+    named = {
+        name
+        for page in PAGES
+        for code in names_in_backticks(page)
+        if code.startswith("--")
+        for name in re.findall(r"--(\w+)", code)
+    }
+    assert "num_shots" in named
+    assert named <= options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_exist(page):
+    for text, target in links(page):
+        if target.startswith("https://"):
+            thread = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+)/(?:issues|pull)/(\d+)", target)
+            if thread:  # the text is `owner/repository#number`, or without the owner
+                owner, repository, number = thread.groups()
+                assert text in (f"{owner}/{repository}#{number}", f"{repository}#{number}")
+            continue
+        file, _, anchor = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+    for name in names_in_backticks(page):
+        if re.fullmatch(r"[\w./-]+(\.(py|yaml|md|txt)|/)", name) and not name.startswith(("out/", ".")):
+            places = (ROOT, ROOT / "trl_dapo", ROOT / "examples" / "recipes")
+            made_by_runs = {"settings.json", "results.json"}
+            assert name in made_by_runs or any(os.path.exists(place / name) for place in places), name
