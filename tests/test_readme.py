@@ -27,6 +27,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 import trl_dapo
 from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
+from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.training_run import TrainingScriptArguments
 
@@ -42,6 +43,10 @@ TESTED_BY = {
     "trl-dapo eval --model_name_or_path DIR_OR_HUB_ID --dataset_name FILE_OR_HUB_ID --k 4 --output_dir OUT": (
         "tests/test_command_line.py::test_eval_prints_a_table_and_goes_on_where_it_was"
     ),
+    "trl-dapo push": "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else",
+    "trl-dapo push --output_dir out/quickstart --hub_model_id me/my-model --license apache-2.0": (
+        "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else"
+    ),
     "python benchmarks/refill.py": "tests/test_refill_benchmark.py::",
 }
 _IS_TESTING = "runs tests"
@@ -52,6 +57,8 @@ NOT_RUN = {
     "make test": _IS_TESTING,
     "make test-slow": _IS_TESTING,
     "make test-vllm": _IS_TESTING,
+    "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
+    "make test-space": _IS_TESTING,
     "make quality": "part of each check of this repository",
     "make bench": _IS_MINUTES,
     "make quickstart ARGS=--compare_grpo true": _IS_MINUTES,
@@ -104,6 +111,8 @@ def check_make(words):
     assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for word in words[2:]:
         name, _, options = word.partition("=")
+        if name == "RUNS":
+            continue
         assert name == "ARGS"
         parse_script(["--config", "examples/recipes/quickstart.yaml", *options.split()])
 
@@ -126,6 +135,8 @@ def check_trl_dapo(words):
     assert words[1] in COMMANDS
     if words[2:] and words[1] == "train":
         parse_script(words[2:], TrainingScriptArguments)
+    elif words[2:] and words[1] == "push":
+        TrlParser((PushArguments,)).parse_args_and_config(words[2:])
     elif words[2:]:
         assert words[1] == "eval", f"write here how the options of `trl-dapo {words[1]}` are parsed"
         TrlParser((EvaluationArguments, ModelConfig)).parse_args_and_config(words[2:])
@@ -256,7 +267,7 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
 
 
 def test_every_option_named_in_the_text_exists():
-    types = (DAPOScriptArguments, DAPOConfig, ModelConfig, EvaluationArguments)
+    types = (DAPOScriptArguments, DAPOConfig, ModelConfig, EvaluationArguments, PushArguments)
     options = {field.name for arguments in types for field in dataclasses.fields(arguments)}
     options |= {name.lstrip("-") for name in launch_command_parser()._option_string_actions}
     named = {
