@@ -30,7 +30,7 @@ from streaming_tables import draw_lengths, markdown
 RESULTS = Path(__file__).with_name("streaming.json")
 PLOT = Path(__file__).with_name("streaming_lengths.png")
 RATES = (0.2, 0.5, 0.8)
-NUM_WARM = 2
+NUM_WARM = {"vllm": 2, "simulated": 5}
 
 # An assumption, in the range of a 7B model on a data-centre GPU: 20 ms a step, and 5 ms more with 256 sequences.
 GPU = StepCost(0.020, 0.005 / 256)
@@ -51,13 +51,13 @@ def simulated_cases(cost: StepCost) -> dict[str, tuple[dict[str, Any], int]]:
     """Returns what is simulated by its title: the setting but for the rate, and how many batches are measured."""
     small = SMALL | {"cost": cost}
     return {
-        "8 x 4, 1 rank of 8 slots (as vLLM)": (small | {"num_slots": 8}, 150),
-        "8 x 4, 1 rank of 128 slots (as vLLM)": (small | {"num_slots": 128}, 150),
-        "64 x 8, 1 rank of 64 slots": (MIDDLE | {"num_ranks": 1, "num_slots": 64}, 20),
-        "64 x 8, 8 ranks of 256 slots": (MIDDLE | {"num_ranks": 8, "num_slots": 256}, 20),
-        "512 x 16, 8 ranks of 256 slots": (PAPER | {"num_ranks": 8}, 5),
-        "512 x 16, 64 ranks of 256 slots": (PAPER | {"num_ranks": 64}, 5),
-        "512 x 16, 1,024 ranks of 256 slots": (PAPER | {"num_ranks": 1024}, 5),
+        "8 x 4, 1 rank of 8 slots (as vLLM)": (small | {"num_slots": 8}, 300),
+        "8 x 4, 1 rank of 128 slots (as vLLM)": (small | {"num_slots": 128}, 300),
+        "64 x 8, 1 rank of 64 slots": (MIDDLE | {"num_ranks": 1, "num_slots": 64}, 60),
+        "64 x 8, 8 ranks of 256 slots": (MIDDLE | {"num_ranks": 8, "num_slots": 256}, 60),
+        "512 x 16, 8 ranks of 256 slots": (PAPER | {"num_ranks": 8}, 30),
+        "512 x 16, 64 ranks of 256 slots": (PAPER | {"num_ranks": 64}, 30),
+        "512 x 16, 1,024 ranks of 256 slots": (PAPER | {"num_ranks": 1024}, 30),
     }
 
 
@@ -71,10 +71,10 @@ def simulate(title: str, options: dict[str, Any], rate: float, num_batches: int)
     setting = Setting(rate=rate, **options)
     outcomes = Outcomes(setting)
     taken: dict[str, dict[str, list[Any]]] = {}
-    trained = {}
+    trained, num_warm = {}, NUM_WARM["simulated"]
     for name, make in POLICIES.items():
         run = make(setting, outcomes)
-        batches = [run.next_batch() for _ in range(NUM_WARM + num_batches)][NUM_WARM:]
+        batches = [run.next_batch() for _ in range(num_warm + num_batches)][num_warm:]
         trained[name] = [batch.trained for batch in batches]
         taken[name] = {
             "seconds": [round(batch.seconds, 4) for batch in batches],
@@ -113,7 +113,7 @@ def run_vllm() -> None:
             for rate in RATES:
                 setting = Setting(rate=rate, num_slots=num_slots, cost=cost, **SMALL)
                 record = {"slots": num_slots, "rate": rate, "is_scarce": _is_scarce(setting)}
-                records.append(record | {"policies": measure(llm, setting, NUM_VLLM_BATCHES, NUM_WARM)})
+                records.append(record | {"policies": measure(llm, setting, NUM_VLLM_BATCHES, NUM_WARM["vllm"])})
                 print(f"vLLM, {num_slots} slots, p = {rate}", file=sys.stderr, flush=True)
             setting = Setting(rate=0.5, num_slots=num_slots, cost=cost, seed=1, **SMALL)
             overlap.append({"slots": num_slots, "policies": measure_overlap(llm, setting, 10)})
