@@ -86,6 +86,11 @@ def simulate(title: str, options: dict[str, Any], rate: float, num_batches: int)
     return {"case": title, "rate": rate, "is_scarce": _is_scarce(setting), "policies": taken}
 
 
+def biased_setting() -> Setting:
+    """Returns a setting in which long groups are informative less often than short ones."""
+    return Setting(**(MIDDLE | {"num_ranks": 8, "num_slots": 256, "rate": 0.5, "bias": 1.0}))
+
+
 def run_simulated(cost: StepCost) -> dict[str, Any]:
     """Returns the simulated part of the results."""
     records = []
@@ -94,8 +99,7 @@ def run_simulated(cost: StepCost) -> dict[str, Any]:
             start = time.process_time()
             records.append(simulate(title, options, rate, num_batches))
             print(f"{title}, p = {rate}: {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
-    biased = MIDDLE | {"num_ranks": 8, "num_slots": 256, "rate": 0.5, "bias": 1.0}
-    return {"records": records, "lengths": length_bias(Setting(**biased), num_batches=40)}
+    return {"records": records, "lengths": length_bias(biased_setting(), num_batches=40)}
 
 
 def run_vllm() -> None:
@@ -143,7 +147,7 @@ def load() -> dict[str, Any]:
 def store(**parts: Any) -> None:
     """Stores a part of the results, and leaves the others as they are: lists of numbers on one line each."""
     text = json.dumps(load() | parts, indent=1)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found.group().split()), text)
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]"), text)
     RESULTS.write_text(text + "\n")
 
 

@@ -30,12 +30,13 @@ MAX_ROUNDS, MAX_BATCHES_PER_ROUND = 10, 4
 
 @dataclass
 class Cost:
-    """What a batch took."""
+    """What a batch took: seconds, tokens that were decoded for it, and positions of the groups that train."""
 
     seconds: float = 0.0
     generated_tokens: int = 0
+    # Of groups that were judged for the batch, whichever batch decoded them; and of those that were given up.
+    judged_tokens: int = 0
     aborted_tokens: int = 0
-    num_sampled: int = 0
     trained: list[int] = field(default_factory=list)
 
 
@@ -91,7 +92,7 @@ class Run:
         self.position = collection.next_position
         self.carried = collection.surplus if self.keeps_surplus else []
         cost.trained = [group.draw.position for group in collection.accepted]
-        cost.num_sampled += len(collection.sampled)
+        cost.judged_tokens = sum(group.num_tokens for group in collection.sampled)
         cost.seconds = self.now - start
         return cost
 
@@ -257,29 +258,30 @@ def first_finished(setting: Setting, outcomes: Outcomes, num_batches: int) -> li
     As many groups are in flight as streaming has at its beginning, and each that ends is followed by the next. Those that a
     batch leaves unfinished are given up, and their prompts are lost.
     """
-    engines, num_left = Engines(setting), {}
+    engines = Engines(setting)
+    left: dict[int, set[int]] = {}
     planner = RefillPlanner(setting.num_groups, CONFIDENCE, MAX_BATCHES_PER_ROUND * setting.num_groups)
     position, trained = 0, []
     for _ in range(num_batches):
         found: list[int] = []
         target = planner.groups_in_flight(setting.num_groups).num_prompts
         while len(found) < setting.num_groups:
-            while len(num_left) < target:
-                num_left[position] = setting.num_generations
+            while len(left) < target:
+                left[position] = set(range(setting.num_generations))
                 lengths = enumerate(outcomes.lengths(position))
-                rank = position % setting.num_ranks
-                engines.submit(rank, [((position, sample), num_tokens) for sample, num_tokens in lengths])
+                sequences = [((position, sample), num_tokens) for sample, num_tokens in lengths]
+                engines.submit(position % setting.num_ranks, sequences)
                 position += 1
-            for at, _sample in engines.advance(engines.next_end):
-                num_left[at] -= 1
-                if not num_left[at]:
-                    del num_left[at]
+            for at, sample in engines.advance(engines.next_end):
+                left[at].remove(sample)
+                if not left[at]:
+                    del left[at]
                     planner.observe(outcomes.is_informative(at), 1)
                     found += [at] if outcomes.is_informative(at) else []
         trained += found[: setting.num_groups]
-        for at in num_left:
-            engines.withdraw(at % setting.num_ranks, [(at, sample) for sample in range(setting.num_generations)])
-        num_left = {}
+        for at, samples in left.items():
+            engines.withdraw(at % setting.num_ranks, [(at, sample) for sample in samples])
+        left = {}
     return trained
 
 
