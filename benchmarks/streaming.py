@@ -102,7 +102,7 @@ def run_simulated() -> None:
                 part["records"].append(simulate(title, options, rate, num_batches))
                 store(simulated=part)
     if "lengths" not in part:
-        part["lengths"] = length_bias(biased_setting(), num_batches=40)
+        part["lengths"] = length_bias(biased_setting(), num_batches=20)
         store(simulated=part)
     draw_lengths(part["lengths"], PLOT)
 
