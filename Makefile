@@ -79,6 +79,7 @@ bench: $(STAMP)  ## hours: see benchmarks/README.md for each
 	$(BIN)/python benchmarks/refill.py
 	$(BIN)/python benchmarks/split_invariance.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/dynamic_sampling.py
 	$(BIN)/python benchmarks/space.py --json benchmarks/space.json
 

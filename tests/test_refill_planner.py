@@ -25,6 +25,26 @@ def test_tail_equals_rational_arithmetic(num_trials, num_needed, percent):
     assert prob_at_least(num_needed, num_trials, percent / 100) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("num_needed", "num_trials", "percent"), [(512, 1040, 50), (512, 560, 95), (64, 700, 10), (1, 3000, 1)]
+)
+def test_tail_of_large_batches_equals_rational_arithmetic(num_needed, num_trials, percent):
+    """Terms that are negligible are left out of the sum."""
+    expected = exact_prob_at_least(num_needed, num_trials, percent / 100)
+    assert prob_at_least(num_needed, num_trials, percent / 100) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_groups_in_flight_follow_what_was_observed():
+    """The search is remembered, but for the same question alone."""
+    planner = RefillPlanner(num_groups=20, confidence=0.9, max_prompts=10_000)
+    for num_informative in (9, 1, 5):
+        planner.observe(num_informative, 10)
+        for _ in range(2):
+            plan = planner.groups_in_flight(7)
+            assert exact_prob_at_least(7, plan.num_prompts, plan.acceptance_rate) >= 0.9
+            assert exact_prob_at_least(7, plan.num_prompts - 1, plan.acceptance_rate) < 0.9
+
+
 @settings(deadline=None, max_examples=30)
 @given(num_needed=st.integers(1, 20), num_informative=st.integers(1, 30), num_rejected=st.integers(0, 30))
 def test_round_is_the_smallest_that_reaches_the_confidence(num_needed, num_informative, num_rejected):

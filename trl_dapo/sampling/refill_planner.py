@@ -1,5 +1,6 @@
 """How many prompts the next generation round samples."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ _NUM_BATCHES_REMEMBERED = 3.0
 # A round is planned for this confidence when costs are not measured yet, and when few rounds are left.
 _DEFAULT_CONFIDENCE = 0.9
 _FEW_ROUNDS = 2
+# Terms of a sum below this part of the first are left out.
+_NEGLIGIBLE = 1e-17
 # Kept surplus beyond this part of a batch counts for nothing: it may grow too old to train.
 _USEFUL_SURPLUS = 0.5
 
@@ -53,10 +56,23 @@ def prob_at_least(num_needed: int, num_trials: int, probability: float) -> float
         return 1.0
     if num_trials < num_needed:
         return 0.0
-    # The shorter tail is summed, which is faster and keeps small probabilities exact.
-    if num_needed <= num_trials // 2:
-        return max(0.0, 1.0 - math.fsum(_masses(num_trials, probability, 0, num_needed)))
-    return min(1.0, math.fsum(_masses(num_trials, probability, num_needed, num_trials + 1)))
+    # The tail that begins at the threshold and goes away from the mode: its terms fall, so that few count, and small
+    # probabilities stay exact.
+    if num_needed > (num_trials + 1) * probability:
+        return min(1.0, _tail(num_trials, probability, num_needed, upwards=True))
+    return max(0.0, 1.0 - _tail(num_trials, probability, num_needed - 1, upwards=False))
+
+
+def _tail(num_trials: int, probability: float, start: int, upwards: bool) -> float:
+    """Returns P(Binomial(num_trials, probability) >= start), or <= start. Quick where `start` is not on the mode's way."""
+    (mass,) = _masses(num_trials, probability, start, start + 1)
+    odds = probability / (1.0 - probability)
+    terms, k, negligible = [mass], start, _NEGLIGIBLE * mass
+    while mass > negligible and k != (num_trials if upwards else 0):
+        mass *= (num_trials - k) / (k + 1) * odds if upwards else k / (num_trials - k + 1) / odds
+        k += 1 if upwards else -1
+        terms.append(mass)
+    return math.fsum(terms)
 
 
 def _masses(num_trials: int, probability: float, start: int, stop: int) -> list[float]:
@@ -69,6 +85,20 @@ def _masses(num_trials: int, probability: float, start: int, stop: int) -> list[
         )
         for k in range(start, stop)
     ]
+
+
+# Without rounds the same question comes up at every exchange, between two steps of the engine.
+@functools.lru_cache(maxsize=1)
+def _fewest_trials(num_needed: int, probability: float, confidence: float, most: int) -> int:
+    """Returns the fewest trials, at most so many, that have `num_needed` successes with this confidence."""
+    low, high = num_needed, most
+    while low < high:
+        middle = (low + high) // 2
+        if prob_at_least(num_needed, middle, probability) >= confidence:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 class RoundCost:
@@ -236,13 +266,7 @@ class RefillPlanner:
 
     def _smallest_confident(self, num_needed: int, confidence: float) -> RoundPlan:
         rate = self.acceptance_rate
-        low, high = num_needed, max(num_needed, self.max_prompts)
-        while low < high:
-            middle = (low + high) // 2
-            if prob_at_least(num_needed, middle, rate) >= confidence:
-                high = middle
-            else:
-                low = middle + 1
+        low = _fewest_trials(num_needed, rate, confidence, max(num_needed, self.max_prompts))
         num_prompts = self._shareable(low)
         return RoundPlan(num_prompts, num_needed, rate, prob_at_least(num_needed, num_prompts, rate))
 
