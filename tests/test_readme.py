@@ -27,8 +27,8 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 import trl_dapo
 from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
-from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.eval import EvaluationArguments
+from trl_dapo.command_line.push import PushArguments
 from trl_dapo.training_run import TrainingScriptArguments
 
 
