@@ -86,6 +86,13 @@ NOT_RUN = {
 }
 # Figures that a run logs only with vLLM; `make test-vllm` sees them.
 WITH_VLLM = {"dapo/vllm/logp_gap", "dapo/stream/groups_suspended", "dapo/stream/grading_hidden"}
+# And those that are logged only when they have a value, or something is wrong.
+SELDOM = WITH_VLLM | {
+    "dapo/clip_high/token_prob_mean",
+    "dapo/clip_high/token_prob_max",
+    "dapo/clip_low/token_prob_mean",
+    "dapo/frac_non_finite_steps",
+}
 # What Python blocks print.
 PRINTED = {"docs/grading.md": "Verdict.CORRECT", "docs/evaluation.md": "1 x empty prompt\n    row 1: "}
 
@@ -244,12 +251,13 @@ def test_every_figure_named_is_logged_by_a_run_and_every_dapo_figure_is_named(ru
         for name in names_in_backticks(page)
         if re.match(r"(dapo|grading|completions|rewards)/(?!.*\.py)[\w<]", name)
     }
-    for name in named - WITH_VLLM:
+    for name in named - SELDOM:
         pattern = re.escape(name).replace(r"\.\.\.", ".+")
         pattern = re.sub("<(name|fate)>", r"\\w+", pattern)
         assert any(re.fullmatch(pattern, figure) for figure in logged), name
     source = "".join(path.read_text() for path in (ROOT / "trl_dapo").rglob("*.py"))
     assert all(f'"{name.removeprefix("dapo/")}"' in source for name in WITH_VLLM)
+    assert all(name.rpartition("/")[2] in source for name in SELDOM)
     fates = {f"dapo/seconds/{name.rpartition('/')[2]}" for name in named if name.startswith("dapo/tokens/")}
     assert {name for name in logged if name.startswith("dapo/")} <= named | fates
 
@@ -263,7 +271,7 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
         name for page in PAGES for code in names_in_backticks(page) for name in re.findall(r"(\w+)=(?!=)", code)
     }
     # Of rewards and data, environment variables, make, and the options of vLLM's engine.
-    assert settings - fields <= {"wrong", "k", "output_dir", "drop_duplicates", "HF_HUB_OFFLINE", "ARGS"}
+    assert settings - fields <= {"wrong", "k", "output_dir", "drop_duplicates", "HF_HUB_OFFLINE", "ARGS", "RUNS"}
 
 
 def test_every_option_named_in_the_text_exists():
