@@ -301,7 +301,7 @@ def test_model_card_says_dapo_and_cites_it(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     card = Path(tmp_path / "README.md").read_text()
-    assert "trained with DAPO" in card
+    assert "trained with [DAPO]" in card
     assert "2503.14476" in card
     assert "- dapo" in card
     assert "yu2025dapo" in card

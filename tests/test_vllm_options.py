@@ -66,9 +66,12 @@ class RecordedEngine:
 @pytest.mark.parametrize(("num_ranks", "tensor_parallel", "rows"), [(1, 1, 160), (4, 1, 40), (4, 2, 80)])
 def test_engine_gets_the_rows_that_its_ranks_sample(tmp_path, monkeypatch, num_ranks, tensor_parallel, rows):
     args = DAPOConfig(**training_arguments(tmp_path, max_prompts_per_round=40, vllm_engine_kwargs={"dtype": "half"}))
-    monkeypatch.setitem(__import__("sys").modules, "vllm", types.SimpleNamespace(LLM=RecordedEngine))
+    modules = __import__("sys").modules
+    monkeypatch.setitem(modules, "vllm", types.SimpleNamespace(LLM=RecordedEngine))
+    platforms = types.SimpleNamespace(current_platform=types.SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setitem(modules, "vllm.platforms", platforms)
     generation = DAPOVLLMGeneration.__new__(DAPOVLLMGeneration)
-    generation.dapo_args, generation.max_num_seqs = args, 8
+    generation.dapo_args, generation.max_num_seqs, generation.mode = args, 8, "colocate"
     generation.tensor_parallel_size = tensor_parallel
     generation.accelerator = types.SimpleNamespace(num_processes=num_ranks)
     options = generation._build_engine(max_num_seqs=8, max_num_batched_tokens=4096, seed=5).options

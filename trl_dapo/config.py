@@ -15,7 +15,7 @@ _ON_EXHAUSTED = ("partial", "error")
 _SURPLUS = ("requeue", "carry")
 _REFILL = ("rounds", "stream")
 # Enough to see every verdict, and at 16 completions of 3,000 tokens some 10 MB a batch before compression.
-_GROUPS_TO_LOG = 64
+GROUPS_TO_LOG = 64
 _LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
 
 
@@ -253,7 +253,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             self.bf16 = False
         super().__post_init__()
         if self.num_groups_to_log is None:
-            self.num_groups_to_log = _GROUPS_TO_LOG if self.log_completions else 0
+            self.num_groups_to_log = GROUPS_TO_LOG if self.log_completions else 0
         if self.num_groups_to_log < 0:
             raise ValueError(
                 f"num_groups_to_log is {self.num_groups_to_log}, but must be 0 (none) or more groups a batch. Use 64."

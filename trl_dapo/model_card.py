@@ -104,8 +104,12 @@ def write_card(card: ModelCard, folder: str | Path) -> Path:
     path = Path(folder) / CARD_FILE
     unfinished = path.with_suffix(".tmp")
     text = str(card)
-    unfinished.write_text(f"{text}<!-- trl-dapo {_digest(text)} -->\n", encoding="utf-8", newline="")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(f"{text}<!-- trl-dapo {_digest(text)} -->\n", encoding="utf-8", newline="")
+        unfinished.replace(path)
+    finally:
+        # On a full disk there is a part of it.
+        unfinished.unlink(missing_ok=True)
     return path
 
 

@@ -168,9 +168,12 @@ def _draw_curves(facts: RunFacts, folder: Path) -> bool:
         return False
     try:
         plot_curves({"DAPO": history}, unfinished, format="png", num_columns=2)
+        unfinished.replace(folder / CURVES_FILE)
     except ImportError:
         return False
-    unfinished.replace(folder / CURVES_FILE)
+    finally:
+        # On a full disk there is a part of it.
+        unfinished.unlink(missing_ok=True)
     return True
 
 

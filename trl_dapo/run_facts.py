@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from .config import DAPOConfig
+from .config import GROUPS_TO_LOG, DAPOConfig
 from .data_source import DataSource
 
 
@@ -47,6 +47,7 @@ _RESOLVED: dict[str, Callable[[DAPOConfig], Any]] = {
     "loss_normalization": lambda args: "batch",
     "steps_per_generation": lambda args: args.gradient_accumulation_steps,
     "num_generations_eval": lambda args: args.num_generations,
+    "num_groups_to_log": lambda args: GROUPS_TO_LOG if args.log_completions else 0,
 }
 _PACKAGES = ("trl-dapo", "trl", "transformers", "torch", "datasets", "accelerate", "peft", "math-verify", "vllm")
 
@@ -128,8 +129,14 @@ class RunFacts:
         """Writes the facts into a folder, all or nothing."""
         path = Path(folder) / FACTS_FILE
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        try:
+            unfinished.write_text(
+                json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
+            unfinished.replace(path)
+        finally:
+            # On a full disk there is a part of it.
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunFacts":

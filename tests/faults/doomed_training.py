@@ -74,10 +74,7 @@ class DoomedTrainer(DAPOTrainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def create_model_card(self, *args, **kwargs):
-        # It has most of the points of a checkpoint and none of its risks.
-        self.reaper.leave()
-        super().create_model_card(*args, **kwargs)
-        self.reaper.enter("saving")
+        """Does nothing: the card has most of the points of a checkpoint, none of its risks, and grows from save to save."""
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
