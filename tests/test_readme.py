@@ -63,6 +63,8 @@ NOT_RUN = {
     "make bench": _IS_MINUTES,
     "make quickstart ARGS=--compare_grpo true": _IS_MINUTES,
     "make quickstart-vllm": "needs vLLM",
+    "make quickstart-vllm ARGS=--refill stream --surplus carry --seed 1": "needs vLLM",
+    "python benchmarks/streaming.py": _IS_MINUTES,
     "pip install -e .[vllm]": "changes the environment",
     "accelerate launch examples/dapo_gsm8k.py": _NEEDS_GPU,
     "accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm false": (
@@ -121,7 +123,8 @@ def check_make(words):
         if name == "RUNS":
             continue
         assert name == "ARGS"
-        parse_script(["--config", "examples/recipes/quickstart.yaml", *options.split()])
+        vllm = ["--use_vllm", "true"] if words[1] == "quickstart-vllm" else []
+        parse_script(["--config", "examples/recipes/quickstart.yaml", *vllm, *options.split()])
 
 
 def check_pip(words):
