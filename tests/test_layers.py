@@ -71,6 +71,7 @@ FLOORS = {
     "vllm_canary": 3,
     "vllm_engine": 3,
     "vllm_requests": 3,
+    "vllm_sampler": 3,
     "training_run": 3,
     "__init__": 4,
     "__main__": 4,

@@ -1,5 +1,6 @@
 """`trl-dapo eval`: a model, a dataset, a table."""
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from trl import ModelConfig, TrlParser
 
-from trl_dapo.completion_sampler import load_sampler
+from trl_dapo.completion_sampler import CompletionSampler, load_sampler
 from trl_dapo.data import as_problems, load_rows
 from trl_dapo.data_source import DataSource
 from trl_dapo.evaluation import evaluate
@@ -41,6 +42,10 @@ class EvaluationArguments:
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling and of the intervals."})
     batch_size: int = field(default=32, metadata={"help": "Completions that are sampled at a time."})
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
+    vllm_engine_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Options of the vLLM engine, as JSON: any of vLLM's EngineArgs."}
+    )
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -64,12 +69,7 @@ def run(arguments: Sequence[str]) -> None:
         if not 1 <= args.num_problems <= len(problems):
             raise ValueError(f"--num_problems is {args.num_problems}, but must be between 1 and {len(problems)}.")
         problems = problems.select(range(args.num_problems))
-    sampler = load_sampler(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype,
-        revision=model_args.model_revision,
-        attn_implementation=model_args.attn_implementation,
-    )
+    sampler = _load_sampler(args, model_args)
     start = time.monotonic()
 
     def report(num_done: int, num_all: int) -> None:
@@ -92,3 +92,22 @@ def run(arguments: Sequence[str]) -> None:
     print(f"Sampled {result.num_sampled} completions, {total - result.num_sampled} were there already.\n")
     print(result.table())
     print(f"\nWritten to {args.output_dir}: results.json, problems.parquet, completions.parquet")
+
+
+def _load_sampler(args: EvaluationArguments, model_args: ModelConfig) -> CompletionSampler:
+    name: Any = model_args.model_name_or_path
+    if not args.use_vllm:
+        return load_sampler(
+            name,
+            dtype=model_args.dtype,
+            revision=model_args.model_revision,
+            attn_implementation=model_args.attn_implementation,
+        )
+    from trl_dapo.vllm_sampler import VLLMSampler
+
+    options = args.vllm_engine_kwargs
+    if isinstance(options, str):
+        options = json.loads(options)
+    return VLLMSampler(
+        name, dtype=model_args.dtype or "auto", revision=model_args.model_revision, engine_kwargs=options
+    )
