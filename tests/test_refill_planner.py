@@ -26,12 +26,13 @@ def test_tail_equals_rational_arithmetic(num_trials, num_needed, percent):
 
 
 @pytest.mark.parametrize(
-    ("num_needed", "num_trials", "percent"), [(512, 1040, 50), (512, 560, 95), (64, 700, 10), (1, 3000, 1)]
+    ("num_needed", "num_trials", "probability"),
+    [(512, 1040, 1 / 2), (512, 560, 15 / 16), (64, 700, 1 / 8), (1, 400, 1 / 64)],
 )
-def test_tail_of_large_batches_equals_rational_arithmetic(num_needed, num_trials, percent):
-    """Terms that are negligible are left out of the sum."""
-    expected = exact_prob_at_least(num_needed, num_trials, percent / 100)
-    assert prob_at_least(num_needed, num_trials, percent / 100) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+def test_tail_of_large_batches_equals_rational_arithmetic(num_needed, num_trials, probability):
+    """Terms that are negligible are left out of the sum. Powers of two, so that the fractions stay short."""
+    expected = exact_prob_at_least(num_needed, num_trials, probability)
+    assert prob_at_least(num_needed, num_trials, probability) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
 def test_groups_in_flight_follow_what_was_observed():
