@@ -18,7 +18,7 @@ VLLM_ON_CPU := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDY
 SPACE_VENV ?= .venv-space
 SPACE_STAMP := $(SPACE_VENV)/.installed
 
-.PHONY: quickstart test test-slow space test-space vllm-env test-vllm quickstart-vllm quality style bench wheel clean
+.PHONY: quickstart test test-slow space test-space vllm-env test-vllm quickstart-vllm quality style bench bench-vllm wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -82,6 +82,9 @@ bench: $(STAMP)  ## hours: see benchmarks/README.md for each
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/dynamic_sampling.py
 	$(BIN)/python benchmarks/space.py --json benchmarks/space.json
+
+bench-vllm: $(VLLM_STAMP)  ## streaming against rounds on a real vLLM, on the CPU
+	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python benchmarks/streaming.py --vllm
 
 wheel: $(STAMP)
 	$(BIN)/python -m build
