@@ -7,6 +7,7 @@ from transformers import Trainer
 from trl import GRPOTrainer
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer import grpo_trainer
 
 
 SIGNATURES = {
@@ -89,6 +90,27 @@ def test_trainer_keeps_its_rewards_where_we_extend_them(attribute):
 def test_optimizer_step_is_announced_before_it_is_taken():
     source = inspect.getsource(Trainer)
     assert source.index("on_pre_optimizer_step") < source.index("self.optimizer.step()")
+
+
+# Groups that are sampled and graded by one rank alone
+
+
+def test_rewards_cross_ranks_by_a_name_that_can_be_replaced():
+    assert callable(grpo_trainer.gather)
+    source = inspect.getsource(GRPOTrainer._calculate_rewards)
+    assert source.count("gather(rewards_per_func)") == 1
+    assert "self.accelerator" not in source.replace("self.accelerator.device", "")
+
+
+def test_prompts_are_tokenized_apart_from_generation():
+    assert list(inspect.signature(GRPOTrainer._tokenize_prompts).parameters) == ["self", "prompts"]
+    assert "return prompt_ids, images, multimodal_fields" in inspect.getsource(GRPOTrainer._tokenize_prompts)
+
+
+def test_weights_are_pushed_where_the_step_has_changed():
+    source = inspect.getsource(GRPOTrainer._generate_single_turn)
+    assert "if self.state.global_step != self._last_loaded_step:" in source
+    assert "self._last_loaded_step = self.state.global_step" in source
 
 
 # Checkpoints

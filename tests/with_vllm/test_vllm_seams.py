@@ -39,3 +39,19 @@ def test_config_refuses_an_option_that_vllm_does_not_know(tmp_path):
             str(tmp_path), use_cpu=True, bf16=False, use_vllm=True, vllm_mode="colocate",
             vllm_engine_kwargs={"enforce_eagre": True},
         )  # fmt: skip
+
+
+def test_requests_are_named_by_what_the_engine_returns_and_can_be_stopped_by_it():
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    assert "internal" in inspect.signature(LLMEngine.abort_request).parameters
+    assert inspect.signature(LLMEngine.add_request).return_annotation in (str, "str")
+
+
+def test_tokens_of_a_running_request_can_be_read():
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+    assert "self.request_states" in inspect.getsource(OutputProcessor.__init__)
+    source = inspect.getsource(RequestState._new_completion_output)
+    assert "token_ids = self.detokenizer.output_token_ids" in source
+    assert "logprobs = self.logprobs_processor.logprobs" in source
