@@ -20,18 +20,13 @@ left out. CPU seconds are what the wall clock shows on an idle core, and do not 
 """
 
 import argparse
-import itertools
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +35,14 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
-from trl import GRPOTrainer, ModelConfig, TrlParser  # noqa: E402
+from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach, provenance  # noqa: E402
+from trl import ModelConfig, TrlParser  # noqa: E402
 from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
-from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
+from trl_dapo import DAPOConfig  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan  # noqa: E402
 
@@ -54,7 +51,6 @@ RESULTS = Path(__file__).with_name("dynamic_sampling.json")
 RECIPE = ROOT / "examples" / "recipes" / "quickstart.yaml"
 NUM_PROBLEMS, NUM_FEW_PROBLEMS, NUM_HELD_OUT = 4000, 512, 256
 EVAL_STEPS = 20
-ACCURACY = "eval_rewards/accuracy_reward/mean"
 
 
 class FixedRounds(RefillPlanner):
@@ -65,49 +61,6 @@ class FixedRounds(RefillPlanner):
     def plan(self, num_needed: int, rounds_left: int | None = None) -> RoundPlan:
         """Returns the one round there is."""
         return RoundPlan(self.num_prompts, num_needed, self.acceptance_rate, float("nan"))
-
-
-class Measured:
-    """Counts what is sampled for training, and the CPU time outside of evaluation, at each evaluation."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.num_completions = self.num_tokens = 0
-        self.seconds_in_eval = 0.0
-        self.start = time.process_time()
-        self.curve: list[dict[str, float]] = []
-
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        output = super()._generate_single_turn(*args, **kwargs)
-        # A part of a large round comes through here too, by way of TRL's method and not of this one.
-        if self.model.training:
-            self.num_completions += len(output[0])
-            self.num_tokens += sum(map(len, output[0]))
-        return output
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates, and notes what training has cost until now."""
-        start = time.process_time()
-        metrics = super().evaluate(*args, **kwargs)
-        self.curve.append(
-            {
-                "step": self.state.global_step,
-                "accuracy": metrics[ACCURACY],
-                "completions": self.num_completions,
-                "tokens": self.num_tokens,
-                "cpu_seconds": round(start - self.start - self.seconds_in_eval, 2),
-            }
-        )
-        self.seconds_in_eval += time.process_time() - start
-        return metrics
-
-
-class MeasuredGRPO(Measured, GRPOTrainer):
-    """TRL's trainer, measured."""
-
-
-class MeasuredDAPO(Measured, DAPOTrainer):
-    """Ours, measured."""
 
 
 class FixedRefillDAPO(MeasuredDAPO):
@@ -181,15 +134,6 @@ def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
     }
 
 
-def cost_to_reach(curve: Sequence[dict[str, float]], accuracy: float, cost: str) -> float | None:
-    """Returns the cost at which the curve first reaches an accuracy, interpolated; `None` where it never does."""
-    for before, after in itertools.pairwise(curve):
-        if after["accuracy"] >= accuracy > before["accuracy"]:
-            share = (accuracy - before["accuracy"]) / (after["accuracy"] - before["accuracy"])
-            return before[cost] + share * (after[cost] - before[cost])
-    return None
-
-
 def markdown(record: dict[str, Any]) -> str:
     """Returns the table of the arms, averaged over the seeds that all of them have."""
     results = record["results"]
@@ -253,13 +197,7 @@ def main() -> None:
     if args.markdown:
         print(markdown(record))
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    packages = ("torch", "transformers", "trl", "accelerate")
-    record |= {
-        "commit": commit,
-        "hardware": f"1 of {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
+    record |= provenance()
     for seed in args.seeds:
         missing = [name for name in args.arms if str(seed) not in record["results"].get(name, {})]
         with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ for.
 import random
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,8 +32,6 @@ FAMILIES = {
     "three_step": 0.12,
     "product": 0.06,
 }
-# The warm-up spends its time on what takes longest to learn.
-WARM_UP_FAMILIES = FAMILIES | {"sum": 0.08, "multiply": 0.2, "subtract": 0.2, "product": 0.02}
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo"]
 ITEMS = ["apples", "books", "cards", "coins", "pens", "shells", "stamps", "toys"]
 WORDS = ["has", "gets", "more", "and", "gives", "away", "boxes", "of", "wait", "again"]
@@ -43,9 +42,37 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 
-# A slip in so many steps; a solution that starts over, and may run into the length limit, in so many.
-FRAC_SLIPS = 0.22
-FRAC_REPEATS = 0.1
+
+@dataclass(frozen=True)
+class Student:
+    """
+    The careless student whose solutions a model is warmed up on.
+
+    Args:
+        families (`dict[str, float]`):
+            Share of each family among what he solved.
+        frac_slips (`float`):
+            Share of the steps in which he slips.
+        frac_slips_in (`dict[str, float]`):
+            The same for some families.
+        misconceptions (`frozenset[str]`):
+            Families in which the slip is always the same, one too many, and not any number nearby.
+        frac_repeats (`float`):
+            Share of the solutions that start over, and may run into the length limit.
+    """
+
+    families: dict[str, float]
+    frac_slips: float = 0.22
+    frac_slips_in: dict[str, float] = field(default_factory=dict)
+    misconceptions: frozenset[str] = frozenset()
+    frac_repeats: float = 0.1
+
+
+# The warm-up spends its time on what takes longest to learn.
+CARELESS_STUDENT = Student(
+    families=FAMILIES | {"sum": 0.08, "multiply": 0.2, "subtract": 0.2, "product": 0.02},
+    frac_slips_in={"sum": 0.02, "product": 0.9},
+)
 
 
 def draw_problem(family, rng):
@@ -76,12 +103,15 @@ def draw_problem(family, rng):
     return f"{text} .", terms
 
 
-def solve(terms, rng, frac_slips=0.0):
+def solve(terms, rng, frac_slips=0.0, is_misconception=False):
     """Returns a worked solution and its answer. With slips, the work goes on from what was written."""
 
     def step(a, sign, b):
         result = max(0, {"+": a + b, "-": a - b, "*": a * b}[sign])  # below 0 only after a slip
-        if rng.random() < frac_slips:
+        slips = rng.random() < frac_slips
+        if slips and is_misconception:
+            result += 1
+        elif slips:
             result = rng.choice([value for value in range(max(0, result - 5), result + 6) if value != result])
         return result, f"{a} {sign} {b} = {result}"
 
@@ -97,11 +127,11 @@ def solve(terms, rng, frac_slips=0.0):
     return " , ".join(steps), total
 
 
-def make_problems(num_problems, seed):
+def make_problems(num_problems, seed, families=FAMILIES):
     """Returns a `Dataset` of problems: `prompt` (a conversation), `solution` (the integer, as a string) and `family`."""
     rng = random.Random(seed)
     rows = []
-    for family in rng.choices(list(FAMILIES), weights=list(FAMILIES.values()), k=num_problems):
+    for family in rng.choices(list(families), weights=list(families.values()), k=num_problems):
         text, terms = draw_problem(family, rng)
         solution = str(solve(terms, rng)[1])
         rows.append({"prompt": [{"role": "user", "content": text}], "solution": solution, "family": family})
@@ -149,15 +179,15 @@ def build_model(tokenizer, seed, num_heads=4):
     return LlamaForCausalLM(config)
 
 
-def worked_examples(tokenizer, num_examples, rng):
+def worked_examples(tokenizer, num_examples, rng, student=CARELESS_STUDENT):
     """Returns the token ids of problems with careless solutions, and where each solution begins."""
     examples = []
-    for family in rng.choices(list(WARM_UP_FAMILIES), weights=list(WARM_UP_FAMILIES.values()), k=num_examples):
+    for family in rng.choices(list(student.families), weights=list(student.families.values()), k=num_examples):
         text, terms = draw_problem(family, rng)
-        frac_slips = {"sum": 0.02, "product": 0.9}.get(family, FRAC_SLIPS)
-        steps, answer = solve(terms, rng, frac_slips)
-        while rng.random() < FRAC_REPEATS:
-            repeated, answer = solve(terms, rng, frac_slips)
+        habit = student.frac_slips_in.get(family, student.frac_slips), family in student.misconceptions
+        steps, answer = solve(terms, rng, *habit)
+        while rng.random() < student.frac_repeats:
+            repeated, answer = solve(terms, rng, *habit)
             steps += f" , wait again {repeated}"
         turns = [{"role": "user", "content": text}, {"role": "assistant", "content": f"{steps} , \\boxed{{{answer}}}"}]
         prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
@@ -165,14 +195,14 @@ def worked_examples(tokenizer, num_examples, rng):
     return examples
 
 
-def warm_up(model, tokenizer, seed, num_steps=450, batch_size=64, learning_rate=3e-3):
+def warm_up(model, tokenizer, seed, student=CARELESS_STUDENT, num_steps=450, batch_size=64, learning_rate=3e-3):
     """Trains the model on worked solutions; the loss is on the solutions alone."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
     for _ in range(num_steps):
         # Sorted and cut into parts of similar length: half the padding, half the time.
-        examples = sorted(worked_examples(tokenizer, batch_size, rng), key=lambda example: len(example[0]))
+        examples = sorted(worked_examples(tokenizer, batch_size, rng, student), key=lambda example: len(example[0]))
         num_tokens = sum(len(ids) - start for ids, start in examples)
 
         for part in (
@@ -195,12 +225,12 @@ def warm_up(model, tokenizer, seed, num_steps=450, batch_size=64, learning_rate=
         schedule.step()
 
 
-def prepare_tiny_model(folder, seed, num_heads=4):
+def prepare_tiny_model(folder, seed, num_heads=4, student=CARELESS_STUDENT):
     """Builds and warms up the model, and saves it with its tokenizer. vLLM on a CPU wants 3 heads, of 32 each."""
     start = time.perf_counter()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed, num_heads)
-    warm_up(model, tokenizer, seed)
+    warm_up(model, tokenizer, seed, student)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     seconds = time.perf_counter() - start
