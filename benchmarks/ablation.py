@@ -34,7 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from ablation_tables import draw, markdown  # noqa: E402
+from ablation_claims import claims  # noqa: E402
+from ablation_figure import draw  # noqa: E402
+from ablation_tables import Comparison, against_trl, ladder, leave_one_out, widths  # noqa: E402
 from measured import Measured, provenance  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl.rewards import get_soft_overlong_punishment  # noqa: E402
@@ -84,7 +86,13 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 # Where Clip-Higher should show most: nothing but the misconception, longer, 16 optimizer steps on a generation batch
 # and a larger learning rate, so that the clip is what holds rare right tokens back.
-RARE_ONLY = {"steps_per_generation": 16, "max_steps": 240, "eval_steps": 80, "learning_rate": 3e-4, "logging_steps": 16}
+RARE_ONLY = {
+    "steps_per_generation": 16,
+    "max_steps": 240,
+    "eval_steps": 80,
+    "learning_rate": 3e-4,
+    "logging_steps": 16,
+}
 
 
 def with_parts(*names: str) -> dict[str, Any]:
@@ -222,6 +230,28 @@ def store(path: Path, name: str, seed: int, result: dict[str, Any]) -> None:
         file.seek(0)
         json.dump(record, file, separators=(",", ":"))
         file.truncate()
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Returns the tables of what the JSON has."""
+    results = record["results"]
+    if any(not results.get(arm) for arm in ARMS):
+        # Of a run that is not whole, or a short one, what each arm has.
+        lines = [
+            f"{name}, seed {seed}: {100 * run['curve'][-1]['accuracy']:.1f} % after {run['curve'][-1]['step']} steps"
+            for name, runs in results.items()
+            for seed, run in runs.items()
+        ]
+        return "\n".join(lines)
+    data = Comparison(record)
+    parts = {
+        "The ladder": ladder(data),
+        "Each part left out of the whole": leave_one_out(data),
+        "Against TRL's own DAPO": against_trl(data),
+        "Widths of Clip-Higher": widths(data),
+        "The paper's claims": claims(data),
+    }
+    return "\n\n".join(f"**{title}**\n\n{text}" for title, text in parts.items())
 
 
 def main() -> None:

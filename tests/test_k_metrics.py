@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from trl_dapo.k_metrics import _student_quantile, avg_at_k, estimate, maj_at_k, pass_at_k
+from trl_dapo.k_metrics import avg_at_k, estimate, maj_at_k, pass_at_k, student_quantile
 
 
 def vote(subset, correct):
@@ -78,7 +78,7 @@ def test_interval_is_seeded_and_holds_the_mean():
 def test_quantiles_of_student_are_those_of_the_tables():
     tables = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 29: 2.045, 1000: 1.962}
     for freedom, quantile in tables.items():
-        assert _student_quantile(0.975, freedom) == pytest.approx(quantile, abs=2e-3)
+        assert student_quantile(0.975, freedom) == pytest.approx(quantile, abs=2e-3)
 
 
 @pytest.mark.parametrize(

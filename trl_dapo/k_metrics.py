@@ -169,7 +169,7 @@ def estimate(values: Sequence[float], seed: int = 0, level: float = 0.95, num_re
         return Estimate(mean, None, None, 1)
     rng = random.Random(seed)
     means = sorted(sum(rng.choices(values, k=num_values)) / num_values for _ in range(num_resamples))
-    quantile = _student_quantile((1 + level) / 2, num_values - 1) * math.sqrt(num_values / (num_values - 1))
+    quantile = student_quantile((1 + level) / 2, num_values - 1) * math.sqrt(num_values / (num_values - 1))
     tail = NormalDist().cdf(-quantile)
     return Estimate(mean, _percentile(means, tail), _percentile(means, 1 - tail), num_values)
 
@@ -181,7 +181,7 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def _student_quantile(probability: float, freedom: int) -> float:
+def student_quantile(probability: float, freedom: int) -> float:
     """Returns a quantile of Student's t: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5."""
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))
