@@ -46,9 +46,10 @@ from trl_dapo.group_grader import GroupGrader  # noqa: E402
 from trl_dapo.rollouts import Rollout  # noqa: E402
 from trl_dapo.round_refill import RoundOutput  # noqa: E402
 from trl_dapo.sampling.groups import GroupJudge, RowFacts  # noqa: E402
+from trl_dapo.sampling.prompt_stream import SequenceKey  # noqa: E402
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan  # noqa: E402
 from trl_dapo.stream_refill import StreamSources  # noqa: E402
-from trl_dapo.streamed_group import Decoded, SequenceKey, StreamedGroup  # noqa: E402
+from trl_dapo.streamed_group import Decoded, StreamedGroup  # noqa: E402
 from trl_dapo.vllm_requests import VLLMRequests  # noqa: E402
 
 

@@ -23,10 +23,9 @@ from .sampling.group_filter import GroupVerdict
 from .sampling.groups import GroupJudge, Location, SampledGroup
 from .sampling.placement import prompts_multiple
 from .sampling.prompt_history import PromptHistory
-from .sampling.prompt_stream import Draw, PromptStream
+from .sampling.prompt_stream import Draw, PromptStream, SequenceKey
 from .sampling.refill_planner import RefillPlanner, RoundPlan
 from .stream_refill import StreamRefill
-from .streamed_group import SequenceKey
 
 
 class DynamicSampler:

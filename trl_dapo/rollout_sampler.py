@@ -13,8 +13,9 @@ from .replaced import replaced
 from .rollouts import Rollout, with_placeholders
 from .round_refill import RoundOutput
 from .sampling.groups import RowFacts
+from .sampling.prompt_stream import SequenceKey
 from .sampling.truncation import TruncationRule
-from .streamed_group import SequenceKey, StreamedGroup
+from .streamed_group import StreamedGroup
 from .vllm_requests import VLLMRequests
 
 

@@ -8,22 +8,7 @@ import torch
 
 from .rollouts import Rollout
 from .sampling.groups import RowFacts
-from .sampling.prompt_stream import Draw
-
-
-class SequenceKey(NamedTuple):
-    """
-    Names one completion of a run.
-
-    Attributes:
-        position (`int`):
-            Position of its prompt in the stream.
-        sample (`int`):
-            Its number in the group, 0 to G - 1.
-    """
-
-    position: int
-    sample: int
+from .sampling.prompt_stream import Draw, SequenceKey
 
 
 class Decoded(NamedTuple):

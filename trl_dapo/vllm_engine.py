@@ -19,7 +19,7 @@ from trl.trainer import grpo_trainer
 
 from .config import DAPOConfig
 from .replaced import replaced
-from .streamed_group import SequenceKey
+from .sampling.prompt_stream import SequenceKey
 from .vllm_arguments import engine_options
 
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .streamed_group import Decoded, SequenceKey
+from .sampling.prompt_stream import SequenceKey
+from .streamed_group import Decoded
 from .vllm_engine import DAPOVLLMGeneration
 
 

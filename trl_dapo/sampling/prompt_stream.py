@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 _NUM_FEISTEL_ROUNDS = 8
@@ -23,6 +23,21 @@ class Draw:
 
     position: int
     index: int
+
+
+class SequenceKey(NamedTuple):
+    """
+    Names one completion of a run.
+
+    Attributes:
+        position (`int`):
+            Position of its prompt in the stream.
+        sample (`int`):
+            Its number in the group, 0 to G - 1.
+    """
+
+    position: int
+    sample: int
 
 
 class PromptStream:
