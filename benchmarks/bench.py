@@ -74,7 +74,9 @@ def _streaming(record: Mapping[str, Any]) -> dict[str, Measured]:
 
 def _splits(record: Mapping[str, Any]) -> dict[str, Measured]:
     rows = record["largest_relative_deviation"]
-    return flatten({" x ".join(map(str, row["shape"])): {arm: row[arm] for arm in row if arm != "shape"} for row in rows})
+    return flatten(
+        {" x ".join(map(str, row["shape"])): {arm: row[arm] for arm in row if arm != "shape"} for row in rows}
+    )
 
 
 def _space(record: Mapping[str, Any]) -> dict[str, Measured]:

@@ -50,7 +50,9 @@ def equal(pattern: str, relative: float = 1e-4) -> Tolerance:
     (1.9998, 2.0002)
     """
     return Tolerance(
-        pattern, "equal", lambda old, new: (old.value - relative * abs(old.value), old.value + relative * abs(old.value))
+        pattern,
+        "equal",
+        lambda old, new: (old.value - relative * abs(old.value), old.value + relative * abs(old.value)),
     )
 
 
@@ -110,9 +112,7 @@ class Row(NamedTuple):
     holds: bool
 
 
-def compare(
-    stored: Mapping[str, Measured], new: Mapping[str, Measured], tolerances: Sequence[Tolerance]
-) -> list[Row]:
+def compare(stored: Mapping[str, Measured], new: Mapping[str, Measured], tolerances: Sequence[Tolerance]) -> list[Row]:
     """
     Compares the new figures with the stored ones of the same name, one row for each tolerance.
 
@@ -194,4 +194,6 @@ def median(values: Sequence[float]) -> Measured:
     """
     if len(values) < 2:
         return Measured(values[0])
-    return Measured(statistics.median(values), math.sqrt(math.pi / 2) * statistics.stdev(values) / math.sqrt(len(values)))
+    return Measured(
+        statistics.median(values), math.sqrt(math.pi / 2) * statistics.stdev(values) / math.sqrt(len(values))
+    )

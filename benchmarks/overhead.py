@@ -216,7 +216,9 @@ def main() -> None:
     """Runs the pairs and prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--pairs", type=int, default=60)
-    parser.add_argument("--short", action="store_true", help=f"{SHORT_PAIRS} pairs, and {SHORT_MEMORY_PAIRS} for memory")
+    parser.add_argument(
+        "--short", action="store_true", help=f"{SHORT_PAIRS} pairs, and {SHORT_MEMORY_PAIRS} for memory"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--worker", nargs=3, metavar=("TRAINER", "MODEL", "FOLDER"))
     args = parser.parse_args()
