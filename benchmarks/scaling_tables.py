@@ -18,6 +18,8 @@ PARTS = {
     "network": "-",
     "training": MORE_RANKS,
 }
+# Seconds of a rank that are not counted among the decisions of a batch: the one by itself, the other is of the simulation.
+APART = ("exchanges", "not ours")
 
 
 def budget(record: Mapping[str, Any], decoding: Mapping[str, Any]) -> dict[str, float]:
@@ -68,7 +70,7 @@ def exchange_seconds(work: Mapping[str, Any]) -> float:
 
 def decision_seconds(work: Mapping[str, Any]) -> float:
     """Returns the CPU seconds of a rank for a batch, without the exchanges of streaming."""
-    return sum(seconds for part, seconds in work["seconds"].items() if part not in ("exchanges", "not ours"))
+    return sum(seconds for part, seconds in work["seconds"].items() if part not in APART)
 
 
 def work_table(record: Mapping[str, Any]) -> str:
@@ -76,17 +78,13 @@ def work_table(record: Mapping[str, Any]) -> str:
     head = ["ranks", "refill", "prompts", "CPU, ms", "most of it", "an exchange, ms", "gets: numbers", "rollouts"]
     rows = [head]
     for work in record["rank_work"]:
-        if work["rate"] == rate:
-            parts = {
-                part: s for part, s in work["seconds"].items() if part not in ("exchanges", "not ours", "collect")
-            }
-            most = max(parts, key=lambda part: parts[part])
-            each = exchange_seconds(work)
-            numbers = work["received"].get("gather", 0)
-            cells = [f"{1000 * decision_seconds(work):.0f}", f"{most}, {1000 * parts[most]:.0f}"]
-            cells += [f"{1000 * each:.2f}" if each else "-", size_text(numbers)]
-            cells.append(size_text(work["received"].get("move", 0)))
-            rows.append([f"{work['ranks']:,}", work["policy"], f"{work['prompts']:,.0f}", *cells])
+        parts = {part: s for part, s in work["seconds"].items() if part not in (*APART, "collect")}
+        most = max(parts, key=lambda part: parts[part])
+        each = exchange_seconds(work)
+        cells = [f"{1000 * decision_seconds(work):.0f}", f"{most}, {1000 * parts[most]:.0f}"]
+        cells += [f"{1000 * each:.2f}" if each else "-", size_text(work["received"].get("gather", 0))]
+        cells.append(size_text(work["received"].get("move", 0)))
+        rows.append([f"{work['ranks']:,}", work["policy"], f"{work['prompts']:,.0f}", *cells])
     return table(rows)
 
 
