@@ -79,6 +79,21 @@ def _splits(record: Mapping[str, Any]) -> dict[str, Measured]:
     )
 
 
+def _scaling(record: Mapping[str, Any]) -> dict[str, Measured]:
+    keys = ("ranks", "policy", "model")
+    figures = {"decoding": record["decoding"], "wire": [row["seen"] / row["counted"] for row in record["wire"]]}
+    # Streaming depends on when a thread is done with its grading.
+    in_rounds = [row for row in record["rank_work"] if row["policy"].startswith("rounds")]
+    figures["moved"] = [{name: row[name] for name in (*keys[:2], "prompts", "sent", "received")} for row in in_rounds]
+    of_batch = {str(row["groups"]): row for row in record["decisions"]}
+    # Times by that of the filter in the same run.
+    figures["decisions"] = {
+        size: {name: row[name] / row["judge"] for name in ("draw", "select and count", "plan, None")}
+        for size, row in of_batch.items()
+    }
+    return flatten(figures, keys=keys)
+
+
 def _space(record: Mapping[str, Any]) -> dict[str, Measured]:
     figures = dict(record["figures"])
     # Reading and searching 140 MB, by the time that it takes to make them: two things in one run.
@@ -108,6 +123,17 @@ BENCHMARKS = (
         ],
     ),
     Benchmark("grading", _grading, [equal("*right"), within_factor("*speedup", 3.0)]),
+    Benchmark(
+        "scaling",
+        _scaling,
+        [
+            equal("decoding/*"),
+            equal("moved/*"),
+            # Headers of TCP come on top of what is counted.
+            at_most("wire/*", 1.1),
+            within_factor("decisions/*", 4.0),
+        ],
+    ),
     Benchmark("space", _space, [within_factor("* / making", 4.0), equal("*")]),
 )
 

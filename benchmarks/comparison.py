@@ -189,8 +189,9 @@ def median(values: Sequence[float]) -> Measured:
     """
     The median, and its standard error for values that are about normal: 1.25 standard deviations over the root of n.
 
-    >>> median([1.0, 2.0, 4.0])
-    Measured(value=2.0, error=1.1055...)
+    >>> value, error = median([1.0, 2.0, 4.0])
+    >>> value, round(error, 3)
+    (2.0, 1.105)
     """
     if len(values) < 2:
         return Measured(values[0])
