@@ -28,6 +28,7 @@ PARTS |= {"streaming_engines", "streaming_lengths", "streaming_simulation", "str
 NOT_SHORT = {
     "dynamic_sampling": "hours of training, of which a part says nothing",
     "gpu": "needs a GPU",
+    "quickstart": "minutes, and `make test-slow` runs it",
 }
 
 
