@@ -202,8 +202,8 @@ def main() -> None:
             try:
                 record = read(folder / f"{benchmark.name}.json") if args.compare else run(benchmark, folder, options)
                 rows += [(benchmark.name, row) for row in compare_records(benchmark, record)]
-            except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-                rows.append((benchmark.name, Row(str(error), 0, None, None, "did not run", holds=False)))
+            except (RuntimeError, OSError, KeyError, subprocess.TimeoutExpired) as error:
+                rows.append((benchmark.name, Row(repr(error), 0, None, None, "did not run", holds=False)))
             spent = f"{time.perf_counter() - began:.0f} s, {_cpu_seconds() - before:.0f} of CPU time"
             print(f"{benchmark.name}: {spent}", file=sys.stderr, flush=True)
     print(table(rows))

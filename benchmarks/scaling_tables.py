@@ -11,7 +11,7 @@ MORE_RANKS = "more ranks"
 # What a step is made of, and what to do where it is the largest part.
 PARTS = {
     "decoding": MORE_RANKS,
-    "longest completions": "more groups a batch; `vllm_tensor_parallel_size`, so that a token takes less time",
+    "longest completions": '`refill="stream", surplus="carry"`; then more groups a batch, or ranks that share an engine',
     "grading": 'more `num_workers`; `refill="stream"`',
     "decisions": "-",
     "texts": "-",
