@@ -2,6 +2,7 @@
 Gradings per second of `accuracy_reward` beside TRL's, on the same completions, in one run.
 
     python benchmarks/grading.py --gsm8k FILE.jsonl     # writes benchmarks/grading.json
+    python benchmarks/grading.py --short --output FILE  # fewer rounds, and without --gsm8k only the LaTeX expressions
 """
 
 import argparse
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 Sample = tuple[str, str, bool]  # gold, completion, whether it is correct
+NUM_SHORT_ROUNDS = 3
 
 FILLER = (
     "Let us write down what is given and go through it step by step. The first condition relates the two unknown "
@@ -106,7 +108,8 @@ def quickstart_share(seconds_per_grading: float) -> dict[str, float]:
 def main() -> None:
     """Runs both rewards in turns and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--gsm8k", type=Path, required=True, help="train.jsonl or test.jsonl of GSM8K")
+    parser.add_argument("--gsm8k", type=Path, help="train.jsonl or test.jsonl of GSM8K; needed without --short")
+    parser.add_argument("--short", action="store_true", help=f"{NUM_SHORT_ROUNDS} rounds; GSM8K may be missing")
     parser.add_argument("--num_samples", type=int, default=240, help="completions per kind and round")
     parser.add_argument(
         "--num_rounds", type=int, default=9, help="rounds; each has its own samples, and TRL's turn first"
@@ -114,6 +117,10 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "grading.json")
     args = parser.parse_args()
+    if args.gsm8k is None and not args.short:
+        parser.error("--gsm8k is missing: a train.jsonl or test.jsonl of GSM8K")
+    if args.short:
+        args.num_rounds = NUM_SHORT_ROUNDS
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
     from trl.rewards import accuracy_reward as trl_reward
@@ -132,6 +139,8 @@ def main() -> None:
         "gsm8k_integers": lambda rng: gsm8k_integers(args.gsm8k, args.num_samples, rng),
         "latex_expressions": lambda rng: expressions(args.num_samples, rng),
     }
+    if args.gsm8k is None:
+        del makers["gsm8k_integers"]
     for kind, make in makers.items():
         rounds = []
         for seed in range(args.num_rounds):
@@ -154,7 +163,8 @@ def main() -> None:
         results[kind]["speedup_least"] = min(entry["speedup"] for entry in rounds)
         results[kind]["speedup_greatest"] = max(entry["speedup"] for entry in rounds)
     results["start_seconds"] = start_seconds
-    results["quickstart"] = quickstart_share(1 / results["gsm8k_integers"]["per_second"])
+    if args.gsm8k is not None:
+        results["quickstart"] = quickstart_share(1 / results["gsm8k_integers"]["per_second"])
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -180,7 +190,8 @@ def main() -> None:
             f"right {row['right']:.1%}, TRL {row['trl_right']:.1%}"
         )
     print(f"start of the workers: {start_seconds:.2f} s")
-    print("quickstart: " + ", ".join(f"{key} {value:.3g}" for key, value in results["quickstart"].items()))
+    if "quickstart" in results:
+        print("quickstart: " + ", ".join(f"{key} {value:.3g}" for key, value in results["quickstart"].items()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 What `DAPOTrainer` costs beside `GRPOTrainer` for the same work: time of a rollout step and peak memory, in pairs.
 
     python benchmarks/overhead.py --pairs 60     # about 10 minutes on one core; writes benchmarks/overhead.json
+    python benchmarks/overhead.py --short --output FILE     # fewer pairs, 2 minutes
 
 Both trainers run in one process and take turns, a generation batch each (32 groups of 8 completions, 4 optimizer steps), so
 that a pair is two turns a second apart and the drift of a busy machine cancels. Seconds are CPU seconds of the process.
@@ -48,6 +49,7 @@ from trl_dapo.rewards import accuracy_reward  # noqa: E402
 RESULTS = Path(__file__).with_name("overhead.json")
 UPDATES = 4  # optimizer steps of a turn
 NUM_MEMORY_PAIRS = 5
+SHORT_PAIRS, SHORT_MEMORY_PAIRS = 10, 1
 OFF = {"dynamic_sampling": False, "soft_punish_cache": 0, "loss_normalization": "generation_batch"}
 
 
@@ -191,7 +193,7 @@ def peak_memory(trainer_name: str, model: str) -> int:
     return int(done.stdout.split("PEAK ")[1].split()[0])
 
 
-def measure(num_pairs: int) -> dict[str, list[float]]:
+def measure(num_pairs: int, num_memory_pairs: int) -> dict[str, list[float]]:
     """Returns the ratios of all pairs, and the share of the diagnostics in our turns."""
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder, "tiny-model"))
@@ -204,7 +206,7 @@ def measure(num_pairs: int) -> dict[str, list[float]]:
             (our[0] - our[1]) / (their[0] - their[1]) for our, their in zip(ours, theirs, strict=True)
         ]
         figures["off: peak memory"] = [
-            peak_memory("DAPO", model) / peak_memory("GRPO", model) for _ in range(NUM_MEMORY_PAIRS)
+            peak_memory("DAPO", model) / peak_memory("GRPO", model) for _ in range(num_memory_pairs)
         ]
         figures["diagnostics / our turn without sampling"] = [our[2] / (our[0] - our[1]) for our in ours]
     return figures
@@ -214,6 +216,10 @@ def main() -> None:
     """Runs the pairs and prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument(
+        "--short", action="store_true", help=f"{SHORT_PAIRS} pairs, and {SHORT_MEMORY_PAIRS} for memory"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--worker", nargs=3, metavar=("TRAINER", "MODEL", "FOLDER"))
     args = parser.parse_args()
     if args.worker:
@@ -224,14 +230,17 @@ def main() -> None:
         status = Path("/proc/self/status").read_text()
         print(f"PEAK {status.split('VmHWM:')[1].split()[0]} KiB")
         return
-    figures = measure(args.pairs)
+    num_memory_pairs = NUM_MEMORY_PAIRS
+    if args.short:
+        args.pairs, num_memory_pairs = SHORT_PAIRS, SHORT_MEMORY_PAIRS
+    figures = measure(args.pairs, num_memory_pairs)
     print("| DAPOTrainer / GRPOTrainer | min | median | max |\n|---|---|---|---|")
     for name, values in figures.items():
         print(f"| {name} | {min(values):.4f} | {statistics.median(values):.4f} | {max(values):.4f} |")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "accelerate")}
     record = {"commit": commit, "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}", "versions": versions}
-    RESULTS.write_text(json.dumps(record | {"pairs": args.pairs, "figures": figures}, indent=2) + "\n")
+    args.output.write_text(json.dumps(record | {"pairs": args.pairs, "figures": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ Figures, each over a whole run from the planner's untrained prior on:
 - seconds per trained group, over those of the fastest policy that never failed.
 
 Run `python benchmarks/refill.py` (under 5 minutes on one core; no GPU, no torch). It writes `benchmarks/refill.json`.
-`--markdown` prints the tables of that file, `--quick` runs a few small cases and writes nothing.
+`--markdown` prints the tables of that file, `--quick` runs a few small cases and writes nothing, `--short` runs some of the
+cases as they are in that file and writes to `--output`.
 """
 
 import argparse
@@ -61,6 +62,7 @@ DRIFT = (0.7, 0.15)  # acceptance at the first and at the last step
 BETA = (0.4, 0.8)  # law of a prompt's accuracy in the mixed streams
 NUM_ROWS = 100_000
 NUM_STEPS = {16: 200, 64: 200, 512: 40}  # by groups per batch
+SHORT = {16: (2, 4, 9, 10), 64: (4,)}  # streams of `make_streams` by groups per batch: the cases that take seconds
 
 MEDIAN_TOKENS, SIGMA_TOKENS, MAX_TOKENS = 600, 0.8, 4096
 SECONDS_PER_TOKEN = 0.02
@@ -623,9 +625,16 @@ def quick_records() -> list[dict[str, Any]]:
     return run_all({16: 40}, stream_numbers=(2, 4, 9))
 
 
+def short_records() -> list[dict[str, Any]]:
+    """Returns the records of some cases, as long as they are in the stored results."""
+    return [record for size, numbers in SHORT.items() for record in run_all({size: NUM_STEPS[size]}, numbers)]
+
+
 def main() -> None:
     """Runs the benchmark, or prints its stored tables."""
     parser = argparse.ArgumentParser(description="Refill policies on simulated streams.")
+    parser.add_argument("--short", action="store_true", help="some of the stored cases, written to --output")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="a few small cases, nothing written")
     parser.add_argument("--markdown", action="store_true", help="print the tables of refill.json, run nothing")
     arguments = parser.parse_args()
@@ -634,14 +643,14 @@ def main() -> None:
         print(checks_text(check_aims(records), markdown=True), tables(records, markdown=True), sep="\n\n")
         return
     header, start = environment(), time.perf_counter()  # of the code as it was imported
-    records = quick_records() if arguments.quick else run_all(NUM_STEPS)
+    records = quick_records() if arguments.quick else short_records() if arguments.short else run_all(NUM_STEPS)
     seconds = time.perf_counter() - start
     checks = check_aims(records)
     print("Waste over the floor 1/p / rounds per step / seconds per trained group over the fastest policy's.\n")
     print(tables(records), checks_text(checks), f"{seconds:.0f} s", sep="\n\n")
     if not arguments.quick:
         header |= {"seconds": round(seconds), "checks": [check._asdict() for check in checks]}
-        write_results(RESULTS, header, records)
+        write_results(arguments.output, header, records)
 
 
 if __name__ == "__main__":

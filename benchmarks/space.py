@@ -120,7 +120,8 @@ def main() -> None:
     parser.add_argument("--num_completions", type=int, default=100_000)
     parser.add_argument("--num_words", type=int, default=300, help="words of a completion, 4 characters each")
     parser.add_argument("--output_dir", default=None)
-    parser.add_argument("--json", type=Path, default=None, help="where to write the figures")
+    parser.add_argument("--json", "--output", type=Path, default=None, help="where to write the figures")
+    parser.add_argument("--short", action="store_true", help="the same: all of it takes half a minute")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.output_dir or temporary

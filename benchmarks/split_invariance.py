@@ -2,6 +2,7 @@
 Is the step that is taken the gradient of the paper's loss, whatever the batch is cut into? Ours, and TRL's as it is.
 
     python benchmarks/split_invariance.py        # about 5 minutes on 2 cores; writes benchmarks/split_invariance.json
+    python benchmarks/split_invariance.py --short --output FILE     # two of the shapes, a minute
 
 The tiny model of the tests trains on scripted completions with SGD, 16 completions an optimizer step, cut into ranks x
 micro-batch x accumulation, one to four optimizer steps a generation batch. The gradient of every step is compared with
@@ -50,6 +51,7 @@ SHAPES = [
     (1, 4, 4, 4),
     (2, 2, 4, 4),
 ]
+SHORT = [(2, 2, 4, 1), (1, 4, 4, 4)]
 ARMS = {
     "batch": (DAPOTrainer, {"loss_normalization": "batch"}),
     "group": (DAPOTrainer, {"loss_normalization": "group"}),
@@ -110,6 +112,8 @@ def main() -> None:
     """Measures every arm in every shape and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--worker", nargs=3, metavar=("ARM", "SHAPE", "FOLDER"))
+    parser.add_argument("--short", action="store_true", help="two of the shapes")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.worker:
         arm, shape, folder = args.worker
@@ -117,7 +121,7 @@ def main() -> None:
         return
     print(f"| ranks x micro-batch x accumulation, steps | {' | '.join(ARMS)} |\n|---|{'---|' * len(ARMS)}")
     rows = []
-    for shape in SHAPES:
+    for shape in SHORT if args.short else SHAPES:
         deviations = {arm: measure(arm, shape) for arm in ARMS}
         rows.append({"shape": shape} | deviations)
         ranks, micro_batch, accumulation, num_updates = shape
@@ -126,7 +130,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "accelerate")}
     record = {"commit": commit, "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}", "versions": versions}
-    RESULTS.write_text(json.dumps(record | {"largest_relative_deviation": rows}, indent=2) + "\n")
+    args.output.write_text(json.dumps(record | {"largest_relative_deviation": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ What refilling group by group saves against rounds: on a real vLLM, and on simul
     python benchmarks/streaming.py --vllm         # a real vLLM on the CPU, in its environment (see `make test-vllm`)
     python benchmarks/streaming.py --markdown     # prints the tables of streaming.json; runs nothing
     python benchmarks/streaming.py --quick        # a few small simulated cases, seconds; writes nothing
+    python benchmarks/streaming.py --short --output FILE     # the first batches of some simulated cases
 
 Each of the first two writes its part of `streaming.json` and leaves the other as it is. Both go on where they were stopped:
 what is stored is not measured again. The simulation needs the cost of a step that the other measures first, and draws
@@ -42,6 +43,13 @@ MIDDLE |= {"median_tokens": 600, "sigma_tokens": 0.8, "max_tokens": 4096}
 # The paper's batch and limit.
 PAPER: dict[str, Any] = {"num_groups": 512, "num_generations": 16, "cost": GPU, "num_slots": 256}
 PAPER |= {"median_tokens": 3000, "sigma_tokens": 1.0, "max_tokens": 20480}
+
+# The first batches of some stored cases, as many as take seconds.
+SHORT = {
+    "8 x 4, 1 rank of 8 slots (as vLLM)": 40,
+    "8 x 4, 1 rank of 128 slots (as vLLM)": 40,
+    "64 x 8, 8 ranks of 256 slots": 2,
+}
 
 NUM_SLOTS = (8, 128)
 NUM_VLLM_BATCHES, NUM_OVERLAP_BATCHES = 15, 8
@@ -86,6 +94,18 @@ def simulate(title: str, options: dict[str, Any], rate: float, num_batches: int)
     return {"case": title, "rate": rate, "is_scarce": _is_scarce(setting), "policies": taken}
 
 
+def measured_cost() -> StepCost:
+    """Returns what a step of the engine takes that was measured."""
+    step = load()["vllm"]["step_cpu_seconds"]
+    return StepCost(step["to_begin"], step["per_sequence"])
+
+
+def short_records() -> list[dict[str, Any]]:
+    """Returns the first batches of some of the simulated cases."""
+    cases = simulated_cases(measured_cost())
+    return [simulate(title, cases[title][0], rate, size) for title, size in SHORT.items() for rate in (0.5, 0.2)]
+
+
 def biased_setting() -> Setting:
     """Returns a setting in which long groups are informative less often than short ones."""
     return Setting(**(MIDDLE | {"num_ranks": 8, "num_slots": 256, "rate": 0.5, "bias": 1.0}))
@@ -93,9 +113,8 @@ def biased_setting() -> Setting:
 
 def run_simulated() -> None:
     """Simulates what is not stored yet, and stores it setting by setting."""
-    step = load()["vllm"]["step_cpu_seconds"]
     part = load().get("simulated") or {"environment": environment(["numpy"]), "records": []}
-    cases = simulated_cases(StepCost(step["to_begin"], step["per_sequence"]))
+    cases = simulated_cases(measured_cost())
     for rate in RATES:
         for title, (options, num_batches) in cases.items():
             if not _find(part["records"], case=title, rate=rate):
@@ -181,7 +200,13 @@ def main() -> None:
     parser.add_argument("--vllm", action="store_true", help="measure on a real vLLM")
     parser.add_argument("--quick", action="store_true", help="a few small simulated cases, nothing written")
     parser.add_argument("--markdown", action="store_true", help="print the tables of streaming.json, run nothing")
+    parser.add_argument("--short", action="store_true", help="the first batches of some cases, written to --output")
+    parser.add_argument("--output", type=Path, help="where --short writes")
     arguments = parser.parse_args()
+    if arguments.short:
+        part = {"environment": environment(["numpy"]), "records": short_records()}
+        arguments.output.write_text(json.dumps({"simulated": part}) + "\n")
+        return
     if arguments.quick:
         print(markdown({"simulated": {"records": quick_records()}}))
         return

@@ -1,6 +1,7 @@
 """Refilling the generation batch: sampling until every group of it can teach."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -245,10 +246,8 @@ class DynamicSampler:
         suspended = self.refill.unscored()
         rollouts = [self._kept[at] for at in mine] + [group.rollout_so_far(sample) for group, sample in suspended]
         # A forward pass may be a collective, so all ranks run equally many rows.
-        num_rows = max(
-            self.refill.num_unscored[other] + sum(at.rank == other for at in new)
-            for other in range(self.ranks.num_ranks)
-        )
+        num_new = Counter(at.rank for at in new)
+        num_rows = max(unscored + num_new[other] for other, unscored in enumerate(self.refill.num_unscored))
         if not num_rows:
             return
         fillers = [self.refill.spare[1]] * (num_rows - len(rollouts))

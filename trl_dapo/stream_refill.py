@@ -27,9 +27,10 @@ from .sampling.refill_planner import RefillPlanner, RoundPlan
 from .streamed_group import StreamedGroup
 
 
-# News that a rank brings to one exchange; the rest waits for the next. Exchanges have one size, as no rank knows how much
-# the others have to tell.
-_NEWS_PER_EXCHANGE = 32
+# News that a rank brings to one exchange, at most, and for which there is room in all; the rest waits for the next.
+# Exchanges have one size, as no rank knows how much the others have to tell, and every rank reads all of it between two
+# steps of its engine: with many ranks each has few groups, and room for a few news.
+_NEWS_PER_RANK, _NEWS_PER_EXCHANGE = 32, 1024
 _NO_NEWS = [-1, 0]
 
 
@@ -110,6 +111,7 @@ class StreamRefill:
         self.judged: list[StreamedGroup] = []
         self.spare: tuple[Draw, Rollout] | None = None
         self._num_batches = 0
+        self._num_news = min(_NEWS_PER_RANK, -(-_NEWS_PER_EXCHANGE // ranks.num_ranks))
 
     @property
     def num_kept(self) -> int:
@@ -202,14 +204,14 @@ class StreamRefill:
         self.groups.begin()
 
     def _tell(self) -> PendingRows:
-        news = self.groups.take_news(_NEWS_PER_EXCHANGE)
+        news = self.groups.take_news(self._num_news)
         rows = [[group.draw.position, self._is_informative(group)] for group in news]
         header = [self.groups.failure is not None, self.groups.num_idle_slots]
-        return self.ranks.begin_gather_rows([header, *rows, *[_NO_NEWS] * (_NEWS_PER_EXCHANGE - len(rows))])
+        return self.ranks.begin_gather_rows([header, *rows, *[_NO_NEWS] * (self._num_news - len(rows))])
 
     def _learn(self, rows: list[list[int]]) -> None:
         """Takes the news of all ranks."""
-        size = 1 + _NEWS_PER_EXCHANGE
+        size = 1 + self._num_news
         headers, news = rows[::size], [row for number, row in enumerate(rows) if number % size and row != _NO_NEWS]
         if any(has_failed for has_failed, _ in headers):
             self._raise_failure()

@@ -1,0 +1,204 @@
+"""
+"Measured" in README.md: every figure of that section stands in a stored result, and every result has its command.
+
+`stored_facts` says what the files say, in the words of the README; a number that is in none of these texts fails. So a new
+sentence needs a fact here, made from the file that has it.
+"""
+
+import itertools
+import json
+import math
+import re
+import statistics
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import scaling_tables as tables
+
+
+BENCHMARKS = ROOT / "benchmarks"
+RECIPES = ROOT / "examples" / "recipes"
+# Of the run that drew `quickstart_curves.png`, before `python benchmarks/quickstart.py` stored figures. They count as long as
+# it has not.
+NOT_STORED = ["on 2 CPU cores", "seed 0", "50.6 -> 84.6 %"]
+
+
+def stored(name):
+    return json.loads((BENCHMARKS / f"{name}.json").read_text())
+
+
+def section(title):
+    text = (ROOT / "README.md").read_text()
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+
+
+def percent(share):
+    return f"{100 * share:.1f} %"
+
+
+def quickstart_facts():
+    if not (BENCHMARKS / "quickstart.json").exists():
+        return NOT_STORED
+    results = stored("quickstart")
+    recipe = yaml.safe_load((RECIPES / "quickstart.yaml").read_text())
+    before, after = results["accuracy_before"], results["accuracy_after"]
+    return [
+        f"on {results['hardware'].split()[0]} CPU cores",
+        f"seed {recipe['seed']}",
+        f"{100 * before:.1f} -> {percent(after)}",
+    ]
+
+
+def dynamic_sampling_facts():
+    curves = {
+        arm: [run["curve"] for _, run in sorted(runs.items())]
+        for arm, runs in stored("dynamic_sampling")["results"].items()
+    }
+
+    def mean(arm, figure, place=-1):
+        return statistics.mean(curve[place][figure] for curve in curves[arm])
+
+    def ratio(arm, base, figure):
+        pairs = zip(curves[arm], curves[base], strict=True)
+        return statistics.geometric_mean(ours[-1][figure] / theirs[-1][figure] for ours, theirs in pairs)
+
+    rows = [
+        f"| {percent(mean(arm, 'accuracy', 0))} | {percent(mean(arm, 'accuracy'))} | {mean(arm, 'completions'):,.0f} | "
+        f"{mean(arm, 'cpu_seconds'):.0f} |"
+        for arm in curves
+    ]
+    ahead = [
+        100 * (ours[-1]["accuracy"] - theirs[-1]["accuracy"])
+        for ours, theirs in zip(curves["requeue"], curves["GRPO"], strict=True)
+    ]
+    steps = [
+        reach(ours, theirs[-1]["accuracy"]) for ours, theirs in zip(curves["requeue"], curves["GRPO"], strict=True)
+    ]
+    shares = [100 * reached / theirs[-1]["step"] for reached, theirs in zip(steps, curves["GRPO"], strict=True)]
+    return [
+        *rows,
+        f"{curves['GRPO'][0][-1]['step']:.0f} optimizer steps",
+        f"{curves['GRPO, 120 steps'][0][-1]['step']:.0f} steps",
+        # `NUM_HELD_OUT`, and what the recipe samples for each.
+        "256 problems with 4 samples",
+        "512 problems",
+        "4,000 problems",
+        "rounds of 3 batches",
+        f"{min(ahead):.1f} to {max(ahead):.1f} points",
+        f"{min(shares):.0f} to {max(shares):.0f} % of the steps",
+        f"{100 * (1 - mean('requeue', 'completions') / mean('fixed 3x', 'completions')):.0f} % fewer completions",
+        f"saves {100 * (1 - ratio('carry', 'requeue', 'completions')):.0f} % of the completions",
+        f"{100 * (mean('requeue', 'accuracy') - mean('carry', 'accuracy')):.1f} points lower",
+        f"saves {100 * (1 - ratio('selective', 'all prompts', 'completions')):.0f} % of the completions",
+        f"at {100 * mean('selective', 'accuracy'):.1f} against {percent(mean('all prompts', 'accuracy'))}",
+    ]
+
+
+def reach(curve, accuracy):
+    """The step at which a straight line between two evaluations first comes to an accuracy."""
+    for before, after in itertools.pairwise(curve):
+        if before["accuracy"] < accuracy <= after["accuracy"]:
+            share = (accuracy - before["accuracy"]) / (after["accuracy"] - before["accuracy"])
+            return before["step"] + share * (after["step"] - before["step"])
+    raise AssertionError("not reached")
+
+
+def refill_facts():
+    records = stored("refill")["records"]
+    cases = {}
+    for record in records:
+        cases.setdefault((record["num_groups"], record["stream"], record["engine"]), {})[record["policy"]] = record
+    carry = [case[policy]["waste"] for case in cases.values() for policy in ("carry 0.9", "carry None")]
+    fastest = [
+        min((r for r in case.values() if r["seconds_per_trained_group"]), key=lambda r: r["seconds_per_trained_group"])
+        for case in cases.values()
+    ]
+    num_fastest = sum(record["policy"] == "carry None" for record in fastest)
+    wastes = {
+        size: [case["requeue 0.9"]["waste"] for key, case in cases.items() if key[0] == size] for size in (64, 512)
+    }
+    # The upper ends are rounded up.
+    spans = {size: f"{100 * min(of) - 100:.0f} to {math.ceil(100 * max(of) - 100)} %" for size, of in wastes.items()}
+    return [
+        f"within {100 * max(carry) - 100:.1f} % of",
+        f"{num_fastest} of {len(cases)} settings",
+        # The default of `refill_confidence`.
+        "(`requeue`, 0.9)",
+        f"{spans[64]} more than the least at 64 groups a batch",
+        f"{spans[512]} at 512",
+    ]
+
+
+def scaling_facts():
+    """What may be said of scaling: where it stops with the paper's batch, and what a rank decides and gets."""
+    record = stored("scaling")
+    batch = record["assumed"]["batch"]
+    most = max(tables.decision_seconds(work) for work in record["rank_work"] if work["policy"] == "rounds")
+    exchange = max(map(tables.exchange_seconds, record["rank_work"]))
+    shares = {
+        decoding["ranks"]: tables.budget(record, decoding)["longest completions"]
+        / sum(tables.budget(record, decoding).values())
+        for decoding in record["decoding"]
+        if (decoding["policy"], decoding["model"]) == ("rounds", "7B, an engine on each rank")
+    }
+    return [
+        f"({batch['num_groups']} x {batch['num_generations']}, up to {batch['max_tokens']:,} tokens)",
+        f"{min(shares):,} to {max(shares):,} ranks",
+        f"at most {most:.1f} CPU seconds a batch",
+        f"{1000 * exchange:.1f} ms",
+        *(f"{100 * share:.0f} % of the step at {ranks:,} ranks" for ranks, share in shares.items()),
+    ]
+
+
+def stored_facts():
+    return [*quickstart_facts(), *dynamic_sampling_facts(), *refill_facts(), *scaling_facts()]
+
+
+def numbers_without_a_source(text, facts):
+    """Returns the numbers of a text that stand in none of the facts, nor in code, links and names."""
+    text = " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
+    for fact in sorted(facts, key=len, reverse=True):
+        text = re.sub(rf"(?<![\d.,]){re.escape(fact)}", " ", text)
+    return re.findall(r"\d[\d.,]*", re.sub(r"`[^`]*`", " ", text))
+
+
+def test_every_figure_is_in_a_stored_result():
+    assert numbers_without_a_source(section("Measured"), stored_facts()) == []
+
+
+def test_every_figure_elsewhere_that_a_benchmark_gave_is_stored():
+    """Speeds of grading, and of streaming, stand in other sections."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    grading = stored("grading")["results"]
+    speeds = [grading[kind]["speedup"] for kind in ("gsm8k_integers", "latex_expressions")]
+    assert f"{speeds[0]:.0f} times TRL's speed on GSM8K's integers, {speeds[1]:.1f} times on LaTeX" in readme
+    assert f"{stored('space')['figures']['seconds_to_open']:.1f} s" in readme
+
+
+def test_a_figure_that_no_file_has_is_found():
+    facts = ["5.0 %", "12 of 66 settings"]
+    assert numbers_without_a_source("It saves 5.0 % in 12 of 66 settings.", facts) == []
+    assert numbers_without_a_source("It saves 15.0 % in 12 of 66 settings.", facts) == ["15.0"]
+    assert numbers_without_a_source("In 13 of 66 settings, with `x=3`, [see](page2.md).", facts) == ["13", "66"]
+
+
+@pytest.mark.parametrize("paragraph", re.findall(r"^\*\*([^*]+)\*\*", section("Measured"), re.MULTILINE))
+def test_every_result_has_its_command(paragraph):
+    text = section("Measured")
+    begin = text.index(f"**{paragraph}**")
+    end = text.find("\n**", begin)
+    body = text[begin : None if end < 0 else end]
+    commands = re.findall(r"`(python benchmarks/(\w+)\.py|make (\w+))", body)
+    assert commands, f"{paragraph} names no command"
+    for _, program, target in commands:
+        if program:
+            assert (BENCHMARKS / f"{program}.py").exists()
+            assert (BENCHMARKS / f"{program}.json").exists()
+        else:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
