@@ -18,7 +18,7 @@ VLLM_ON_CPU := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDY
 SPACE_VENV ?= .venv-space
 SPACE_STAMP := $(SPACE_VENV)/.installed
 
-.PHONY: quickstart test test-slow space test-space vllm-env test-vllm quickstart-vllm quality style bench bench-vllm wheel clean
+.PHONY: quickstart test test-slow space test-space vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -75,11 +75,17 @@ style: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## hours: see benchmarks/README.md for each
+bench: $(STAMP)  ## the short version of every benchmark against the stored figures, under 20 minutes on 2 cores
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-full: $(STAMP)  ## hours: all of them in full, see benchmarks/README.md for each
+	$(BIN)/python benchmarks/quickstart.py
 	$(BIN)/python benchmarks/refill.py
 	$(BIN)/python benchmarks/split_invariance.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/dynamic_sampling.py
 	$(BIN)/python benchmarks/space.py --json benchmarks/space.json
 

@@ -94,6 +94,12 @@ def _scaling(record: Mapping[str, Any]) -> dict[str, Measured]:
     return flatten(figures, keys=keys)
 
 
+def _ablation(record: Mapping[str, Any]) -> dict[str, Measured]:
+    curves = {arm: {seed: run["curve"] for seed, run in runs.items()} for arm, runs in record["results"].items()}
+    points = flatten(curves, keys=("step",))
+    return {name: value for name, value in points.items() if name.endswith(("/accuracy", "/completions"))}
+
+
 def _space(record: Mapping[str, Any]) -> dict[str, Measured]:
     figures = dict(record["figures"])
     # Reading and searching 140 MB, by the time that it takes to make them: two things in one run.
@@ -134,6 +140,8 @@ BENCHMARKS = (
             within_factor("decisions/*", 4.0),
         ],
     ),
+    # A seed of three arms: the same to the digit on the same machine, within the error of 1,024 answers on another.
+    Benchmark("ablation", _ablation, [within_errors("*/accuracy", floor=0.06), within_factor("*/completions", 1.3)]),
     Benchmark("space", _space, [within_factor("* / making", 4.0), equal("*")]),
 )
 

@@ -84,6 +84,9 @@ NOT_RUN = {
     "torchrun --nproc_per_node 2": "the beginning of a command; tests/two_ranks.py runs two processes",
     "python benchmarks/dynamic_sampling.py": _IS_MINUTES,
     "python benchmarks/split_invariance.py": _IS_MINUTES,
+    "python benchmarks/scaling.py": _IS_MINUTES,
+    "python benchmarks/ablation.py": _IS_MINUTES,
+    "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
 # Figures that a run logs only with vLLM; `make test-vllm` sees them.
