@@ -53,6 +53,8 @@ FLOORS = {
     "policy_scorer": 3,
     "preflight": 3,
     "replaced": 0,
+    "reward_calls": 3,
+    "reward_watch": 0,
     "rollout_sampler": 3,
     "round_refill": 3,
     "group_grader": 1,
