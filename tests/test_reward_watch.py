@@ -82,7 +82,9 @@ def test_function_that_hangs_is_interrupted_and_named(function, capfd):
     with pytest.raises(RewardTimeoutError) as caught:
         call(RewardWatch(0.2), function)
     assert (caught.value.function, caught.value.seconds) == (function.__name__, 0.2)
-    assert f"The reward function {function.__name__} did not return within reward_timeout=0.2 seconds" in str(caught.value)
+    assert f"The reward function {function.__name__} did not return within reward_timeout=0.2 seconds" in str(
+        caught.value
+    )
     # The traceback says where it was, and so do the stacks of all threads.
     assert function.__name__ in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
     printed = capfd.readouterr().err

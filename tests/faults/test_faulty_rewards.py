@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import batches, exit_code, outcome, run, said, start
+from processes import assert_nothing_is_left, batches, exit_code, outcome, run, said, start
 from test_resume import assert_same_run
 from test_resume import make_trainer as resumable
 from test_trainer import make_trainer
@@ -106,16 +106,16 @@ def hangs(completion_ids, trainer_state, **kwargs):
     return first_token_reward(completion_ids)
 
 
-def test_run_whose_reward_hangs_ends_when_it_is_told_to_and_is_resumed(tmp_path, monkeypatch):
+def test_run_whose_reward_hangs_ends_when_it_is_told_to_and_is_resumed(tmp_path):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     assert run(tmp_path / "a", options) == [0], said(tmp_path / "a")
-    monkeypatch.chdir(tmp_path)
     process = start(tmp_path / "b", options, reward=hangs)
-    while not Path("hanging").exists():
+    while not (tmp_path / "b" / "hanging").exists():
         assert process.is_alive(), said(tmp_path / "b")
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
     assert exit_code(process, 30) == -signal.SIGTERM
+    assert_nothing_is_left(tmp_path / "b")
     assert run(tmp_path / "b", options) == [0], said(tmp_path / "b")
     mine, its = outcome(tmp_path / "b"), outcome(tmp_path / "a")
     assert mine["first_step"] == 2
