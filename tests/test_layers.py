@@ -17,6 +17,7 @@ FLOORS = {
     "k_metrics": 0,
     "sampling": 0,
     "checkpoint_files": 1,
+    "terminal_text": 0,
     "token_privacy": 0,
     "diagnostics": 1,
     "loss_normalization": 1,

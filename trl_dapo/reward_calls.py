@@ -67,6 +67,9 @@ class RewardCalls:
                 stack.enter_context(replaced(grpo_trainer, "profiling_context", timed))
                 stack.enter_context(replaced(grpo_trainer, "gather", lambda rewards: rewards))
                 rewards = compute()
+            # What UTF-8 cannot hold (a completion that says \ud800, read as JSON) would end the run in TRL's log.
+            for values in trainer._pending_extra_logs.values():
+                values[:] = [_encodable(value) for value in values]
         except Exception as error:
             # The others wait for these rewards.
             failure = error
@@ -75,3 +78,7 @@ class RewardCalls:
                 raise failure
             return rewards
         return self.ranks.gather_unless_failed(rewards, failure)
+
+
+def _encodable(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -18,6 +18,7 @@ from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler
 from .eval_figures import EvalFigures
+from .group_table import printing_plainly
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
     STEP_TOKENS,
@@ -375,4 +376,5 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.model.training:
             self._log_train(self.diagnostics.flush(self.accelerator.gather))
         logs |= self.eval_figures.flush(logs, self._metrics["eval"])
-        super().log(logs, start_time)
+        with printing_plainly():
+            super().log(logs, start_time)

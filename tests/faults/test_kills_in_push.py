@@ -3,8 +3,6 @@
 import random
 
 import pytest
-from hub_client import use_hub
-from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
 from processes import assert_nothing_is_left, batches, exit_code, outcome, said, start
 
@@ -43,7 +41,7 @@ def test_run_killed_in_a_push_is_resumed_and_pushed_as_if_it_had_not_been(tmp_pa
     reference, commits = straight
     folder = tmp_path / "run"
     with LoopbackHub() as hub:
-        hub.uploads_let_through = random.Random(seed).randrange(1, 5)
+        hub.uploads_let_through = random.Random(seed).randrange(1, 4)
         process = start(folder, OPTIONS, hub=hub.endpoint)
         assert hub.stalled.wait(MAX_SECONDS), said(folder)
         process.kill()
@@ -71,5 +69,3 @@ def test_hub_that_refuses_costs_no_step(tmp_path, straight):
         train(folder, hub)
         assert hub.messages("me/doomed") == ["initial commit"]
     assert outcome(folder)["weights"] == outcome(straight[0])["weights"]
-    print(said(folder, whole=True)[-6000:])
-    assert 0
