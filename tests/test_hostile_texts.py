@@ -88,7 +88,7 @@ def test_record_has_it_to_the_letter(hostile_run):
         assert line.prompt == rows[line.row]["prompt"]
         assert line.solution == rows[line.row]["solution"]
         words = line.completion.split(" ")
-        assert len(words) - line.length in (0, -1)  # without the end token
+        assert len(words) <= line.length  # special tokens are left out
         assert set(words) <= set(HOSTILE) | {""}
     assert set(HOSTILE) <= {word for text in record["completion"] for word in text.split(" ")}
     for text in record["extra"]:

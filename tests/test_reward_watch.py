@@ -133,6 +133,9 @@ def group():
     return StreamedGroup.begin(Draw(0, 0), {}, [1], 0, num_generations=2)
 
 
+@pytest.mark.fault(
+    "a reward function hangs", 'grading thread of `refill="stream"`', "`RewardTimeoutError` in the main thread"
+)
 @pytest.mark.parametrize("function", [sleeps, computes])
 def test_function_that_hangs_in_the_grading_thread_is_told_to_the_main_thread(function, capfd):
     watch = RewardWatch(0.2)
@@ -184,6 +187,9 @@ print("went on")
 """
 
 
+@pytest.mark.fault(
+    "a reward function hangs in C", "grading", "the process ends with its stacks, 30 to 60 s after `reward_timeout`"
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="a mutex of zeros is one of Linux")
 @pytest.mark.parametrize("thread", ["main", "another"])
 @pytest.mark.parametrize("function", ["swallows_everything", "deadlocks_in_c", "keeps_the_lock"])

@@ -50,6 +50,11 @@ def size_of(folder):
 
 
 # Room for two checkpoints and a part of the third: the disk is full in its first files, in its midst, later.
+@pytest.mark.fault(
+    "full disk",
+    "checkpoint files",
+    "error; the last whole checkpoint stays, and the run resumes exactly where there is room",
+)
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.75])
 def test_run_on_a_full_disk_ends_with_an_error_and_goes_on_elsewhere(tmp_path, small_disk, part):
     straight = tmp_path / "straight"
@@ -75,6 +80,7 @@ def weights_of(trainer):
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
+@pytest.mark.fault("full disk", "record of groups", "a warning; training goes on, what is recorded is whole")
 def test_record_of_groups_ends_on_a_full_disk_and_the_run_goes_on(tmp_path, small_disk, caplog):
     straight = make_trainer(tmp_path / "straight", num_groups_to_log=4)
     straight.train()
@@ -99,6 +105,7 @@ def test_record_of_groups_ends_on_a_full_disk_and_the_run_goes_on(tmp_path, smal
         pd.testing.assert_frame_equal(pd.read_parquet(disk / "rollouts" / name), theirs)
 
 
+@pytest.mark.fault("full disk", "batch of a step that is not finite", "a warning; training goes on")
 def test_batch_that_is_not_finite_is_skipped_on_a_full_disk_too(tmp_path, small_disk, caplog):
     straight, disk = poisoned(tmp_path / "straight", {1: float("nan")}), small_disk(64 * 1024)
     straight.train()
@@ -110,6 +117,7 @@ def test_batch_that_is_not_finite_is_skipped_on_a_full_disk_too(tmp_path, small_
     assert [path.name for path in disk.rglob("*") if path.is_file()] == ["filler"]
 
 
+@pytest.mark.fault("full disk", "model card and curves", "a warning; training goes on, the old card is whole")
 def test_card_and_curves_of_a_full_disk_cost_no_training(tmp_path, small_disk, caplog):
     disk = small_disk(256 * 1024)
     trainer = make_trainer(disk)

@@ -76,6 +76,9 @@ def assert_resumes(folder, straight, ranks=1):
     assert batches(folder) == batches(straight)
 
 
+@pytest.mark.fault(
+    "a reward function hangs", "grading", "`RewardTimeoutError` that names it, after `reward_timeout`; resumes exactly"
+)
 @pytest.mark.parametrize("reward", [sleeps, swallows_exceptions, waits, blocks_the_loop], ids=lambda f: f.__name__)
 def test_run_whose_reward_hangs_ends_with_its_name_and_is_resumed(tmp_path, straight, reward):
     assert run(tmp_path, OPTIONS, reward=reward, **LIMIT) == [1], said(tmp_path)
@@ -89,12 +92,27 @@ def test_run_whose_reward_hangs_ends_with_its_name_and_is_resumed(tmp_path, stra
     assert_resumes(tmp_path, straight)
 
 
+@pytest.mark.fault(
+    "a reward function hangs and swallows every interruption",
+    "grading",
+    "the process ends with its name 30 s later; resumes exactly",
+)
 def test_run_whose_reward_cannot_be_interrupted_ends_all_the_same(tmp_path, straight):
     assert run(tmp_path, OPTIONS, reward=swallows_everything, **LIMIT) == [1], said(tmp_path)
     assert "swallows_everything cannot be interrupted, so that this process ends here." in said(tmp_path)
     assert_resumes(tmp_path, straight)
 
 
+@pytest.mark.fault(
+    "a reward function hangs on one of two ranks",
+    "grading",
+    "`RewardTimeoutError` there, `RankFailedError` with the cause on the other",
+)
+@pytest.mark.fault(
+    "a reward function raises on one of two ranks",
+    "grading",
+    "its error there, `RankFailedError` with the cause on the other",
+)
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("reward", "cause"),
@@ -112,6 +130,7 @@ def test_other_rank_ends_with_the_cause(tmp_path, reward, cause, dynamic_samplin
     assert f"RankFailedError: Sampling stopped because process 1 failed with: {cause}" in said(tmp_path, 0)
 
 
+@pytest.mark.fault("a reward function cannot be interrupted on one of two ranks", "grading", "both end with an error")
 @pytest.mark.distributed
 def test_other_rank_ends_when_one_cannot_be_interrupted(tmp_path):
     codes = run(tmp_path, TWO_RANKS, num_ranks=2, reward=swallows_everything, **LIMIT)
