@@ -84,7 +84,11 @@ def test_killed_run_is_resumed_as_if_it_had_not_been(tmp_path, straight, phase):
     survive(tmp_path, straight("carried groups", shape), shape, seed=0, phases=[phase])
 
 
-@pytest.mark.fault("kill -9, once or twice", "30 seeded points of generation, grading, optimizer step and checkpoint files", "resumes exactly")
+@pytest.mark.fault(
+    "kill -9, once or twice",
+    "30 seeded points of generation, grading, optimizer step and checkpoint files",
+    "resumes exactly",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_killed_run_is_resumed_as_if_it_had_not_been_30_times(tmp_path, straight, seed):
