@@ -138,7 +138,7 @@ def group():
 )
 @pytest.mark.parametrize("function", [sleeps, computes])
 def test_function_that_hangs_in_the_grading_thread_is_told_to_the_main_thread(function, capfd):
-    watch = RewardWatch(0.2)
+    watch = RewardWatch(0.2, grace_seconds=0.5)
     grader = GroupGrader(lambda groups: call(watch, function), torch.device("cpu"))
     watch.tell = grader.abandon
     grader.submit(group())
@@ -150,6 +150,8 @@ def test_function_that_hangs_in_the_grading_thread_is_told_to_the_main_thread(fu
     grader.submit(group())
     assert len(grader.drain()) == 1
     assert function.__name__ in capfd.readouterr().err
+    # It goes on, although a thread of it never comes back: longer than one that cannot be interrupted would.
+    time.sleep(0.2 + 2 * 0.5 + 1.0)
 
 
 PROGRAM = """

@@ -142,8 +142,10 @@ class _Computation:
         if not self.is_main:
             yield
             return
-        before = {number: signal.signal(number, self._on_signal) for number in (_WAKING, _COMPUTING)}
+        # Somebody else's timer stays theirs.
         is_timer_free = signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+        numbers = (_WAKING, _COMPUTING) if is_timer_free else (_WAKING,)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
         if is_timer_free:
             # Never earlier than due: a call starts later than now. All threads of the process make it run faster.
             signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
@@ -204,6 +206,8 @@ class _Computation:
         if not self.is_main:
             _raise_in(self.caller)
             if self.tell is not None:
+                # The process may go on, without this thread.
+                faulthandler.cancel_dump_traceback_later()
                 self.tell(self.error)
                 return
         while time.monotonic() < deadline:

@@ -51,12 +51,20 @@ def exit_code(process, max_seconds=MAX_SECONDS):
     return process.exitcode
 
 
+def is_running(pid):
+    """Whether there is such a process, and not only what nobody has asked after of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def processes_in(folder):
     """The processes that live in a folder: trainings go there, and what they start stays."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cwd"):
         try:
-            if path.resolve() == Path(folder).resolve() and "Z" not in (path.parent / "stat").read_text().split():
+            if path.resolve() == Path(folder).resolve() and is_running(path.parent.name):
                 found.append(int(path.parent.name))
         except OSError:
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import assert_nothing_is_left, batches, exit_code, outcome, run, said, start
+from processes import assert_nothing_is_left, batches, exit_code, is_running, outcome, run, said, start
 from test_resume import assert_same_run
 from test_resume import make_trainer as resumable
 from test_trainer import make_trainer
@@ -175,7 +175,7 @@ def test_workers_of_a_killed_run_end_with_it(tmp_path):
     assert run(killed, options, reward=dies_while_workers_run) == [-signal.SIGKILL]
     workers = json.loads((killed / "has died").read_text())
     assert workers
-    assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+    assert [pid for pid in workers if is_running(pid)] == []
     assert run(killed, options, reward=dies_while_workers_run) == [0], said(killed)
     assert outcome(killed)["first_step"] == 2
     assert outcome(killed)["weights"] == outcome(straight)["weights"]
