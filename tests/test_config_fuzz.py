@@ -51,6 +51,7 @@ FIELDS = {
     "soft_punish_cache": mostly(st.one_of(st.none(), COUNT)),
     "overlong_penalty_factor": mostly(NUMBER),
     "max_non_finite_steps": mostly(st.one_of(st.none(), COUNT)),
+    "reward_timeout": mostly(st.one_of(st.none(), NUMBER)),
     "num_groups_to_log": mostly(st.one_of(st.none(), COUNT)),
     "vllm_engine_kwargs": mostly(st.sampled_from([None, None, {}, "eager"])),
     "vllm_request_seeds": mostly(FLAG),

@@ -31,6 +31,7 @@ def poisoned(tmp_path, poison, **overrides):
     return trainer
 
 
+@pytest.mark.fault("gradients are NaN or infinite", "optimizer step", "the step is skipped, its batch written down")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("shape", [{}, {"steps_per_generation": 4, "gradient_accumulation_steps": 2}])
 def test_step_without_finite_gradients_moves_nothing(tmp_path, value, shape, caplog):
@@ -57,6 +58,11 @@ def test_step_without_finite_gradients_moves_nothing(tmp_path, value, shape, cap
     assert {tuple(ids.tolist()) for part in written["micro_batches"] for ids in part["completion_ids"]} <= rows
 
 
+@pytest.mark.fault(
+    "gradients are NaN or infinite, 5 times in a row",
+    "optimizer step",
+    "`NonFiniteGradientError` with a diagnosis; the weights are finite",
+)
 def test_run_of_nothing_else_stops_with_a_diagnosis_and_finite_weights(tmp_path):
     trainer = poisoned(tmp_path, dict.fromkeys(range(2, 99), float("nan")), max_steps=20, max_non_finite_steps=5)
     with pytest.raises(

@@ -48,6 +48,7 @@ def shard(folder):
     return shards
 
 
+@pytest.mark.fault("kill -9", "`trl-dapo push`", "the next push sends what is missing")
 def test_killed_upload_goes_on_where_it_was(hub, run_folder, tmp_path):
     shards = shard(run_folder)
     command = [sys.executable, "-m", "trl_dapo", "push", "--output_dir", str(run_folder), "--hub_model_id", "me/tiny"]
@@ -139,6 +140,7 @@ def test_unreachable_hub_is_named(run_folder, monkeypatch, tmp_path):
         push_run(run_folder, "me/tiny")
 
 
+@pytest.mark.fault("the Hub refuses", "`trl-dapo push`", "`HubPushError` with the command to try again")
 def test_refusal_in_the_middle_of_the_upload_is_told_too(hub, run_folder):
     hub.refuses_content = True
     with pytest.raises(

@@ -1,6 +1,7 @@
 """The private parts of TRL and transformers that the trainer builds on. When one moves, this fails first and says so."""
 
 import inspect
+import re
 
 import pytest
 from transformers import Trainer
@@ -100,6 +101,16 @@ def test_rewards_cross_ranks_by_a_name_that_can_be_replaced():
     source = inspect.getsource(GRPOTrainer._calculate_rewards)
     assert source.count("gather(rewards_per_func)") == 1
     assert "self.accelerator" not in source.replace("self.accelerator.device", "")
+
+
+def test_each_reward_function_is_called_inside_what_bounds_it():
+    assert callable(grpo_trainer.profiling_context)
+    source = inspect.getsource(GRPOTrainer._calculate_rewards)
+    assert source.count("with profiling_context(self, reward_func_name):") == 2
+    assert source.count("with profiling_context(self, func_name):") == 1
+    calls = [source.index(call) for call in ("= reward_func(**", "= reward_func(\n", "await func(")]
+    opened = [match.start() for match in re.finditer("with profiling_context", source)]
+    assert sorted(calls + opened) == [place for pair in zip(opened, calls, strict=True) for place in pair]
 
 
 def test_prompts_are_tokenized_apart_from_generation():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         NonFiniteGradientError,
         RankFailedError,
         RefillExhaustedError,
+        RewardTimeoutError,
         StaleEngineError,
     )
     from .trainer import DAPOTrainer
@@ -26,6 +27,7 @@ __all__ = [
     "NonFiniteGradientError",
     "RankFailedError",
     "RefillExhaustedError",
+    "RewardTimeoutError",
     "StaleEngineError",
     "__version__",
 ]
@@ -38,6 +40,7 @@ _MODULE_OF = {
     "NonFiniteGradientError": "errors",
     "RankFailedError": "errors",
     "RefillExhaustedError": "errors",
+    "RewardTimeoutError": "errors",
     "StaleEngineError": "errors",
 }
 

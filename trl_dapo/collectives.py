@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+
+from .errors import RankFailedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,41 @@ class Ranks:
         """
         gathered: list[list[int]] = self._gather(torch.tensor(rows, dtype=torch.int64, device=self.device)).tolist()
         return gathered
+
+    def gather_unless_failed(self, rows: torch.Tensor, failure: Exception | None) -> torch.Tensor:
+        """
+        Gathers equally many rows of floats from every rank, unless one has failed to make its rows.
+
+        Args:
+            rows (`torch.Tensor`):
+                The rows of this rank, shape `(R, C)`; the same shape on every rank, also on one that failed.
+            failure (`Exception`, *optional*):
+                What happened on this rank.
+
+        Returns:
+            `torch.Tensor`: the rows of all ranks, rank-major, shape `(W * R, C)`.
+
+        Raises:
+            `RankFailedError`: another rank failed. One that failed itself raises its own failure.
+        """
+        has_failed = rows.new_full((len(rows), 1), float(failure is not None))
+        gathered = self._gather(torch.cat([rows, has_failed], dim=1))
+        if gathered[:, -1].any():
+            self.raise_failure(failure)
+        return gathered[:, :-1].contiguous()
+
+    def raise_failure(self, failure: Exception | None) -> NoReturn:
+        """
+        Ends all ranks, when they know that at least one has failed.
+
+        Raises:
+            `RankFailedError`: on all ranks but those that failed, which raise what happened to them.
+        """
+        mine = [] if failure is None else [(self.rank, f"{type(failure).__name__}: {failure}")]
+        causes = self.gather_objects(mine)
+        if failure is not None:
+            raise failure
+        raise RankFailedError(*causes[0])
 
     def begin_gather_rows(self, rows: Sequence[Sequence[int]]) -> PendingRows:
         """

@@ -260,6 +260,8 @@ def load_sampler(
         **model_init_kwargs:
             More arguments of `from_pretrained`, such as `revision` or `attn_implementation`.
     """
+    # Left open, transformers asks at a terminal whether to run the code that a model brings.
+    model_init_kwargs.setdefault("trust_remote_code", False)
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **model_init_kwargs)
     if tokenizer is None:
         same = {key: value for key, value in model_init_kwargs.items() if key in ("revision", "trust_remote_code")}

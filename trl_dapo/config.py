@@ -88,6 +88,12 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             An optimizer step whose gradients are NaN or infinite is skipped, since it would make every weight NaN, and its
             batch is written to `<output_dir>/_non_finite/`. After so many in a row the run stops with
             [`NonFiniteGradientError`]. `None`: such a step is taken, as in TRL.
+        reward_timeout (`float` or `None`, *optional*, defaults to `1500.0`):
+            Most wall seconds that one call of a reward function may take, for all completions of a process in a round.
+            Then the stacks of all threads are printed and [`RewardTimeoutError`] is raised, on the other processes
+            [`RankFailedError`]; a function that cannot be interrupted ends its process. On several processes it has to be
+            below `ddp_timeout` (30 minutes), after which those that wait for the rewards give up with an error that names
+            no reward. `None`: no limit.
         num_groups_to_log (`int`, *optional*):
             Groups of each generation batch, chosen at random among all that were sampled, trained or not, to write to
             `<output_dir>/rollouts` with prompt, completions, verdict, rewards and advantage. `None`: 64 with
@@ -208,6 +214,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "None takes such steps, as TRL does."
         },
     )
+    reward_timeout: float | None = field(
+        default=1500.0,
+        metadata={
+            "help": "Most wall seconds of one call of a reward function; below `ddp_timeout`. Then the run ends with an "
+            "error that names it. None sets no limit."
+        },
+    )
     num_groups_to_log: int | None = field(
         default=None,
         metadata={
@@ -270,6 +283,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 f"max_non_finite_steps is {self.max_non_finite_steps}, but must be 1 or more, or None to take steps with NaN "
                 "gradients as TRL does. Use 5."
             )
+        self._check_reward_timeout()
         self._check_vllm_fields()
         if self.dynamic_sampling:
             self._check_sampling_fields()
@@ -330,6 +344,20 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             raise ValueError(
                 f"soft_punish_cache is {self.soft_punish_cache}, but max_completion_length is None. Set a length limit, "
                 "or soft_punish_cache=0 to turn the soft overlong punishment off."
+            )
+
+    def _check_reward_timeout(self) -> None:
+        if self.reward_timeout is None:
+            return
+        if self.reward_timeout <= 0:
+            raise ValueError(
+                f"reward_timeout is {self.reward_timeout}, but must be above 0 seconds, or None for no limit. Use 1500."
+            )
+        if self.world_size > 1 and self.reward_timeout >= self.ddp_timeout:
+            raise ValueError(
+                f"reward_timeout is {self.reward_timeout:g}, but must be below ddp_timeout ({self.ddp_timeout} seconds): "
+                "then the other processes give up waiting for the rewards, with an error that names no reward. Set "
+                f"reward_timeout={self.ddp_timeout * 5 / 6:g}, or raise ddp_timeout."
             )
 
     def _check_vllm_fields(self) -> None:

@@ -69,7 +69,7 @@ class StaleEngineError(RuntimeError):
 
 class RankFailedError(RuntimeError):
     """
-    Another process of the run failed while completions were sampled.
+    Another process of the run failed while completions were sampled or graded.
 
     Args:
         rank (`int`):
@@ -82,6 +82,30 @@ class RankFailedError(RuntimeError):
         self.rank = rank
         self.cause = cause
         super().__init__(f"Sampling stopped because process {rank} failed with: {cause}")
+
+
+class RewardTimeoutError(RuntimeError):
+    """
+    A call of a reward function took longer than `reward_timeout`.
+
+    Args:
+        function (`str`):
+            Name of the reward function.
+        seconds (`float`):
+            The limit, in wall seconds.
+        where (`str`):
+            Which rewards it was to compute: how many, on which rank, at which optimizer step.
+    """
+
+    def __init__(self, function: str, seconds: float, where: str):
+        self.function = function
+        self.seconds = seconds
+        self.where = where
+        super().__init__(
+            f"The reward function {function} did not return within reward_timeout={seconds:g} seconds. It was computing "
+            f"{where}. The stacks that were printed say where it was. Give it a limit of its own for whatever it waits "
+            "for, raise reward_timeout, or set it to None for no limit."
+        )
 
 
 class NonFiniteGradientError(RuntimeError):

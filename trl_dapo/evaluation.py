@@ -140,7 +140,7 @@ def _as_sampler(model: Any, tokenizer: Any) -> CompletionSampler:
     if hasattr(model, "sample") and hasattr(model, "identity"):
         return model
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path, trust_remote_code=False)
     return TransformersSampler(model, tokenizer)
 
 

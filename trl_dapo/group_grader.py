@@ -1,8 +1,11 @@
 """Grading of finished groups off the main thread, while the engine decodes the others."""
 
+import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, InvalidStateError, wait
 
 import torch
 
@@ -33,7 +36,7 @@ class GroupGrader:
         self.seconds_waited = 0.0
         self._waiting: list[StreamedGroup] = []
         self._running: Future[list[StreamedGroup]] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._calls: queue.SimpleQueue[tuple[list[StreamedGroup], Future[list[StreamedGroup]]]] | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -70,22 +73,41 @@ class GroupGrader:
             graded += self.poll()
         return graded
 
+    def abandon(self, error: Exception) -> None:
+        """Gives up the call that runs, which may never end: who asks for its groups gets the error. From any thread."""
+        running = self._running
+        self._calls = None
+        if running is not None:
+            with contextlib.suppress(InvalidStateError):  # it ended all the same
+                running.set_exception(error)
+
     def _go_on(self) -> None:
         if self._running is not None or not self._waiting:
             return
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "grading", initializer=self._enter_thread)
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            # A daemon: one that hangs in a reward function must not keep the process from its end.
+            threading.Thread(target=self._serve, args=(self._calls,), name="grading", daemon=True).start()
         groups, self._waiting = self._waiting, []
-        self._running = self._thread.submit(self._grade, groups)
+        self._running = Future()
+        self._calls.put((groups, self._running))
 
-    def _grade(self, groups: list[StreamedGroup]) -> list[StreamedGroup]:
-        start = time.perf_counter()
-        try:
-            self.grade(groups)
-        finally:
-            self.seconds += time.perf_counter() - start
-        return groups
-
-    def _enter_thread(self) -> None:
+    def _serve(self, calls: "queue.SimpleQueue[tuple[list[StreamedGroup], Future[list[StreamedGroup]]]]") -> None:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        while True:
+            groups, done = calls.get()
+            start = time.perf_counter()
+            error: BaseException | None = None
+            try:
+                self.grade(groups)
+            except BaseException as raised:
+                error = raised
+            self.seconds += time.perf_counter() - start
+            with contextlib.suppress(InvalidStateError):  # it was given up
+                if error is None:
+                    done.set_result(groups)
+                else:
+                    done.set_exception(error)
+            if calls is not self._calls:
+                return

@@ -4,11 +4,16 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers.utils import is_rich_available
+from trl.trainer import grpo_trainer
+from trl.trainer.utils import print_prompt_completions_sample
 
+from .replaced import replaced
 from .rollout_record import RolloutRecorder
+from .terminal_text import printable, printable_parts
 
 
 # Enough to show every verdict without filling the screen.
@@ -57,7 +62,7 @@ def print_groups(recorder: RolloutRecorder, num_completions: int | None = None) 
     for group in chosen:
         outcome = fate_of(group[0])
         shown = group[0]
-        # `Text` does not read markup in what a model wrote.
+        # `Text` does not read markup in what a model wrote; control characters it would pass on.
         table.add_row(
             Text(outcome.replace("_", " "), style=_STYLES.get(outcome, "yellow")),
             Text(_shortened(last_turn(shown["prompt"]))),
@@ -69,7 +74,16 @@ def print_groups(recorder: RolloutRecorder, num_completions: int | None = None) 
     facts = recorder.latest_facts
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["groups"].items() if count)
     title = f"Step {facts['step']}: {sum(facts['groups'].values())} groups sampled ({counts})"
-    Console().print(Panel(table, title=Text(title), expand=False))
+    Console().print(Panel(table, title=Text(printable(title)), expand=False))
+
+
+def printing_plainly() -> AbstractContextManager[None]:
+    """Inside it, TRL's table of completions shows what a model wrote and does not obey it."""
+
+    def print_table(*columns: Any, **named: Any) -> None:
+        print_prompt_completions_sample(*printable_parts(columns), **printable_parts(named))
+
+    return replaced(grpo_trainer, "print_prompt_completions_sample", print_table)
 
 
 def fate_of(row: Mapping[str, Any]) -> str:
@@ -124,6 +138,6 @@ def _number(reward: float | None) -> str:
 
 def _shortened(text: str | None) -> str:
     # The beginning and the end: the answer stands there.
-    text = text or ""
+    text = printable(text or "")
     half = _MAX_CHARACTERS // 2
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"

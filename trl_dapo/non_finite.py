@@ -66,7 +66,13 @@ class NonFiniteGuard(TrainerCallback):
         folder = Path(args.output_dir, FOLDER, f"step-{state.global_step + 1}")
         if self._num_written < _MAX_WRITTEN:
             self._num_written += 1
-            write_state(folder, f"rank{trainer.ranks.rank}", {"step": state.global_step + 1, "micro_batches": batch})
+            try:
+                write_state(
+                    folder, f"rank{trainer.ranks.rank}", {"step": state.global_step + 1, "micro_batches": batch}
+                )
+            except OSError as failure:
+                # A full disk costs the evidence and not the run.
+                logger.warning(f"The batch of optimizer step {state.global_step + 1} could not be written: {failure}.")
         error = NonFiniteGradientError(state.global_step + 1, self._num_in_a_row, faulty, suspects, str(folder.parent))
         if self._num_in_a_row >= self.limit:
             raise error

@@ -4,7 +4,6 @@ from typing import Any
 
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
-from trl.trainer import grpo_trainer
 
 from .completion_decoder import decode_completion
 from .group_grader import GroupGrader
@@ -63,8 +62,8 @@ class RolloutSampler:
             decode_completion(tokenizer, prompt_tokens, tokens, not isinstance(prompt, str))
             for prompt, prompt_tokens, tokens in zip(prompts, prompt_ids, whole_ids, strict=True)
         ]
-        # TRL gathers the rewards of all ranks; these are graded by one alone, whenever they are done.
-        with replaced(grpo_trainer, "gather", lambda rewards: rewards):
+        # Whenever they are done: the other ranks are doing something else.
+        with replaced(trainer.reward_calls, "is_alone", True):
             rewards = trainer._calculate_rewards(
                 [dict(group.row) for group, _ in rows], prompts, completions, whole_ids
             ).tolist()
@@ -90,11 +89,9 @@ class RolloutSampler:
                     trainer.vllm_generation.sync_weights()
                 trainer._last_loaded_step = trainer.state.global_step
 
-        return StreamSources(
-            VLLMRequests(trainer.vllm_generation, load_weights),
-            self.tokenize,
-            GroupGrader(self.grade, trainer.accelerator.device),
-        )
+        grader = GroupGrader(self.grade, trainer.accelerator.device)
+        trainer.reward_calls.watch.tell = grader.abandon
+        return StreamSources(VLLMRequests(trainer.vllm_generation, load_weights), self.tokenize, grader)
 
     def _rollouts(self, prompt_ids: Any, completion_ids: Any, logps: Any, completions: Any) -> list[Rollout]:
         pending = self.trainer._pending_extra_logs

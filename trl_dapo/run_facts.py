@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from .config import GROUPS_TO_LOG, DAPOConfig
 from .data_source import DataSource
+from .token_privacy import without_secrets
 
 
 FACTS_FILE = "run_facts.json"
@@ -180,7 +181,7 @@ def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
         # Where `DAPOConfig` leaves `None` in such a field, it does not apply.
         is_unused = value is None and field.name in _RESOLVED
         if not is_unused and _plain(value) != _plain(default):
-            changed[field.name] = [_plain(value), _plain(default)]
+            changed[field.name] = [_plain(without_secrets(value, field.name)), _plain(default)]
     return changed
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from .collectives import PendingRows, Ranks
 from .config import DAPOConfig
-from .errors import RankFailedError
 from .judged_groups import GroupExchange
 from .local_groups import LocalGroups, StreamSources
 from .rollouts import Rollout
@@ -244,11 +243,7 @@ class StreamRefill:
 
     def _raise_failure(self) -> None:
         failure, self.suspended = self.groups.reset(), {}
-        mine = [] if failure is None else [(self.ranks.rank, f"{type(failure).__name__}: {failure}")]
-        causes = self.ranks.gather_objects(mine)
-        if failure is not None:
-            raise failure
-        raise RankFailedError(*causes[0])
+        self.ranks.raise_failure(failure)
 
     def _settle(self, collection: BatchCollection, start: list[float]) -> dict[Location, Rollout]:
         """Ends the batch, and returns the rollouts of this rank's informative groups."""

@@ -17,8 +17,8 @@ from .callbacks import EmptyUpdateGuard, RunAnnouncement, RunRecord
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler
-from .errors import naming_rewards
 from .eval_figures import EvalFigures
+from .group_table import printing_plainly
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
     STEP_TOKENS,
@@ -32,6 +32,7 @@ from .pacing import pacing_dataloader
 from .policy_scorer import PolicyScorer, restore_old_logps
 from .published_trainer import PublishedTrainer
 from .resumable_trainer import ResumableTrainer
+from .reward_calls import RewardCalls
 from .rewards import SoftOverlongPunishment
 from .rollout_record import RolloutRecorder
 from .rollout_sampler import RolloutSampler
@@ -134,6 +135,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
         self.eval_figures = EvalFigures(self.num_generations_eval)
+        self.reward_calls = RewardCalls(self.ranks, args.reward_timeout)
         self.policy_scorer = PolicyScorer(self)
         score = self.policy_scorer.score_rollouts
         self.recorder = RolloutRecorder(args, self.ranks, self.reward_func_names, self.reward_weights, filter_column)
@@ -185,8 +187,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     ) -> torch.Tensor:
         if self._replay is not None:
             return self._replay.rewards.to(self.accelerator.device)
-        with naming_rewards(self.reward_func_names, len(prompts)):
-            rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        compute = functools.partial(super()._calculate_rewards, inputs, prompts, completions, completion_ids_list)
+        rewards = self.reward_calls.compute(compute, len(prompts), self)
         column = self._overlong_column
         if column is not None:
             # A completion that nobody could score stays unscored, whatever its length; and evaluation is unshaped.
@@ -374,4 +376,5 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.model.training:
             self._log_train(self.diagnostics.flush(self.accelerator.gather))
         logs |= self.eval_figures.flush(logs, self._metrics["eval"])
-        super().log(logs, start_time)
+        with printing_plainly():
+            super().log(logs, start_time)

@@ -49,8 +49,9 @@ class VLLMSampler(TransformersSampler):
                 "(`merge_and_unload`, `save_pretrained`), or leave use_vllm=False."
             )
         # For the digest of the weights, the end tokens and the context; the engine then has the memory to itself.
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision)
-        super().__init__(model, tokenizer or AutoTokenizer.from_pretrained(name, revision=revision))
+        origin: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **origin)
+        super().__init__(model, tokenizer or AutoTokenizer.from_pretrained(name, **origin))
         self._identity = super().identity() | {"engine": "vllm"}
         del self.model, model
         options: dict[str, Any] = {"dtype": dtype, "revision": revision}

@@ -6,15 +6,20 @@ a trial is the same on every machine, however busy.
 """
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from datasets import IterableDataset
+from hub_client import use_hub
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from transformers import TrainerCallback
 
@@ -103,7 +108,16 @@ def hash_of(tensors):
     return digest.hexdigest()
 
 
-def train(folder, options, doom=(None, 0), resume=None, reward=first_token_reward, ranks=None):
+def train(
+    folder,
+    options,
+    doom=(None, 0),
+    resume=None,
+    reward=first_token_reward,
+    ranks=None,
+    hub=None,
+    grace_seconds=None,
+):
     """
     Trains in `folder`, and writes the outcome there if it lives to see the end. To be run in a process of its own.
 
@@ -111,8 +125,12 @@ def train(folder, options, doom=(None, 0), resume=None, reward=first_token_rewar
         doom: phase and number of the point at which to die.
         resume: passed on to `Trainer.train`; `None` resumes if there is any checkpoint folder.
         ranks: rank, world size and port of a run on several processes.
+        hub: address of a Hub on the loopback interface.
+        grace_seconds: those of the watch over reward functions.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
+    # By this the test knows the processes that this one starts.
+    os.chdir(folder)
     rank = 0
     if ranks is not None:
         rank, size, port = ranks
@@ -123,25 +141,30 @@ def train(folder, options, doom=(None, 0), resume=None, reward=first_token_rewar
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     torch.set_num_threads(1)
+    if hub is not None:
+        use_hub(pytest.MonkeyPatch(), SimpleNamespace(endpoint=hub), Path(folder).parent)
     options, reaper = dict(options), Reaper(*doom)
     dataset = numbered_prompts(options.pop("num_rows", 40))
     if options.pop("is_iterable", False):
         rows = dataset.to_list()
         dataset = IterableDataset.from_generator(lambda: iter(rows))
 
+    @functools.wraps(reward)
     def graded(**kwargs):
         with reaper.within("grading"):
             return reward(**kwargs)
 
     trainer = DoomedTrainer(
         model=tiny_model(),
-        reward_funcs=graded,
+        reward_funcs=reward if inspect.iscoroutinefunction(reward) else graded,
         args=DAPOConfig(**training_arguments(folder, **options)),
         train_dataset=dataset,
         processing_class=tiny_tokenizer(),
         callbacks=[OptimizerPhase(reaper)],
     )
     trainer.reaper = reaper
+    if grace_seconds is not None:
+        trainer.reward_calls.watch.grace_seconds = grace_seconds
     if resume is None:
         resume = any(Path(folder).glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=resume)

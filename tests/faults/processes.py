@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import socket
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -50,15 +51,52 @@ def exit_code(process, max_seconds=MAX_SECONDS):
     return process.exitcode
 
 
-def run(folder, options, num_ranks=1, doom=(None, 0), doomed_rank=0, max_seconds=MAX_SECONDS):
-    """Runs a training and returns the exit code of each rank."""
+def is_running(pid):
+    """Whether there is such a process, and not only what nobody has asked after of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def processes_in(folder):
+    """The processes that live in a folder: trainings go there, and what they start stays."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if path.resolve() == Path(folder).resolve() and is_running(path.parent.name):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def assert_nothing_is_left(folder, max_seconds=30):
+    """Fails if a process outlives the training that started it. One that sees its end may take a moment to follow."""
+    deadline = time.monotonic() + max_seconds
+    while processes_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_in(folder) == []
+
+
+def run(folder, options, num_ranks=1, doom=(None, 0), doomed_rank=0, max_seconds=MAX_SECONDS, **kwargs):
+    """Runs a training and returns the exit code of each rank. No process of it may be left."""
+    codes = _run(folder, options, num_ranks, doom, doomed_rank, max_seconds, **kwargs)
+    assert_nothing_is_left(folder)
+    return codes
+
+
+def _run(folder, options, num_ranks, doom, doomed_rank, max_seconds, **kwargs):
     if num_ranks == 1:
-        return [exit_code(start(folder, options, doom=doom), max_seconds)]
+        return [exit_code(start(folder, options, doom=doom, **kwargs), max_seconds)]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     dooms = [doom if rank == doomed_rank else (None, 0) for rank in range(num_ranks)]
-    processes = [start(folder, options, doom=dooms[rank], ranks=(rank, num_ranks, port)) for rank in range(num_ranks)]
+    ranks = [(rank, num_ranks, port) for rank in range(num_ranks)]
+    processes = [
+        start(folder, options, doom=doom, ranks=rank, **kwargs) for doom, rank in zip(dooms, ranks, strict=True)
+    ]
     return [exit_code(process, max_seconds) for process in processes]
 
 

@@ -31,6 +31,9 @@ def processes_with(value):
     return found
 
 
+@pytest.mark.fault(
+    "kill -9 of one of two ranks", "generation, checkpoint files", "the other ends with an error within 120 s"
+)
 @pytest.mark.parametrize(("phase", "number", "doomed_rank"), [("generation", 3000, 0), ("files", 40, 1)])
 def test_other_rank_ends_with_an_error(tmp_path, phase, number, doomed_rank):
     assert phase in PHASES
@@ -39,6 +42,7 @@ def test_other_rank_ends_with_an_error(tmp_path, phase, number, doomed_rank):
     assert codes[1 - doomed_rank] > 0, said(tmp_path, 1 - doomed_rank)
 
 
+@pytest.mark.fault("kill -9 of one of two ranks", "under `torchrun`", "the launcher ends, no process is left")
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 def test_launcher_leaves_no_process_behind(tmp_path):
     script = tmp_path / "script.py"

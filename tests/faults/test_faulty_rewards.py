@@ -1,5 +1,6 @@
 """Reward functions that raise, return what they should not, lose their workers or never end."""
 
+import json
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import batches, exit_code, outcome, run, said, start
+from processes import assert_nothing_is_left, batches, exit_code, is_running, outcome, run, said, start
 from test_resume import assert_same_run
 from test_resume import make_trainer as resumable
 from test_trainer import make_trainer
@@ -19,6 +20,9 @@ from trl_dapo.rewards import accuracy_reward
 from trl_dapo.rewards.pool import shared_pool
 
 
+@pytest.mark.fault(
+    "a reward function returns a wrong count or type", "grading", "`ValueError` or `TypeError` that names the function"
+)
 @pytest.mark.parametrize("dynamic_sampling", [True, False])
 @pytest.mark.parametrize(
     ("returned", "error"),
@@ -64,6 +68,7 @@ def unscored(value):
     return some_unscored
 
 
+@pytest.mark.fault("a reward is NaN or infinite", "grading", "counts as no reward")
 def test_rewards_that_are_not_finite_count_as_none(tmp_path):
     weights = {}
     for name, value in {"none": None, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "1e300": 1e300}.items():
@@ -77,6 +82,7 @@ def test_rewards_that_are_not_finite_count_as_none(tmp_path):
         assert torch.equal(weights[name], weights["none"]), name
 
 
+@pytest.mark.fault("a reward function raises", "grading", "its error, with what was computed; resumes exactly")
 def test_run_whose_reward_raised_is_resumed_as_if_it_had_not(tmp_path):
     straight = resumable(tmp_path / "a", steps_per_generation=2)
     straight.train()
@@ -106,16 +112,17 @@ def hangs(completion_ids, trainer_state, **kwargs):
     return first_token_reward(completion_ids)
 
 
-def test_run_whose_reward_hangs_ends_when_it_is_told_to_and_is_resumed(tmp_path, monkeypatch):
+@pytest.mark.fault("SIGTERM while a reward function hangs", "grading", "ends at once; resumes exactly")
+def test_run_whose_reward_hangs_ends_when_it_is_told_to_and_is_resumed(tmp_path):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     assert run(tmp_path / "a", options) == [0], said(tmp_path / "a")
-    monkeypatch.chdir(tmp_path)
     process = start(tmp_path / "b", options, reward=hangs)
-    while not Path("hanging").exists():
+    while not (tmp_path / "b" / "hanging").exists():
         assert process.is_alive(), said(tmp_path / "b")
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
     assert exit_code(process, 30) == -signal.SIGTERM
+    assert_nothing_is_left(tmp_path / "b")
     assert run(tmp_path / "b", options) == [0], said(tmp_path / "b")
     mine, its = outcome(tmp_path / "b"), outcome(tmp_path / "a")
     assert mine["first_step"] == 2
@@ -123,6 +130,7 @@ def test_run_whose_reward_hangs_ends_when_it_is_told_to_and_is_resumed(tmp_path,
     assert batches(tmp_path / "b") == batches(tmp_path / "a")
 
 
+@pytest.mark.fault("grading workers are killed", "grading", "the same rewards")
 def test_killed_grading_workers_change_nothing(tmp_path):
     def graded(is_murderous):
         def by_algebra(completion_ids, row, log_extra, log_metric, **kwargs):
@@ -145,3 +153,29 @@ def test_killed_grading_workers_change_nothing(tmp_path):
         trainer.train()
         weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
     assert torch.equal(*weights)
+
+
+def dies_while_workers_run(completion_ids, row, log_extra, log_metric, trainer_state, **kwargs):
+    texts = [rf"\boxed{{{ids[0] % 2 + 2}\sqrt{{2}}}}" for ids in completion_ids]
+    golds = [rf"$\sqrt{{{2 * (number % 2 + 2) ** 2}}}$" for number in row]
+    rewards = accuracy_reward(completions=texts, solution=golds, log_extra=log_extra, log_metric=log_metric)
+    if trainer_state.global_step == 2 and not Path("has died").exists():
+        Path("has died").write_text(json.dumps(shared_pool().pids))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rewards
+
+
+@pytest.mark.fault("kill -9", "grading, while workers run", "resumes exactly; the workers end too")
+def test_workers_of_a_killed_run_end_with_it(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    straight, killed = tmp_path / "a", tmp_path / "b"
+    straight.mkdir()
+    (straight / "has died").touch()
+    assert run(straight, options, reward=dies_while_workers_run) == [0], said(straight)
+    assert run(killed, options, reward=dies_while_workers_run) == [-signal.SIGKILL]
+    workers = json.loads((killed / "has died").read_text())
+    assert workers
+    assert [pid for pid in workers if is_running(pid)] == []
+    assert run(killed, options, reward=dies_while_workers_run) == [0], said(killed)
+    assert outcome(killed)["first_step"] == 2
+    assert outcome(killed)["weights"] == outcome(straight)["weights"]

@@ -74,12 +74,21 @@ def survive(folder, reference, shape, seed, num_ranks=1, phases=PHASES):
     return deaths
 
 
-@pytest.mark.parametrize("phase", ["generation", "optimizer", "files"])
+@pytest.mark.fault("kill -9", "generation", "resumes exactly")
+@pytest.mark.fault("kill -9", "grading", "resumes exactly")
+@pytest.mark.fault("kill -9", "optimizer step", "resumes exactly")
+@pytest.mark.fault("kill -9", "checkpoint files", "resumes exactly")
+@pytest.mark.parametrize("phase", ["generation", "grading", "optimizer", "files"])
 def test_killed_run_is_resumed_as_if_it_had_not_been(tmp_path, straight, phase):
     shape = SHAPES["carried groups"]
     survive(tmp_path, straight("carried groups", shape), shape, seed=0, phases=[phase])
 
 
+@pytest.mark.fault(
+    "kill -9, once or twice",
+    "30 seeded points of generation, grading, optimizer step and checkpoint files",
+    "resumes exactly",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_killed_run_is_resumed_as_if_it_had_not_been_30_times(tmp_path, straight, seed):
@@ -87,6 +96,9 @@ def test_killed_run_is_resumed_as_if_it_had_not_been_30_times(tmp_path, straight
     print(name, survive(tmp_path, straight(name, SHAPES[name]), SHAPES[name], seed))
 
 
+@pytest.mark.fault(
+    "kill -9 of one of two ranks", "optimizer step", "the other ends with an error; both resume exactly"
+)
 @pytest.mark.distributed
 def test_two_ranks_are_resumed_as_if_one_had_not_died(tmp_path, straight):
     shape = TWO_RANKS["carried groups"] | {"save_steps": 1}
@@ -94,6 +106,9 @@ def test_two_ranks_are_resumed_as_if_one_had_not_died(tmp_path, straight):
     assert outcome(tmp_path)["first_step"] > 0, f"the seed no longer kills late enough: {deaths}"
 
 
+@pytest.mark.fault(
+    "another number of ranks", "resume", "the stream goes on where it stood, and the log says what begins anew"
+)
 @pytest.mark.distributed
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_run_goes_on_with_another_number_of_ranks(tmp_path, before, after):
@@ -110,6 +125,11 @@ def test_run_goes_on_with_another_number_of_ranks(tmp_path, before, after):
     assert all(later - sooner >= 4 / 40 - 1e-9 for sooner, later in itertools.pairwise(passes))
 
 
+@pytest.mark.fault(
+    "kill -9 of one of two ranks",
+    "10 seeded points of generation, grading, optimizer step and checkpoint files",
+    "the other ends with an error; both resume exactly",
+)
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("seed", range(200, 210))
