@@ -30,7 +30,6 @@ def train(folder, micro_batch, accumulation, num_updates, **overrides):
         train_dataset=numbered_prompts(61),
         processing_class=tiny_tokenizer(),
     )
-    trainer.trained = []
     trainer.train()
     return trainer
 

@@ -1,0 +1,79 @@
+"""Two real processes over gloo that share one model (FSDP2), against two that have a copy each (DDP)."""
+
+import numpy as np
+import pytest
+from test_distributed import assert_same_batches, run, trained_batches
+
+
+pytestmark = pytest.mark.distributed
+
+# The model samples for real, and ends a completion with probability one half, so that ranks decode unequally far. What is
+# carried needs log-probabilities, the rows of an optimizer step come from two micro-batches, and there are evaluations.
+OPTIONS = {
+    "samples": True,
+    "generation_kwargs": {"sequence_bias": [[[2], 3.0]]},
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 4,
+    "surplus": "carry",
+    "refill_confidence": 0.99,
+    "max_steps": 4,
+    "learning_rate": 1e-3,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "per_device_eval_batch_size": 4,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+FIGURES = ("loss", "grad_norm", "eval_reward", "eval_avg@4", "dapo/rounds", "dapo/carried", "dapo/entropy", "dapo/ratio/max")
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("ddp") / "run", 2, **OPTIONS)
+
+
+@pytest.fixture(scope="module", params=["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+def sharded(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("fsdp") / "run"
+    return folder, request.param, run(folder, 2, state_dict_type=request.param, **OPTIONS)
+
+
+def assert_same_weights(mine, its):
+    assert len(mine["parameters"]) == len(its["parameters"])
+    for one, other in zip(mine["parameters"], its["parameters"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def assert_same_log(mine, its):
+    for one, other in zip(mine["logs"][:-1], its["logs"][:-1], strict=True):
+        figures = {name: one[name] for name in FIGURES if name in one}
+        assert figures
+        assert figures == pytest.approx({name: other[name] for name in figures}, rel=1e-4, abs=1e-6)
+
+
+def test_sharded_model_takes_the_steps_of_a_copied_one(copied, sharded):
+    _, _, results = sharded
+    assert {result["distributed_type"] for result in results} == {"FSDP"}
+    assert all(result["num_sharded"] == len(result["parameters"]) for result in results)
+    assert copied[0]["num_sharded"] == 0
+    # Every layer is gathered in every forward pass, so a rank that is done decodes on for the other.
+    assert results[0]["longest"] != results[1]["longest"]
+    assert sum(entry.get("dapo/carried", 0) for entry in results[0]["logs"]) > 0
+    assert_same_batches(trained_batches(copied), trained_batches(results))
+    for mine, its in zip(results, copied, strict=True):
+        assert_same_weights(mine, its)
+        assert_same_log(mine, its)
+
+
+def test_sharded_run_is_resumed(tmp_path, sharded):
+    folder, state_dict_type, straight = sharded
+    # From inside a generation batch, and with groups that are carried into the next one.
+    options = OPTIONS | {"save_strategy": "no", "resume_from": str(folder / "checkpoint-3")}
+    resumed = run(tmp_path / "resumed", 2, state_dict_type=state_dict_type, **options)
+    for mine, its in zip(resumed, straight, strict=True):
+        assert_same_weights(mine, its)
+        assert mine["position"] == its["position"]
+        assert [entry["loss"] for entry in mine["logs"] if "loss" in entry] == pytest.approx(
+            [entry["loss"] for entry in its["logs"] if "loss" in entry], rel=1e-4, abs=1e-6
+        )
