@@ -31,6 +31,9 @@ def write_checkpoint(folder, state=None):
     mark_unfinished(folder)
     records = write_state(folder, "rank0", state or {"step": 3, "ids": torch.arange(4)})
     (folder / "model.safetensors").write_bytes(b"weights")
+    # As FSDP2 and torch's distributed checkpoints have it.
+    (folder / "optimizer_0").mkdir(exist_ok=True)
+    (folder / "optimizer_0" / ".metadata").write_bytes(b"index")
     (folder / "trainer_state.json").write_text("{}")
     mark_whole(folder, records)
 
@@ -76,6 +79,7 @@ def test_manifest_has_the_sizes_and_hashes_of_what_is_read_on_resume(tmp_path):
     (tmp_path / "README.md").write_text("a card")
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     names = {"dapo_state/rank0.json", "dapo_state/rank0.safetensors", "model.safetensors", "trainer_state.json"}
+    names |= {"optimizer_0/.metadata"}
     assert {file["name"] for file in manifest["files"]} == names
     for file in manifest["files"]:
         content = (tmp_path / file["name"]).read_bytes()
@@ -93,6 +97,7 @@ def test_manifest_has_the_sizes_and_hashes_of_what_is_read_on_resume(tmp_path):
         ),
         (lambda folder: os.truncate(folder / "model.safetensors", 3), "model.safetensors has 3 bytes instead of 7"),
         (lambda folder: (folder / "dapo_state" / "rank0.json").unlink(), "dapo_state/rank0.json is missing"),
+        (lambda folder: (folder / "optimizer_0" / ".metadata").unlink(), "optimizer_0/.metadata is missing"),
         (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json is missing"),
         (lambda folder: (folder / MANIFEST).write_text("{"), f"its {MANIFEST} cannot be read"),
         (lambda folder: (folder / MANIFEST).write_text("[]"), f"its {MANIFEST} cannot be read"),

@@ -25,7 +25,16 @@ OPTIONS = {
     "save_strategy": "steps",
     "save_steps": 1,
 }
-FIGURES = ("loss", "grad_norm", "eval_reward", "eval_avg@4", "dapo/rounds", "dapo/carried", "dapo/entropy", "dapo/ratio/max")
+FIGURES = (
+    "loss",
+    "grad_norm",
+    "eval_reward",
+    "eval_avg@4",
+    "dapo/rounds",
+    "dapo/carried",
+    "dapo/entropy",
+    "dapo/ratio/max",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +46,15 @@ def copied(tmp_path_factory):
 def sharded(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("fsdp") / "run"
     return folder, request.param, run(folder, 2, state_dict_type=request.param, **OPTIONS)
+
+
+# Completions by a script, so that one process and two can be compared.
+LORA = {
+    "lora": True,
+    "max_steps": 3,
+    "max_generation_rounds": 30,
+    "learning_rate": 1e-2,
+}
 
 
 def assert_same_weights(mine, its):
@@ -77,3 +95,35 @@ def test_sharded_run_is_resumed(tmp_path, sharded):
         assert [entry["loss"] for entry in mine["logs"] if "loss" in entry] == pytest.approx(
             [entry["loss"] for entry in its["logs"] if "loss" in entry], rel=1e-4, abs=1e-6
         )
+
+
+def test_adapter_takes_the_steps_of_one_process_copied_and_sharded(tmp_path):
+    alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **LORA)
+    copied = run(tmp_path / "ddp", 2, per_device_train_batch_size=8, **LORA)
+    sharded = run(tmp_path / "fsdp", 2, per_device_train_batch_size=8, state_dict_type="FULL_STATE_DICT", **LORA)
+    assert_same_batches(trained_batches(alone), trained_batches(copied))
+    assert_same_batches(trained_batches(alone), trained_batches(sharded))
+    assert sharded[0]["num_sharded"] == len(alone[0]["parameters"])
+    assert alone[0]["trained_parameters"] == copied[0]["trained_parameters"] == sharded[0]["trained_parameters"]
+    for result in (*copied, *sharded):
+        assert_same_weights(result, alone[0])
+
+
+def test_sharded_run_skips_what_a_copied_one_skips(tmp_path):
+    # Batches that are filled in part, empty ones, a step whose loss is NaN on one rank, and layers that are computed twice.
+    options = {"max_generation_rounds": 1, "max_prompts_per_round": 1, "poisoned_steps": [2], "max_steps": 6}
+    options |= {
+        "samples": True,
+        "per_device_train_batch_size": 4,
+        "gradient_checkpointing": True,
+        "learning_rate": 1e-3,
+    }
+    copied = run(tmp_path / "ddp", 2, **options)
+    sharded = run(tmp_path / "fsdp", 2, state_dict_type="FULL_STATE_DICT", **options)
+    for mine, its in zip(sharded, copied, strict=True):
+        shares = [entry["dapo/frac_non_finite_steps"] for entry in mine["logs"] if "loss" in entry]
+        assert shares == [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+        num_items = [batch["num_items"] for batch in mine["trained"]]
+        assert min(num_items) == 0 < max(num_items)
+        assert_same_weights(mine, its)
+        assert np.isfinite(mine["parameters"][0]).all()

@@ -158,6 +158,9 @@ def main(folder: str, overrides: str) -> None:
         "num_processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
         "num_sharded": sum(isinstance(parameter, DTensor) for parameter in trainer.model.parameters()),
+        "trained_parameters": [
+            name.split("base_model.model.")[-1] for name, p in trainer.model.named_parameters() if p.requires_grad
+        ],
         "logs": trainer.state.log_history,
         "position": trainer.dynamic_sampler.stream.position,
         "parameters": [whole(parameter).flatten().tolist() for parameter in trainer.model.parameters()],
