@@ -50,6 +50,7 @@ def assert_same_batches(one, two):
 
 
 # 8 rows on each of two ranks hold two groups of 4; 6 rows hold one and a half, so that one group straddles the ranks.
+@pytest.mark.supports("ddp")
 @pytest.mark.parametrize("rows_per_rank", [8, 6])
 def test_two_ranks_train_the_batches_of_one(tmp_path, rows_per_rank):
     options = {"max_steps": 10, "steps_per_generation": 2, "max_generation_rounds": 30, "log_completions": True}
@@ -82,6 +83,7 @@ def test_rank_that_finds_everything_shares_with_the_one_that_finds_nothing(tmp_p
     assert sum(moved) > 0
 
 
+@pytest.mark.supports("ddp")
 def test_two_ranks_take_the_optimizer_step_of_one(tmp_path):
     options = {"max_steps": 3, "max_generation_rounds": 30, "learning_rate": 1e-3}
     alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)

@@ -70,6 +70,7 @@ def assert_same_log(mine, its):
         assert figures == pytest.approx({name: other[name] for name in figures}, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.supports("fsdp2")
 def test_sharded_model_takes_the_steps_of_a_copied_one(copied, sharded):
     _, _, results = sharded
     assert {result["distributed_type"] for result in results} == {"FSDP"}
@@ -84,6 +85,7 @@ def test_sharded_model_takes_the_steps_of_a_copied_one(copied, sharded):
         assert_same_log(mine, its)
 
 
+@pytest.mark.supports("fsdp2")
 def test_sharded_run_is_resumed(tmp_path, sharded):
     folder, state_dict_type, straight = sharded
     # From inside a generation batch, and with groups that are carried into the next one.
@@ -97,6 +99,7 @@ def test_sharded_run_is_resumed(tmp_path, sharded):
         )
 
 
+@pytest.mark.supports("lora", "ddp", "fsdp2")
 def test_adapter_takes_the_steps_of_one_process_copied_and_sharded(tmp_path):
     alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **LORA)
     copied = run(tmp_path / "ddp", 2, per_device_train_batch_size=8, **LORA)

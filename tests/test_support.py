@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl_dapo import DAPOConfig
 
 
+@pytest.mark.supports("checkpointing")
 def test_layers_that_are_computed_twice_give_the_same_weights(tmp_path):
     options = {"max_steps": 3, "steps_per_generation": 2, "surplus": "carry"}
     calls, weights = [0, 0], []
@@ -27,6 +28,7 @@ def test_layers_that_are_computed_twice_give_the_same_weights(tmp_path):
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.supports("reward_model")
 def test_reward_model_scores_each_completion_and_the_function_beside_it_filters(tmp_path):
     torch.manual_seed(1)
     reward_model = LlamaForSequenceClassification(
@@ -62,6 +64,7 @@ def test_reward_model_scores_each_completion_and_the_function_beside_it_filters(
         torch.testing.assert_close(output["advantages"], expected.flatten(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.supports("eval_sets")
 def test_each_of_several_evaluation_sets_has_the_figures_of_an_evaluation_of_its_own(tmp_path):
     sets = {"small": numbered_prompts(2), "large": numbered_prompts(6)}
     options = {"per_device_eval_batch_size": 8, "generation_kwargs": {"do_sample": False}}
@@ -78,6 +81,7 @@ def test_each_of_several_evaluation_sets_has_the_figures_of_an_evaluation_of_its
             assert line[figure] == pytest.approx(alone.state.log_history[0][figure])
 
 
+@pytest.mark.supports("continuous_batching")
 def test_continuous_batching_trains_mixed_groups_with_the_completions_of_their_prompts(tmp_path):
     # Greedy, so that a completion shows which prompt it belongs to; mixed by its place in the group.
     def by_place(completion_ids, **kwargs):
