@@ -70,7 +70,10 @@ FEATURES = {
     "tools": Feature("`tools`", "single-turn text only"),
     "environments": Feature("`environment_factory`", "single-turn text only"),
     "rollout_func": Feature("`rollout_func`", "single-turn text only"),
-    "images": Feature("Images", "single-turn text only"),
+    "images": Feature("Images (vision-language models)", "columns `image`, `images`, or in the turns; one process"),
+    "images_elsewhere": Feature('Images with `surplus="carry"`, `refill="stream"`, or `loss_normalization="group"` and several '
+        "steps a batch", "what is scored or sent is tokens alone", "the last too"),
+    "images_vllm": Feature("Images with vLLM", is_run=False),
 }  # fmt: skip
 
 

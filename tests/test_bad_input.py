@@ -10,7 +10,9 @@ from trl_dapo.rewards import accuracy_reward, get_reward
 
 
 def make_trainer(tmp_path, reward_funcs=first_token_reward, dataset=None, args=None, **overrides):
-    kwargs = {name: overrides.pop(name) for name in ("tools", "rollout_func", "environment_factory") if name in overrides}
+    kwargs = {
+        name: overrides.pop(name) for name in ("tools", "rollout_func", "environment_factory") if name in overrides
+    }
     return DAPOTrainer(
         model=tiny_model(),
         reward_funcs=reward_funcs,
@@ -36,15 +38,6 @@ PROMPTS = ["w1"] * 20
         (Dataset.from_dict({"prompt": []}), first_token_reward, "train_dataset has no rows"),
         (Dataset.from_dict({"prompt": ["w1"]}), first_token_reward, "has 1 rows, but one generation batch needs 2"),
         ([{"prompt": "w1"}] * 20, first_token_reward, "of type `list`, but must be a `datasets.Dataset`"),
-        *(
-            pytest.param(
-                Dataset.from_dict({"prompt": PROMPTS, name: PROMPTS}),
-                first_token_reward,
-                f"has a column '{name}'",
-                marks=pytest.mark.refuses("images"),
-            )
-            for name in ("image", "images")
-        ),
         (numbered_prompts(20), [], "reward_funcs is empty"),
     ],
 )

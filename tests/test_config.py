@@ -114,9 +114,7 @@ def test_every_new_field_is_documented_with_its_default():
         ({"vllm_check_interval": -1}, "vllm_check_interval is -1, but must be 0"),
         ({"vllm_max_logp_gap": 0.0}, "vllm_max_logp_gap is 0.0, but must be above 0"),
         ({"use_vllm": True, "vllm_mode": "colocate", "vllm_engine_kwargs": "eager"}, "vllm_engine_kwargs is 'eager'"),
-        pytest.param(
-            {"scale_rewards": "batch"}, 'scale_rewards is "batch"', marks=pytest.mark.refuses("scale_batch")
-        ),
+        pytest.param({"scale_rewards": "batch"}, 'scale_rewards is "batch"', marks=pytest.mark.refuses("scale_batch")),
         pytest.param(
             {"multi_objective_aggregation": "normalize_then_sum"},
             "multi_objective_aggregation is",

@@ -1,8 +1,13 @@
 """Two real processes over gloo that share one model (FSDP2), against two that have a copy each (DDP)."""
 
+import json
+
 import numpy as np
 import pytest
 from test_distributed import assert_same_batches, run, trained_batches
+from transformers import LlamaForCausalLM
+
+from trl_dapo.checkpoint_files import MANIFEST, find_fault
 
 
 pytestmark = pytest.mark.distributed
@@ -88,6 +93,15 @@ def test_sharded_model_takes_the_steps_of_a_copied_one(copied, sharded):
 @pytest.mark.supports("fsdp2")
 def test_sharded_run_is_resumed(tmp_path, sharded):
     folder, state_dict_type, straight = sharded
+    assert find_fault(folder / "checkpoint-3") is None
+    if state_dict_type == "FULL_STATE_DICT":
+        # Whole, and not the shards of the rank that writes.
+        saved = LlamaForCausalLM.from_pretrained(folder / "checkpoint-4").parameters()
+        for mine, its in zip(saved, straight[0]["parameters"], strict=True):
+            np.testing.assert_allclose(mine.detach().flatten(), its, rtol=1e-6, atol=1e-7)
+    else:
+        files = {entry["name"] for entry in json.loads((folder / "checkpoint-3" / MANIFEST).read_text())["files"]}
+        assert {"pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"} <= files
     # From inside a generation batch, and with groups that are carried into the next one.
     options = OPTIONS | {"save_strategy": "no", "resume_from": str(folder / "checkpoint-3")}
     resumed = run(tmp_path / "resumed", 2, state_dict_type=state_dict_type, **options)

@@ -21,4 +21,6 @@ def test_markers_of_functions_and_of_parameters_are_found():
     assert "tests/test_config.py::test_bad_value_is_refused_with_its_name_and_range" in found["refuses"]["scale_batch"]
     rows = table().splitlines()[2:]
     assert len(rows) == len(FEATURES)
-    assert next(row for row in rows if row.startswith("| DeepSpeed")).split(" | ")[1].startswith("written for, not run")
+    assert (
+        next(row for row in rows if row.startswith("| DeepSpeed")).split(" | ")[1].startswith("written for, not run")
+    )

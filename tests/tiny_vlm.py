@@ -4,12 +4,17 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from tiny import SPECIAL_TOKENS, WORDS
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from tokenizers import Regex
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
@@ -65,7 +70,9 @@ def coloured_squares(num_rows: int) -> Dataset:
     """Returns a dataset of questions about squares, no two of one colour; row `i` carries its own number as `row`."""
     rows = {
         "prompt": [[{"role": "user", "content": f"w{row % 17}"}] for row in range(num_rows)],
-        "image": [PILImage.new("RGB", (SIDE, SIDE), (16 * row % 256, 255 - 11 * row % 256, 40)) for row in range(num_rows)],
+        "image": [
+            PILImage.new("RGB", (SIDE, SIDE), (16 * row % 256, 255 - 11 * row % 256, 40)) for row in range(num_rows)
+        ],
         "row": list(range(num_rows)),
     }
     features = Features(

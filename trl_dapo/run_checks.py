@@ -111,12 +111,6 @@ def check_train_dataset(
             f"train_dataset has no column 'prompt', only {dataset.column_names}. Rename the column that holds the "
             "question: dataset.rename_column(..., 'prompt')."
         )
-    for column in ("image", "images"):
-        if column in dataset.column_names:
-            raise ValueError(
-                f"train_dataset has a column {column!r}, but dynamic sampling supports text only. Remove the column, or "
-                "set dynamic_sampling=False."
-            )
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     for function in functions:
         missing = [name for name in _required_columns(function) if name not in dataset.column_names]
