@@ -67,9 +67,9 @@ FEATURES = {
     "vllm_tensor_parallel": Feature("vLLM, tensor parallel", is_run=False),
     "stream": Feature('`refill="stream"`', "vLLM colocated; on a CPU, one process and two", "no effect"),
     "stream_elsewhere": Feature('`refill="stream"` with a server or tensor parallel', "it drives an engine of its own", "no effect"),
-    "tools": Feature("`tools`", "single-turn text only"),
-    "environments": Feature("`environment_factory`", "single-turn text only"),
-    "rollout_func": Feature("`rollout_func`", "single-turn text only"),
+    "tools": Feature("`tools`", "single-turn generation only"),
+    "environments": Feature("`environment_factory`", "single-turn generation only"),
+    "rollout_func": Feature("`rollout_func`", "single-turn generation only"),
     "images": Feature("Images (vision-language models)", "columns `image`, `images`, or in the turns; one process"),
     "images_elsewhere": Feature('Images with `surplus="carry"`, `refill="stream"`, or `loss_normalization="group"` and several '
         "steps a batch", "what is scored or sent is tokens alone", "the last too"),

@@ -43,7 +43,7 @@ def find_filter_column(name: str | None, reward_names: Sequence[str]) -> int:
 
 def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
     """
-    Checks that completions are plain text of one turn.
+    Checks that completions are of one turn.
 
     Args:
         trainer_arguments (`Mapping[str, Any]`):
@@ -55,7 +55,7 @@ def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
     for name in ("tools", "environment_factory", "rollout_func"):
         if trainer_arguments.get(name) is not None:
             raise ValueError(
-                f"`{name}` is set, but dynamic sampling supports single-turn text generation only. Remove it, or set "
+                f"`{name}` is set, but dynamic sampling supports single-turn generation only. Remove it, or set "
                 "dynamic_sampling=False."
             )
 
