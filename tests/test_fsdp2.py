@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 from trl_dapo.checkpoint_files import MANIFEST, find_fault
 
 
-pytestmark = pytest.mark.distributed
+# Three launches of two processes each in a test, which take their time on a busy machine.
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 # The model samples for real, and ends a completion with probability one half, so that ranks decode unequally far. What is
 # carried needs log-probabilities, the rows of an optimizer step come from two micro-batches, and there are evaluations.
