@@ -42,7 +42,7 @@ FEATURES = {
         "FSDP2", "the steps of DDP, with sampling, carrying, evaluation and resume; full and sharded checkpoints; on CPUs"
     ),
     "deepspeed": Feature(
-        "DeepSpeed ZeRO-2, ZeRO-3", "an empty batch would still move the weights by momentum", is_run=False
+        "DeepSpeed ZeRO-2, ZeRO-3", "the steps of DDP, on CPUs; an empty batch still moves the weights by momentum"
     ),
     "accumulation": Feature("Gradient accumulation, any micro-batch"),
     "checkpointing": Feature("Gradient checkpointing"),

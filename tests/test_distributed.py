@@ -17,14 +17,15 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 pytestmark = pytest.mark.distributed
 
 
-def run(folder, num_ranks, **overrides):
-    """Runs the script on `num_ranks` processes and returns what each rank wrote."""
+def run(folder, num_ranks, variables=None, **overrides):
+    """Runs the script on `num_ranks` processes, with more environment variables, and returns what each rank wrote."""
     folder.mkdir(parents=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CI": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[1]), environment.get("PYTHONPATH", "")])
+    environment |= variables or {}
     command = [*(launcher if num_ranks > 1 else [sys.executable]), str(SCRIPT), str(folder), json.dumps(overrides)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
     assert all(result["num_processes"] == num_ranks for result in results)

@@ -3,10 +3,12 @@ Trains the tiny model on scripted completions and writes, for each rank, what it
 
 Run by `test_distributed.py`, once alone and once on two ranks. Completions are a function of the prompt, the number of
 the completion in its group and how often the prompt was asked before, so that runs of any world size can be compared.
-With `"samples": true` the model samples for real, with `"state_dict_type"` it is sharded by FSDP2.
+With `"samples": true` the model samples for real, with `"state_dict_type"` it is sharded by FSDP2, with `"zero_stage"` by
+DeepSpeed.
 """
 
 import functools
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -104,6 +106,9 @@ def correct(completion_ids, log_extra, **kwargs):
 
 def whole(parameter):
     """Returns a parameter of which this rank may hold a shard only. A collective."""
+    if hasattr(parameter, "ds_id"):  # DeepSpeed's, with ZeRO-3
+        with importlib.import_module("deepspeed").zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
@@ -125,6 +130,22 @@ def sharded_arguments(folder, state_dict_type, **options):
     return args
 
 
+def zero_arguments(folder, zero_stage, **options):
+    """
+    Returns a configuration whose trainer runs on DeepSpeed, over CPU processes.
+
+    accelerate takes DeepSpeed's processes for one where it finds no accelerator, and DeepSpeed compiles an exchange through
+    shared memory for CPUs, which gloo does without.
+    """
+    importlib.import_module("deepspeed.comm")
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    deepspeed = {"zero_optimization": {"stage": zero_stage}, "zero_force_ds_cpu_optimizer": False}
+    deepspeed |= dict.fromkeys(names, "auto")
+    return DAPOConfig(**training_arguments(folder, **{"use_cpu": False, "deepspeed": deepspeed} | options))
+
+
 def low_rank():
     """Returns the configuration of an adapter that moves the policy from its first step on."""
     return LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -137,10 +158,12 @@ def main(folder: str, overrides: str) -> None:
     records_steps, samples = options.pop("record_steps", False), options.pop("samples", False)
     peft_config = low_rank() if options.pop("lora", False) else None
     checkpoint, poisoned_steps = options.pop("resume_from", None), options.pop("poisoned_steps", ())
-    state_dict_type = options.pop("state_dict_type", None)
+    state_dict_type, zero_stage = options.pop("state_dict_type", None), options.pop("zero_stage", None)
     make_args = plain_arguments
     if state_dict_type:
         make_args = functools.partial(sharded_arguments, state_dict_type=state_dict_type)
+    elif zero_stage:
+        make_args = functools.partial(zero_arguments, zero_stage=zero_stage)
     trainer = (BatchRecorder if samples else ScriptedSteps if records_steps else ScriptedTrainer)(
         model=tiny_model(),
         reward_funcs=first_token_reward if samples else correct,
