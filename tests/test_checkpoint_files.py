@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from test_resume import make_trainer
-from tiny import numbered_prompts
+from tiny import numbered_prompts, tiny_model
+from tiny_vlm import tiny_vlm
 
 from trl_dapo import resumable_trainer
 from trl_dapo.checkpoint_files import (
@@ -24,6 +26,7 @@ from trl_dapo.checkpoint_files import (
     read_state,
     write_state,
 )
+from trl_dapo.checkpoint_weights import load_renamed
 from trl_dapo.run_state import RunState
 
 
@@ -222,3 +225,29 @@ def test_best_model_is_kept_and_loaded(tmp_path):
     best = max(rewards, key=rewards.get)
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert find_fault(tmp_path / f"checkpoint-{best}") is None
+
+
+def test_weights_are_found_under_the_names_that_transformers_saved_them_under(tmp_path):
+    # Llava's names on disk are those of older releases, and the Trainer reads by today's.
+    model = tiny_vlm()
+    model.save_pretrained(tmp_path)
+    on_disk = load_file(tmp_path / "model.safetensors")
+    assert not on_disk.keys() & model.state_dict().keys()
+    other = tiny_vlm()
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    load_renamed(other, tmp_path)
+    for mine, its in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_checkpoint_without_all_weights_is_refused(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"does not hold all weights of the model: \['model.norm.weight'\] are missing"
+    ):
+        load_renamed(model, tmp_path)
