@@ -124,7 +124,7 @@ def sharded_arguments(folder, state_dict_type, **options):
     the CPU and the backend gloo, and what follows (wrapping, gathering, clipping, saving, loading) is what runs on GPUs.
     """
     config = {"version": 2, "reshard_after_forward": True, "state_dict_type": state_dict_type}
-    config["transformer_layer_cls_to_wrap"] = ["LlamaDecoderLayer"]
+    config |= {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "cpu_ram_efficient_loading": True}
     args = DAPOConfig(**training_arguments(folder, fsdp=True, fsdp_config=config, **options))
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return args
