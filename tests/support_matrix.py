@@ -14,7 +14,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 README = TESTS.parent / "README.md"
-BEGIN = "<!-- Made by `python tests/support_matrix.py --write` from the markers of the tests. -->"
+BEGIN = "<!-- Made by tests/support_matrix.py from the markers of the tests: run it with --write. -->"
 END = "<!-- End of the table. -->"
 
 
