@@ -10,7 +10,9 @@ from trl_dapo.rewards import accuracy_reward, get_reward
 
 
 def make_trainer(tmp_path, reward_funcs=first_token_reward, dataset=None, args=None, **overrides):
-    kwargs = {name: overrides.pop(name) for name in ("tools", "rollout_func") if name in overrides}
+    kwargs = {
+        name: overrides.pop(name) for name in ("tools", "rollout_func", "environment_factory") if name in overrides
+    }
     return DAPOTrainer(
         model=tiny_model(),
         reward_funcs=reward_funcs,
@@ -36,7 +38,6 @@ PROMPTS = ["w1"] * 20
         (Dataset.from_dict({"prompt": []}), first_token_reward, "train_dataset has no rows"),
         (Dataset.from_dict({"prompt": ["w1"]}), first_token_reward, "has 1 rows, but one generation batch needs 2"),
         ([{"prompt": "w1"}] * 20, first_token_reward, "of type `list`, but must be a `datasets.Dataset`"),
-        (Dataset.from_dict({"prompt": PROMPTS, "image": PROMPTS}), first_token_reward, "has a column 'image'"),
         (numbered_prompts(20), [], "reward_funcs is empty"),
     ],
 )
@@ -60,12 +61,14 @@ def test_unknown_reward_name_lists_the_known_ones():
         get_reward("acuracy_reward")
 
 
-@pytest.mark.parametrize("name", ["tools", "rollout_func"])
+@pytest.mark.refuses("tools", "rollout_func", "environments")
+@pytest.mark.parametrize("name", ["tools", "rollout_func", "environment_factory"])
 def test_multi_turn_generation_is_refused_with_dynamic_sampling(tmp_path, name):
     with pytest.raises(ValueError, match=f"`{name}` is set, but dynamic sampling supports single-turn"):
         make_trainer(tmp_path, **{name: [print]})
 
 
+@pytest.mark.refuses("iterable_history")
 def test_history_of_rows_needs_rows(tmp_path):
     with pytest.raises(ValueError, match="selective_rollout is True, but remembers outcomes by row number"):
         make_trainer(tmp_path, dataset=numbered_prompts(20).to_iterable_dataset(), selective_rollout=True)

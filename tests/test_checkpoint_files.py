@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from test_resume import make_trainer
-from tiny import numbered_prompts
+from tiny import numbered_prompts, tiny_model
+from tiny_vlm import tiny_vlm
 
 from trl_dapo import resumable_trainer
 from trl_dapo.checkpoint_files import (
@@ -24,6 +26,7 @@ from trl_dapo.checkpoint_files import (
     read_state,
     write_state,
 )
+from trl_dapo.checkpoint_weights import load_renamed
 from trl_dapo.run_state import RunState
 
 
@@ -31,6 +34,9 @@ def write_checkpoint(folder, state=None):
     mark_unfinished(folder)
     records = write_state(folder, "rank0", state or {"step": 3, "ids": torch.arange(4)})
     (folder / "model.safetensors").write_bytes(b"weights")
+    # As FSDP2 and torch's distributed checkpoints have it.
+    (folder / "optimizer_0").mkdir(exist_ok=True)
+    (folder / "optimizer_0" / ".metadata").write_bytes(b"index")
     (folder / "trainer_state.json").write_text("{}")
     mark_whole(folder, records)
 
@@ -76,6 +82,7 @@ def test_manifest_has_the_sizes_and_hashes_of_what_is_read_on_resume(tmp_path):
     (tmp_path / "README.md").write_text("a card")
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     names = {"dapo_state/rank0.json", "dapo_state/rank0.safetensors", "model.safetensors", "trainer_state.json"}
+    names |= {"optimizer_0/.metadata"}
     assert {file["name"] for file in manifest["files"]} == names
     for file in manifest["files"]:
         content = (tmp_path / file["name"]).read_bytes()
@@ -93,6 +100,7 @@ def test_manifest_has_the_sizes_and_hashes_of_what_is_read_on_resume(tmp_path):
         ),
         (lambda folder: os.truncate(folder / "model.safetensors", 3), "model.safetensors has 3 bytes instead of 7"),
         (lambda folder: (folder / "dapo_state" / "rank0.json").unlink(), "dapo_state/rank0.json is missing"),
+        (lambda folder: (folder / "optimizer_0" / ".metadata").unlink(), "optimizer_0/.metadata is missing"),
         (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json is missing"),
         (lambda folder: (folder / MANIFEST).write_text("{"), f"its {MANIFEST} cannot be read"),
         (lambda folder: (folder / MANIFEST).write_text("[]"), f"its {MANIFEST} cannot be read"),
@@ -217,3 +225,29 @@ def test_best_model_is_kept_and_loaded(tmp_path):
     best = max(rewards, key=rewards.get)
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert find_fault(tmp_path / f"checkpoint-{best}") is None
+
+
+def test_weights_are_found_under_the_names_that_transformers_saved_them_under(tmp_path):
+    # Llava's names on disk are those of older releases, and the Trainer reads by today's.
+    model = tiny_vlm()
+    model.save_pretrained(tmp_path)
+    on_disk = load_file(tmp_path / "model.safetensors")
+    assert not on_disk.keys() & model.state_dict().keys()
+    other = tiny_vlm()
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    load_renamed(other, tmp_path)
+    for mine, its in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_checkpoint_without_all_weights_is_refused(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"does not hold all weights of the model: \['model.norm.weight'\] are missing"
+    ):
+        load_renamed(model, tmp_path)

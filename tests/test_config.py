@@ -84,10 +84,15 @@ def test_every_new_field_is_documented_with_its_default():
         ),
         ({"refill": "flow"}, "refill is 'flow', but must be one of 'rounds', 'stream'"),
         ({"refill": "stream"}, 'refill is "stream", but use_vllm is False'),
-        ({"refill": "stream", "use_vllm": True, "vllm_mode": "server"}, "vllm_mode is 'server'"),
-        (
+        pytest.param(
+            {"refill": "stream", "use_vllm": True, "vllm_mode": "server"},
+            "vllm_mode is 'server'",
+            marks=pytest.mark.refuses("stream_elsewhere"),
+        ),
+        pytest.param(
             {"refill": "stream", "use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2},
             "vllm_tensor_parallel_size is 2",
+            marks=pytest.mark.refuses("stream_elsewhere"),
         ),
         (
             {
@@ -111,11 +116,16 @@ def test_every_new_field_is_documented_with_its_default():
         ({"vllm_check_interval": -1}, "vllm_check_interval is -1, but must be 0"),
         ({"vllm_max_logp_gap": 0.0}, "vllm_max_logp_gap is 0.0, but must be above 0"),
         ({"use_vllm": True, "vllm_mode": "colocate", "vllm_engine_kwargs": "eager"}, "vllm_engine_kwargs is 'eager'"),
-        ({"scale_rewards": "batch"}, 'scale_rewards is "batch"'),
-        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation is"),
-        (
+        pytest.param({"scale_rewards": "batch"}, 'scale_rewards is "batch"', marks=pytest.mark.refuses("scale_batch")),
+        pytest.param(
+            {"multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation is",
+            marks=pytest.mark.refuses("normalize_then_sum"),
+        ),
+        pytest.param(
             {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
             r"steps_per_generation is 3, but must be a multiple of gradient_accumulation_steps \(2\)",
+            marks=pytest.mark.refuses("ragged_steps"),
         ),
     ],
 )

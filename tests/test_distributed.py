@@ -17,14 +17,15 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 pytestmark = pytest.mark.distributed
 
 
-def run(folder, num_ranks, **overrides):
-    """Runs the script on `num_ranks` processes and returns what each rank wrote."""
+def run(folder, num_ranks, variables=None, **overrides):
+    """Runs the script on `num_ranks` processes, with more environment variables, and returns what each rank wrote."""
     folder.mkdir(parents=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CI": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[1]), environment.get("PYTHONPATH", "")])
+    environment |= variables or {}
     command = [*(launcher if num_ranks > 1 else [sys.executable]), str(SCRIPT), str(folder), json.dumps(overrides)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
     assert all(result["num_processes"] == num_ranks for result in results)
@@ -50,6 +51,7 @@ def assert_same_batches(one, two):
 
 
 # 8 rows on each of two ranks hold two groups of 4; 6 rows hold one and a half, so that one group straddles the ranks.
+@pytest.mark.supports("ddp")
 @pytest.mark.parametrize("rows_per_rank", [8, 6])
 def test_two_ranks_train_the_batches_of_one(tmp_path, rows_per_rank):
     options = {"max_steps": 10, "steps_per_generation": 2, "max_generation_rounds": 30, "log_completions": True}
@@ -82,6 +84,7 @@ def test_rank_that_finds_everything_shares_with_the_one_that_finds_nothing(tmp_p
     assert sum(moved) > 0
 
 
+@pytest.mark.supports("ddp")
 def test_two_ranks_take_the_optimizer_step_of_one(tmp_path):
     options = {"max_steps": 3, "max_generation_rounds": 30, "learning_rate": 1e-3}
     alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)

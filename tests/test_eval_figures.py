@@ -50,6 +50,7 @@ def test_punishment_leaves_the_metrics_only_where_it_means_nothing():
     assert len(metrics) == 1
 
 
+@pytest.mark.supports("eval_sets")
 def test_trainer_logs_the_figures_of_every_dataset_by_name(tmp_path):
     seen = []
 

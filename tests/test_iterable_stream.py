@@ -59,6 +59,7 @@ def test_empty_stream_is_refused():
         stream.peek(1)
 
 
+@pytest.mark.supports("iterable")
 @pytest.mark.parametrize("surplus", ["requeue", "carry"])
 def test_trainer_trains_on_an_iterable_dataset(tmp_path, surplus):
     trainer = RecordingTrainer(

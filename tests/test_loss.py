@@ -36,6 +36,7 @@ def gradient_errors(trainer, by_group=False):
     ]
 
 
+@pytest.mark.supports("accumulation", "iterations", "by_group")
 @pytest.mark.parametrize("normalization", ["batch", "group"])
 @pytest.mark.parametrize(
     "shape",
@@ -88,7 +89,11 @@ def test_by_group_every_optimizer_step_has_whole_groups_in_random_order(tmp_path
     [
         ({"loss_type": "grpo", "loss_normalization": "batch"}, "loss_type='grpo' has a denominator of its own"),
         ({"loss_type": "bnpo", "loss_normalization": "group"}, "loss_type='bnpo' has a denominator of its own"),
-        ({"loss_normalization": "group", "beta": 0.1}, "beta is 0.1, but must be 0"),
+        pytest.param(
+            {"loss_normalization": "group", "beta": 0.1},
+            "beta is 0.1, but must be 0",
+            marks=pytest.mark.refuses("by_group_kl"),
+        ),
         (
             {"loss_normalization": "group", "per_device_train_batch_size": 6, "steps_per_generation": 4},
             r"the 6 completions of a process in an optimizer step .* are no multiple of num_generations \(4\)",
@@ -99,6 +104,40 @@ def test_by_group_every_optimizer_step_has_whole_groups_in_random_order(tmp_path
 def test_combination_that_cannot_be_exact_is_refused(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **overrides)
+
+
+# What a row of N with a completion of n tokens, of T in all, weighs in each loss while the ratio is 1: the gradient is then
+# minus the sum over rows of weight * advantage * the gradient of the completion's log-probability. L is the length limit.
+ROW_WEIGHTS = {
+    "dapo": lambda N, n, T, L: 1 / T,
+    "bnpo": lambda N, n, T, L: 1 / T,
+    "cispo": lambda N, n, T, L: 1 / T,
+    "vespo": lambda N, n, T, L: 1 / T,
+    "grpo": lambda N, n, T, L: 1 / (N * n),
+    "sapo": lambda N, n, T, L: 1 / (N * n),
+    "dr_grpo": lambda N, n, T, L: 1 / (N * L),
+    "luspo": lambda N, n, T, L: 1 / N,
+}
+
+
+@pytest.mark.supports("losses")
+@pytest.mark.parametrize("loss_type", ROW_WEIGHTS)
+def test_every_loss_type_of_trl_weighs_the_rows_of_informative_groups_as_it_should(tmp_path, loss_type):
+    extras = {"importance_sampling_level": "sequence"} if loss_type == "luspo" else {}
+    # CISPO has no trust region: its one bound is on the ratio itself.
+    trainer = train_with_sgd(tmp_path, loss_type=loss_type, epsilon_high=5.0, max_steps=3, **extras)
+    assert len(trainer.steps) == 3
+    for before, rows, gradient in trainer.steps:
+        lengths = [len(row["key"][1]) for row in rows]
+        num_tokens = sum(lengths)
+        assert len(rows) == 8
+        weights = [ROW_WEIGHTS[loss_type](len(rows), length, num_tokens, 8) for length in lengths]
+        # `paper_gradient` divides by the tokens of all rows.
+        weighted = [
+            row | {"advantage": row["advantage"] * weight * num_tokens}
+            for row, weight in zip(rows, weights, strict=True)
+        ]
+        assert gradient_error(gradient, paper_gradient(before, weighted)) < 1e-5
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "sapo", "luspo", "cispo", "vespo"])

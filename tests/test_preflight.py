@@ -38,6 +38,14 @@ def test_departure_is_named_with_what_to_change(tmp_path, overrides, message):
     assert message in found[0]
 
 
+def test_bound_that_would_clip_every_token_is_named(tmp_path):
+    # CISPO weighs a token by min(ratio, epsilon_high), and the ratio is 1 at first.
+    found = departures(make_config(tmp_path, steps_per_generation=16, loss_type="cispo"))
+    assert any("epsilon_high is 0.28, which with loss_type='cispo' bounds the ratio itself" in line for line in found)
+    wide = departures(make_config(tmp_path, steps_per_generation=16, loss_type="cispo", epsilon_high=5.0))
+    assert len(wide) == len(found) - 1
+
+
 def test_carried_groups_make_the_ratio_move_even_with_one_step(tmp_path):
     assert departures(make_config(tmp_path, surplus="carry")) == []
 

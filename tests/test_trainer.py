@@ -65,6 +65,7 @@ def all_correct(completion_ids, **kwargs):
     return [1.0] * len(completion_ids)
 
 
+@pytest.mark.supports("dataset")
 @pytest.mark.parametrize("reward", [first_token_reward, rare_reward])
 def test_batch_is_full_of_mixed_groups_in_stream_order(tmp_path, reward):
     trainer = make_trainer(tmp_path, reward, max_steps=8, steps_per_generation=2, max_generation_rounds=50)
@@ -207,6 +208,7 @@ def test_filter_reward_is_taken_by_name(tmp_path):
             assert len({reward[1] for reward in rewards[start : start + 4]}) == 2
 
 
+@pytest.mark.supports("rewards")
 def test_async_weighted_and_unscorable_rewards_work_as_in_trl(tmp_path):
     async def async_reward(completion_ids, **kwargs):
         return [None if ids[0] == 5 else 0.25 for ids in completion_ids]
@@ -286,6 +288,7 @@ def test_resumed_run_goes_on_in_the_stream(tmp_path):
     assert resumed.batches[0][0][0][0][0] == first_draw
 
 
+@pytest.mark.supports("lora")
 def test_lora_trains_the_adapter_only(tmp_path):
     from peft import LoraConfig
 

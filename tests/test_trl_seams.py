@@ -4,7 +4,7 @@ import inspect
 import re
 
 import pytest
-from transformers import Trainer
+from transformers import GenerationMixin, Trainer
 from trl import GRPOTrainer
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
@@ -28,6 +28,8 @@ SIGNATURES = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_load_rng_state": ["self", "checkpoint"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "_issue_warnings_after_load": ["self", "load_result"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
     "_get_train_sampler": ["self", "dataset"],
     "get_train_dataloader": ["self"],
@@ -122,6 +124,22 @@ def test_weights_are_pushed_where_the_step_has_changed():
     source = inspect.getsource(GRPOTrainer._generate_single_turn)
     assert "if self.state.global_step != self._last_loaded_step:" in source
     assert "self._last_loaded_step = self.state.global_step" in source
+
+
+def test_images_are_put_into_prompts_and_taken_out_as_we_do_it():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert 'images = [example.get("images") for example in inputs]' in source
+    assert "prepare_multimodal_messages(prompt, images=image_list)" in source
+    # What the replay hands back comes first; the column stands in for it.
+    assert "if images is None:\n            images = dataset_images" in source
+    assert 'prompt_images.append(part["image"])' in inspect.getsource(GRPOTrainer._tokenize_prompts)
+    assert "self._is_vlm = True" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_ranks_that_share_a_model_decode_equally_far():
+    # FSDP2 gathers each layer in each forward pass: a rank that stopped on its own would leave the others waiting.
+    source = inspect.getsource(GenerationMixin._extract_generation_mode_kwargs)
+    assert "is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self)) and world_size > 1" in source
 
 
 # Checkpoints

@@ -10,6 +10,7 @@ import torch
 
 from .collectives import Ranks
 from .completion_decoder import decode_completion
+from .image_prompts import images_of
 from .rollouts import Rollout, packed_size, with_placeholders
 from .sampling.collection import BatchCollection
 from .sampling.groups import Location, SampledGroup
@@ -48,8 +49,11 @@ class CollectedBatch:
     collection: BatchCollection
     num_moved_words: int
 
-    def as_generated(self, tokenizer: Any, is_conversational: bool) -> tuple[Any, ...]:
-        """Returns what TRL's `_generate` returns, for the B rows; see `with_placeholders` for empty completions."""
+    def as_generated(self, tokenizer: Any, prompts: Sequence[Any]) -> tuple[Any, ...]:
+        """
+        Returns what TRL's `_generate` returns for the B prompts; see `with_placeholders` for empty completions.
+        """
+        is_conversational = not isinstance(prompts[0], str)
         logps = [rollout.sampling_logps.tolist() for rollout in self.rollouts if rollout.sampling_logps is not None]
         completion_ids, logps_or_none = with_placeholders(
             [rollout.completion_ids.tolist() for rollout in self.rollouts], logps or None, tokenizer.pad_token_id
@@ -61,7 +65,7 @@ class CollectedBatch:
                 completions[row] = decode_completion(
                     tokenizer, prompt_ids[row], completion_ids[row], is_conversational
                 )
-        return prompt_ids, completion_ids, None, completions, logps_or_none, {}, None, []
+        return prompt_ids, completion_ids, None, completions, logps_or_none, {}, images_of(prompts), []
 
     def extra_logs(self) -> dict[str, list[Any]]:
         """Returns the columns that reward functions logged, one value for each of the B rows."""

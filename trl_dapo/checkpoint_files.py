@@ -96,7 +96,8 @@ def mark_whole(folder: str | Path, records: Iterable[FileRecord]) -> None:
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        if name not in own and (path.name == TRAINER_STATE or path.suffix in _LISTED_SUFFIXES):
+        # By the end of the name: a sharded checkpoint has an index that is called `.metadata`, which is no suffix.
+        if name not in own and (path.name == TRAINER_STATE or path.name.endswith(_LISTED_SUFFIXES)):
             _sync(path)
             own[name] = FileRecord.of(folder, name, is_hashed=path.stat().st_size <= _MAX_HASHED_BYTES)
     files = [asdict(record) for record in own.values()]

@@ -95,7 +95,10 @@ class NonFiniteGuard(TrainerCallback):
 
 
 def _has_finite_gradients(model: torch.nn.Module) -> bool:
-    flags = [parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None]
+    """Whether the gradients are finite that this rank holds: under FSDP2 those of its shards, without a collective each."""
+    gradients: list[Any] = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    local = [gradient.to_local() if hasattr(gradient, "to_local") else gradient for gradient in gradients]
+    flags = [gradient.isfinite().all() for gradient in local]
     # One wait for the device, not one for each parameter.
     return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 

@@ -94,6 +94,9 @@ def departures(args: DAPOConfig) -> list[str]:
         or args.epsilon_high <= args.epsilon,
         "No dynamic sampling: groups that teach nothing train too. Set dynamic_sampling=True.": not args.dynamic_sampling,
         f"loss_type is {args.loss_type!r}: not the token-level loss. Set loss_type='dapo'.": args.loss_type != "dapo",
+        f"epsilon_high is {args.epsilon_high}, which with loss_type='cispo' bounds the ratio itself: every token is clipped, "
+        "and its gradient scaled by it. Set epsilon_high=5.0.": args.loss_type == "cispo"
+        and (args.epsilon if args.epsilon_high is None else args.epsilon_high) < 1.0,
         "loss_normalization is 'generation_batch': optimizer steps with fewer tokens weigh less than they should. Leave it "
         "None.": args.loss_normalization == "generation_batch",
         f"beta is {args.beta}: a KL term, which DAPO has not. Set beta=0.0.": args.beta != 0.0,

@@ -22,6 +22,7 @@ from .checkpoint_files import (
     mark_unfinished,
     mark_whole,
 )
+from .checkpoint_weights import load_renamed, unloaded
 from .collectives import Ranks
 from .config import DAPOConfig
 from .run_state import RunState
@@ -65,6 +66,8 @@ class ResumableTrainer(GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self._train_sampler: Any = None
         self._save_total_limit: int | None = None
+        # The checkpoint whose weights are being read.
+        self._folder_read: str | None = None
         super().__init__(*args, **kwargs)
         self.ranks = Ranks(self.accelerator)
         layout = {"num_ranks": self.ranks.num_ranks} | {name: getattr(self.args, name) for name in _LAYOUT_FIELDS}
@@ -149,6 +152,20 @@ class ResumableTrainer(GRPOTrainer):
             mark_whole(folder, records)
 
     # Resuming
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._folder_read = resume_from_checkpoint
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        finally:
+            self._folder_read = None
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Transformers warns, and goes on with the weights that the model happens to have.
+        if unloaded(self.model, load_result.missing_keys):
+            load_renamed(self.model, self._folder_read or self.state.best_model_checkpoint)
+        else:
+            super()._issue_warnings_after_load(load_result)
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         self._train_sampler = super()._get_train_sampler(dataset)

@@ -7,6 +7,7 @@ from trl.extras.profiling import profiling_context
 
 from .completion_decoder import decode_completion
 from .group_grader import GroupGrader
+from .image_prompts import check_image_options, images_of, with_images
 from .local_groups import StreamSources
 from .replaced import replaced
 from .rollouts import Rollout, with_placeholders
@@ -35,19 +36,18 @@ class RolloutSampler:
 
     def sample_round(self, inputs: list[dict[str, Any]], keys: list[SequenceKey]) -> RoundOutput:
         """Samples a completion for each row, and scores it. A collective."""
-        trainer, prompts = self.trainer, [row["prompt"] for row in inputs]
+        trainer, prompts = self.trainer, self._prompts(inputs)
         engine = getattr(trainer, "vllm_generation", None)
         if engine is not None:
             engine.name_requests(keys)
-        prompt_ids, completion_ids, _, completions, logps, *_ = trainer._generate(prompts)
+        prompt_ids, completion_ids, completions, logps, facts = self._generate(prompts)
         rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
-        facts = trainer.completion_facts
         rollouts = self._rollouts(prompt_ids, _cut(completion_ids, facts), _cut(logps, facts), completions)
         return RoundOutput(rollouts, rewards.tolist(), facts)
 
     def tokenize(self, rows: list[dict[str, Any]]) -> list[list[int]]:
         """Returns the prompts of dataset rows in tokens."""
-        prompt_ids, _, _ = self.trainer._tokenize_prompts([row["prompt"] for row in rows])
+        prompt_ids, _, _ = self.trainer._tokenize_prompts(self._prompts(rows))
         return [list(ids) for ids in prompt_ids]
 
     def grade(self, groups: list[StreamedGroup]) -> None:
@@ -92,6 +92,27 @@ class RolloutSampler:
         grader = GroupGrader(self.grade, trainer.accelerator.device)
         trainer.reward_calls.watch.tell = grader.abandon
         return StreamSources(VLLMRequests(trainer.vllm_generation, load_weights), self.tokenize, grader)
+
+    def _prompts(self, rows: list[dict[str, Any]]) -> list[Any]:
+        prompts = with_images(rows)
+        if images_of(prompts) is not None:
+            # Not known before, where the dataset is a stream.
+            check_image_options(self.trainer.args)
+        return prompts
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """Returns token ids of prompts and completions, completions, the engine's log-probabilities, and facts."""
+        trainer = self.trainer
+        # Above TRL's tokenizer prompts with images can still be cut; below it the pixels of all rows are one tensor.
+        part = trainer._rows_at_once(len(prompts)) if trainer._is_vlm else len(prompts)
+        columns: tuple[list[Any], ...] = ([], [], [], [], [])
+        for start in range(0, len(prompts), part):
+            prompt_ids, completion_ids, _, completions, logps, *_ = trainer._generate(prompts[start : start + part])
+            generated = prompt_ids, completion_ids, completions, logps or [], trainer.completion_facts
+            for column, values in zip(columns, generated, strict=True):
+                column.extend(values)
+        prompt_ids, completion_ids, completions, logps, facts = columns
+        return prompt_ids, completion_ids, completions, logps or None, facts
 
     def _rollouts(self, prompt_ids: Any, completion_ids: Any, logps: Any, completions: Any) -> list[Rollout]:
         pending = self.trainer._pending_extra_logs

@@ -43,7 +43,7 @@ def find_filter_column(name: str | None, reward_names: Sequence[str]) -> int:
 
 def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
     """
-    Checks that completions are plain text of one turn.
+    Checks that completions are of one turn.
 
     Args:
         trainer_arguments (`Mapping[str, Any]`):
@@ -55,7 +55,7 @@ def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
     for name in ("tools", "environment_factory", "rollout_func"):
         if trainer_arguments.get(name) is not None:
             raise ValueError(
-                f"`{name}` is set, but dynamic sampling supports single-turn text generation only. Remove it, or set "
+                f"`{name}` is set, but dynamic sampling supports single-turn generation only. Remove it, or set "
                 "dynamic_sampling=False."
             )
 
@@ -111,12 +111,6 @@ def check_train_dataset(
             f"train_dataset has no column 'prompt', only {dataset.column_names}. Rename the column that holds the "
             "question: dataset.rename_column(..., 'prompt')."
         )
-    for column in ("image", "images"):
-        if column in dataset.column_names:
-            raise ValueError(
-                f"train_dataset has a column {column!r}, but dynamic sampling supports text only. Remove the column, or "
-                "set dynamic_sampling=False."
-            )
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     for function in functions:
         missing = [name for name in _required_columns(function) if name not in dataset.column_names]

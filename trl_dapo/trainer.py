@@ -19,6 +19,7 @@ from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
 from .dynamic_sampling import DynamicSampler
 from .eval_figures import EvalFigures
 from .group_table import printing_plainly
+from .image_prompts import check_image_dataset
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
     STEP_TOKENS,
@@ -108,6 +109,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_single_turn(kwargs)
+        check_image_dataset(train_dataset, args)
         with engine_of(args):
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         # The truncated completions are masked here, by how their generation ended; TRL goes by their last token.
@@ -271,7 +273,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if self._replay is not None:
-            return self._replay.as_generated(self._tokenizer, is_conversational=not isinstance(prompts[0], str))
+            return self._replay.as_generated(self._tokenizer, prompts)
         self._is_empty = []
         generated: tuple[Any, ...] = super()._generate(prompts)
         prompt_ids, completion_ids, *_ = generated
@@ -288,6 +290,19 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         ]
         return generated
 
+    def _rows_at_once(self, num_rows: int) -> int:
+        """
+        Returns into parts of how many rows a round is cut.
+
+        A refill round may be larger than the generation batch. `model.generate` holds the cache of all its rows at once, so
+        it gets at most as many as TRL would give it; vLLM and continuous batching queue by themselves. Equal parts: their
+        number depends on the row count alone, which is the same on all ranks.
+        """
+        most = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        queues = self.use_vllm or self.use_transformers_continuous_batching
+        is_whole = not self.model.training or queues or num_rows <= most
+        return num_rows if is_whole else math.ceil(num_rows / math.ceil(num_rows / most))
+
     def _generate_single_turn(
         self,
         prompt_ids: list[Any],
@@ -297,13 +312,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
-        # A refill round may be larger than the generation batch. `model.generate` holds the cache of all its rows at
-        # once, so it gets at most as many as TRL would give it; vLLM and continuous batching queue by themselves.
-        most = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        queues = self.use_vllm or self.use_transformers_continuous_batching
-        is_whole = not self.model.training or queues or len(prompt_ids) <= most
-        # Equal parts: their number depends on the row count alone, which is the same on all ranks.
-        part = len(prompt_ids) if is_whole else math.ceil(len(prompt_ids) / math.ceil(len(prompt_ids) / most))
+        part = self._rows_at_once(len(prompt_ids))
         completion_ids: list[list[int]] = []
         for start in range(0, len(prompt_ids), part):
             part_ids, logps = super()._generate_single_turn(

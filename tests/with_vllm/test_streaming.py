@@ -96,6 +96,7 @@ def trained_groups(batch):
     return list(zip(positions, (rollout.completion_ids.tolist() for rollout in batch.rollouts), strict=True))
 
 
+@pytest.mark.supports("stream")
 def test_stream_trains_the_groups_of_rounds_over_20_batches(model_folder, tmp_path):
     options = SHORT | {
         "max_steps": 20,
@@ -215,6 +216,7 @@ def test_completions_go_on_after_a_resume(model_folder, tmp_path):
         assert judged[position].policy_step == before.policy_step
 
 
+@pytest.mark.supports("stream")
 @pytest.mark.distributed
 @pytest.mark.parametrize("fault", ["none", "reward", "engine"])
 def test_two_ranks_stream_what_one_does_and_fail_together(model_folder, tmp_path, fault):

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.distributed]
 FOLDER = Path(__file__).parent
 
 
+@pytest.mark.supports("vllm")
 def test_each_of_two_ranks_samples_from_the_weights_that_train(tmp_path):
     save_model(tmp_path / "model", tied=True)
     paths = [str(FOLDER), str(FOLDER.parent), str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]

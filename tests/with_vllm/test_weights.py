@@ -73,6 +73,7 @@ def trained(request, model_folders, tmp_path_factory):
     return trainer
 
 
+@pytest.mark.supports("vllm", "lora")
 def test_engine_gives_the_log_probabilities_of_the_policy_before_and_after_optimizer_steps(trained):
     assert {step for step, _, _ in trained.rounds} == {0, 2}
     first_policy = trained.rounds[0][1]

@@ -1,0 +1,122 @@
+"""
+Makes the README's table of what can be combined with dynamic sampling from the tests.
+
+A test says what it shows: `@pytest.mark.supports("fsdp2")` that it works, `@pytest.mark.refuses("tools")` that it is refused
+with a message when the configuration or the trainer is made. The markers are read from the source, so that tests that need
+another environment count too. `python tests/support_matrix.py --write` writes the table into README.md.
+"""
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+TESTS = Path(__file__).resolve().parent
+README = TESTS.parent / "README.md"
+BEGIN = "<!-- Made by tests/support_matrix.py from the markers of the tests: run it with --write. -->"
+END = "<!-- End of the table. -->"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """
+    A row of the table.
+
+    Attributes:
+        label: what the reader calls it.
+        remark: what there is to know of it, after "yes", "refused" or "written for, not run".
+        without: the same without dynamic sampling.
+        is_run: whether there has to be a test.
+    """
+
+    label: str
+    remark: str = ""
+    without: str = "as TRL"
+    is_run: bool = True
+
+
+FEATURES = {
+    "ddp": Feature("DDP", "two processes train the batches of one"),
+    "fsdp2": Feature(
+        "FSDP2", "the steps of DDP, with sampling, carrying, evaluation and resume; full and sharded checkpoints; on CPUs"
+    ),
+    "deepspeed": Feature(
+        "DeepSpeed ZeRO-2, ZeRO-3", "the steps of DDP, on CPUs; an empty batch still moves the weights by momentum"
+    ),
+    "accumulation": Feature("Gradient accumulation, any micro-batch"),
+    "checkpointing": Feature("Gradient checkpointing"),
+    "iterations": Feature("`num_iterations` > 1"),
+    "lora": Feature("LoRA (PEFT)", "one process, DDP, FSDP2, vLLM"),
+    "dataset": Feature("`Dataset`"),
+    "iterable": Feature("`IterableDataset`"),
+    "iterable_history": Feature('`IterableDataset` with `selective_rollout`', "outcomes are remembered by row", "no effect"),
+    "eval_sets": Feature("Several evaluation sets"),
+    "rewards": Feature("Several rewards, weights, async, `None`"),
+    "reward_model": Feature("Reward models"),
+    "losses": Feature("TRL's other `loss_type`s", "each with its own denominator"),
+    "by_group": Feature('`loss_normalization="group"`', "groups whole in an optimizer step", "the same"),
+    "by_group_kl": Feature('`loss_normalization="group"` with `beta`', "a KL term has no advantage to weigh", "refused"),
+    "scale_batch": Feature('`scale_rewards="batch"`', "its statistics cross groups"),
+    "normalize_then_sum": Feature('`multi_objective_aggregation="normalize_then_sum"`', "its statistics cross groups"),
+    "ragged_steps": Feature("`steps_per_generation` no multiple of `gradient_accumulation_steps`", "a step would train two batches"),
+    "continuous_batching": Feature("Continuous batching of transformers", "one process"),
+    "vllm": Feature("vLLM, colocated", "on a CPU, one process and two", "yes"),
+    "vllm_sleep": Feature("vLLM, sleep mode", "only the calls are tested: it needs CUDA", is_run=False),
+    "vllm_server": Feature("vLLM server", "TRL syncs it over NCCL: CUDA only", is_run=False),
+    "vllm_tensor_parallel": Feature("vLLM, tensor parallel", is_run=False),
+    "stream": Feature('`refill="stream"`', "vLLM colocated; on a CPU, one process and two", "no effect"),
+    "stream_elsewhere": Feature('`refill="stream"` with a server or tensor parallel', "it drives an engine of its own", "no effect"),
+    "tools": Feature("`tools`", "single-turn generation only"),
+    "environments": Feature("`environment_factory`", "single-turn generation only"),
+    "rollout_func": Feature("`rollout_func`", "single-turn generation only"),
+    "images": Feature("Images (vision-language models)", "columns `image`, `images`, or in the turns; one process"),
+    "images_elsewhere": Feature('Images with `surplus="carry"`, `refill="stream"`, or `loss_normalization="group"` and several '
+        "steps a batch", "what is scored or sent is tokens alone", "the last too"),
+    "images_vllm": Feature("Images with vLLM", is_run=False),
+}  # fmt: skip
+
+
+def marked_tests() -> dict[str, dict[str, list[str]]]:
+    """Returns for each marker, by feature, the tests that have it: `tests/test_x.py::test_y`."""
+    found: dict[str, dict[str, list[str]]] = {"supports": {}, "refuses": {}}
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for function in ast.parse(path.read_text()).body:
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            name = f"{path.relative_to(TESTS.parent).as_posix()}::{function.name}"
+            # Also the marks of single parameters.
+            for call in (node for decorator in function.decorator_list for node in ast.walk(decorator)):
+                if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                    continue
+                for argument in call.args if call.func.attr in found else ():
+                    tests = found[call.func.attr].setdefault(ast.literal_eval(argument), [])
+                    tests += [] if name in tests else [name]
+    return found
+
+
+def table() -> str:
+    """Returns the table in Markdown."""
+    found = marked_tests()
+    lines = ["| | dynamic sampling | shown by | without it |", "|---|---|---|---|"]
+    for key, feature in FEATURES.items():
+        tests = found["supports"].get(key, []) + found["refuses"].get(key, [])
+        state = "yes" if key in found["supports"] else "refused" if tests else "written for, not run"
+        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+        links = ", ".join(f"[{Path(file).stem.removeprefix('test_')}]({file})" for file in files)
+        remark = f": {feature.remark}" if feature.remark else ""
+        lines.append(f"| {feature.label} | {state}{remark} | {links} | {feature.without} |")
+    return "\n".join(lines)
+
+
+def with_table(readme: str) -> str:
+    """Returns the text of the README with the table between its two comments."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        README.write_text(with_table(README.read_text()))
+    else:
+        print(table())
