@@ -9,7 +9,7 @@ import random
 
 import pytest
 from doomed_training import PHASES
-from processes import batches, outcome, run, said
+from processes import batches, draw_death, outcome, run, said
 
 
 SHAPES = {
@@ -54,16 +54,15 @@ def survive(folder, reference, shape, seed, num_ranks=1, phases=PHASES):
     chance = random.Random(seed)
     deaths = []
     for _ in range(chance.choice([1, 1, 2] if len(phases) > 1 else [1])):
-        phase, rank = chance.choice(phases), chance.randrange(num_ranks)
-        number = chance.randint(1, outcome(reference, rank)["counts"][phase])
-        codes = run(folder, options_of(shape), num_ranks, doom=(phase, number), doomed_rank=rank)
+        doom, rank = draw_death(chance, [outcome(reference, rank)["counts"] for rank in range(num_ranks)], phases)
+        codes = run(folder, options_of(shape), num_ranks, doom=doom, doomed_rank=rank)
         # A second death may not come: there is less left to do.
         if codes != [0] * num_ranks:
             assert codes[rank] == -9, said(folder, rank)
             # The others end by themselves, with an error.
             assert 0 not in codes, codes
-            deaths.append((phase, number, rank))
-    assert run(folder, options_of(shape), num_ranks) == [0] * num_ranks, said(folder)
+            deaths.append((*doom, rank))
+    assert run(folder, options_of(shape), num_ranks, doom=()) == [0] * num_ranks, said(folder)
     for rank in range(num_ranks):
         mine, its = outcome(folder, rank), outcome(reference, rank)
         where = f"seed {seed}, killed at {deaths}, resumed from step {mine['first_step']}"
