@@ -186,7 +186,8 @@ def train(folder, options, doom=None, resume=None, reward=None, ranks=None, task
         with reaper.within("grading"):
             return reward(**kwargs)
 
-    trainer = trainer_class(**arguments | {"reward_funcs": graded, "callbacks": [OptimizerPhase(reaper)]})
+    callbacks = [*arguments.get("callbacks", []), OptimizerPhase(reaper)]
+    trainer = trainer_class(**arguments | {"reward_funcs": graded, "callbacks": callbacks})
     trainer.reaper = reaper
     if resume is None:
         resume = any(Path(folder).glob("checkpoint-*"))
@@ -198,5 +199,7 @@ def train(folder, options, doom=None, resume=None, reward=None, ranks=None, task
         "first_step": trainer._initial_global_step,
     }
     if rank == 0:
-        save_file(trainer.model.state_dict(), Path(folder, "weights.safetensors"))
+        # Copies, since embeddings may be tied.
+        weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        save_file(weights, Path(folder, "weights.safetensors"))
     Path(folder, f"outcome{rank}.json").write_text(json.dumps(outcome))

@@ -17,7 +17,7 @@ FOLDERS = [str(Path(__file__).parents[level]) for level in (0, 1, 2)]
 FOLDERS.append(str(Path(__file__).parents[2] / "examples"))
 
 # Long enough for a tiny training on a busy machine: what has not ended by then hangs.
-MAX_SECONDS = 240
+MAX_SECONDS = 540
 TIMING = ("step_time", "dapo/seconds", "grading/seconds")
 
 

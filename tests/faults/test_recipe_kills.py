@@ -1,0 +1,86 @@
+"""The quickstart's recipe, with carried groups and selective rollout, killed and resumed; and TRL's trainer on it."""
+
+import pytest
+from processes import outcome, run, said, trained
+from recipe_training import CARRY, recipe_training
+from trials import survive
+from word_problems import build_model, build_tokenizer, prepare_tiny_model, warm_up
+
+
+# A quarter of the warm-up's steps on half of its batch: a few prompts in a hundred are right now and then.
+QUICK = CARRY | {"per_device_train_batch_size": 8, "max_steps": 12, "num_problems": 200}
+TWO_RANKS = CARRY | {"per_device_train_batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def hasty_model(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("hasty-model"))
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=0)
+    warm_up(model, tokenizer, seed=0, num_steps=120, batch_size=32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def warm_model(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("warm-model"))
+    prepare_tiny_model(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Returns the folder of the run of these options that was never killed, which is made when it is first asked for."""
+    folders = {}
+
+    def folder_of(options, num_ranks=1):
+        key = str(options), num_ranks
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("straight")
+            assert run(folders[key], options, num_ranks, task=recipe_training) == [0] * num_ranks, said(folders[key])
+        return folders[key]
+
+    return folder_of
+
+
+@pytest.mark.parametrize("phase", ["optimizer", "files"])
+def test_killed_recipe_is_resumed_as_if_it_had_not_been(tmp_path, straight, hasty_model, phase):
+    options = QUICK | {"model": hasty_model}
+    reference = straight(options)
+    deaths = survive(tmp_path, reference, options, seed=4, phases=[phase], task=recipe_training)
+    first_step = outcome(tmp_path)["first_step"]
+    assert first_step % 4, f"the seed no longer resumes in the midst of a generation batch, but at {first_step}: {deaths}"
+    log = outcome(reference)["log"]
+    assert sum(float(entry.get("dapo/carried", 0)) for entry in log), "nothing is carried any more"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(300, 330))
+def test_killed_recipe_is_resumed_as_if_it_had_not_been_30_times(tmp_path, straight, warm_model, seed):
+    # Half of the trials have so few problems that each comes up several times.
+    options = CARRY | {"model": warm_model, "num_problems": 16 if seed % 2 else 4000}
+    print(survive(tmp_path, straight(options), options, seed, task=recipe_training))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("seed", range(400, 410))
+def test_killed_recipe_is_resumed_on_two_ranks(tmp_path, straight, warm_model, seed):
+    options = TWO_RANKS | {"model": warm_model, "num_problems": 16 if seed % 2 else 4000}
+    print(survive(tmp_path, straight(options, 2), options, seed, num_ranks=2, task=recipe_training))
+
+
+@pytest.mark.slow
+def test_trl_trains_other_rows_when_it_is_resumed_within_a_generation_batch(tmp_path, straight, warm_model):
+    # What the benchmark counts, and that a difference would be seen here.
+    options = {"trainer": "GRPOTrainer", "model": warm_model}
+    reference = straight(options)
+    points = outcome(reference)["counts"]["optimizer"]
+    assert run(tmp_path, options, doom=("optimizer", points // 2), task=recipe_training) == [-9]
+    assert run(tmp_path, options, doom=(), task=recipe_training) == [0], said(tmp_path)
+    first_step = outcome(tmp_path)["first_step"]
+    assert first_step == 6
+    mine, its = trained(tmp_path), trained(reference)
+    assert [step for step in its if mine[step] != its[step]] == list(range(first_step, 16))
