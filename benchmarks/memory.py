@@ -189,7 +189,10 @@ def growths(series: Sequence[dict[str, Any]], kind: str = "pss") -> dict[str, Gr
 
 def markdown(record: dict[str, Any]) -> str:
     """Returns the table of the arms that have been run."""
-    lines = ["| run | process | first quarter, MiB | last quarter, MiB | growth | largest, MiB |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| run | process | first quarter, MiB | last quarter, MiB | growth | largest, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, series in record["results"].items():
         for process, growth in growths(series).items():
             lines.append(

@@ -40,14 +40,13 @@ from typing import Any
 # Before torch is imported: two threads on busy cores are slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / name) for name in ("tests/faults", "tests", "examples")]
+sys.path[:0] = [str(ROOT / name) for name in ("tests/faults", "tests")]
 
 import torch  # noqa: E402
 from doomed_training import PHASES  # noqa: E402
 from processes import draw_death, outcome, run, said, trained  # noqa: E402
-from recipe_training import CARRY, recipe_training  # noqa: E402
+from recipe_training import CARRY, recipe_training, warmed_up_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from word_problems import prepare_tiny_model  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("resume.json")
@@ -128,7 +127,9 @@ def compare(arm: Arm, folder: Path, straight: Path, start_model: str) -> dict[st
     mine, its = [], []
     for where, rows in ((folder, mine), (straight, its)):
         by_rank = [trained(where, rank) for rank in range(arm.num_ranks)]
-        rows += [sorted(row for ranks in by_rank for row in ranks.get(step, [])) for step in range(max(by_rank[0]) + 1)]
+        rows += [
+            sorted(row for ranks in by_rank for row in ranks.get(step, [])) for step in range(max(by_rank[0]) + 1)
+        ]
     my_prompts, its_prompts = (Counter(prompt for rows in run for prompt, _ in rows) for run in (mine, its))
     ends = [load_file(path / "weights.safetensors") for path in (folder, straight)]
     begin = load_file(Path(start_model, "model.safetensors"))
@@ -210,9 +211,7 @@ def main() -> None:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
     with tempfile.TemporaryDirectory() as folder:
-        model = args.model or str(Path(folder, "tiny-model"))
-        if not args.model:
-            prepare_tiny_model(model, seed=0)
+        model = args.model or warmed_up_model(Path(folder, "tiny-model"))
         for seed in args.seeds:
             for name in args.arms:
                 arm = ARMS[name]

@@ -12,9 +12,8 @@ import doomed_training
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["doomed_training"])
+CONTEXT.set_forkserver_preload(["recipe_training"])
 FOLDERS = [str(Path(__file__).parents[level]) for level in (0, 1, 2)]
-FOLDERS.append(str(Path(__file__).parents[2] / "examples"))
 
 # Long enough for a tiny training on a busy machine: what has not ended by then hangs.
 MAX_SECONDS = 540

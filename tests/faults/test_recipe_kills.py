@@ -2,32 +2,22 @@
 
 import pytest
 from processes import outcome, run, said, trained
-from recipe_training import CARRY, recipe_training
+from recipe_training import CARRY, recipe_training, warmed_up_model
 from trials import survive
-from word_problems import build_model, build_tokenizer, prepare_tiny_model, warm_up
 
 
-# A quarter of the warm-up's steps on half of its batch: a few prompts in a hundred are right now and then.
 QUICK = CARRY | {"per_device_train_batch_size": 8, "max_steps": 12, "num_problems": 200}
 TWO_RANKS = CARRY | {"per_device_train_batch_size": 8}
 
 
 @pytest.fixture(scope="module")
 def hasty_model(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("hasty-model"))
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=0)
-    warm_up(model, tokenizer, seed=0, num_steps=120, batch_size=32)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return warmed_up_model(tmp_path_factory.mktemp("hasty-model"), is_hasty=True)
 
 
 @pytest.fixture(scope="module")
 def warm_model(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("warm-model"))
-    prepare_tiny_model(folder, seed=0)
-    return folder
+    return warmed_up_model(tmp_path_factory.mktemp("warm-model"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +41,9 @@ def test_killed_recipe_is_resumed_as_if_it_had_not_been(tmp_path, straight, hast
     reference = straight(options)
     deaths = survive(tmp_path, reference, options, seed=4, phases=[phase], task=recipe_training)
     first_step = outcome(tmp_path)["first_step"]
-    assert first_step % 4, f"the seed no longer resumes in the midst of a generation batch, but at {first_step}: {deaths}"
+    assert first_step % 4, (
+        f"the seed no longer resumes in the midst of a generation batch, but at {first_step}: {deaths}"
+    )
     log = outcome(reference)["log"]
     assert sum(float(entry.get("dapo/carried", 0)) for entry in log), "nothing is carried any more"
 
