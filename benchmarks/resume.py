@@ -20,6 +20,7 @@ with an error, since the newest checkpoint was cut off, that checkpoint is remov
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -137,7 +138,7 @@ def compare(arm: Arm, folder: Path, straight: Path, start_model: str) -> dict[st
         torch.cat([weights[name].flatten().double() for name in sorted(ends[1])]) for weights in (*ends, begin)
     )
     return {
-        "steps": sum(a != b for a, b in zip(mine, its, strict=True)),
+        "steps": sum(a != b for a, b in itertools.zip_longest(mine, its)),
         "num_prompts": len(its_prompts),
         "never": sum(prompt not in my_prompts for prompt in its_prompts),
         "again": sum(my_prompts[prompt] > count for prompt, count in its_prompts.items()),
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(NUM_TRIALS)))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--folder", help="where runs that are not killed are kept for the next call; unset: nowhere")
     parser.add_argument("--model", help="a warmed-up model of seed 0; unset: it is made, which takes a minute")
     parser.add_argument("--markdown", action="store_true", help="print the table of the JSON and run nothing")
     args = parser.parse_args()
@@ -210,7 +212,8 @@ def main() -> None:
         "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or temporary
         model = args.model or warmed_up_model(Path(folder, "tiny-model"))
         for seed in args.seeds:
             for name in args.arms:
@@ -219,11 +222,11 @@ def main() -> None:
                     continue
                 num_problems = NUM_PROBLEMS[seed % 2]
                 options = arm.options | {"model": model, "num_problems": num_problems}
-                straight, again, killed = (
-                    Path(folder, f"{name}-{num_problems}-{what}") for what in ("straight", "again", "killed")
-                )
-                if not straight.exists():
+                straight, again = (Path(folder, f"{name}-{num_problems}-{what}") for what in ("straight", "again"))
+                killed = Path(temporary, f"{name}-{seed}")
+                if not Path(again, "outcome0.json").exists():
                     for path in (straight, again):
+                        shutil.rmtree(path, ignore_errors=True)
                         assert start(arm, path, options) == [0] * arm.num_ranks, said(path)
                     # That a run is the same when it is run twice is what makes the comparison one of resuming.
                     record["repeated"][f"{name}, {num_problems} problems"] = compare(arm, again, straight, model)

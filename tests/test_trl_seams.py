@@ -28,6 +28,7 @@ SIGNATURES = {
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_load_rng_state": ["self", "checkpoint"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "_get_train_sampler": ["self", "dataset"],
     "get_train_dataloader": ["self"],
     "save_model": ["self", "output_dir", "_internal_call"],
