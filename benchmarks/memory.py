@@ -12,11 +12,15 @@ The recipe as it is, but for 300 optimizer steps (75 rollout steps of 64 groups 
 - `carry, selective`: `surplus="carry"`, `selective_rollout`, completions logged and a record of all groups.
 - `GRPOTrainer`: TRL's trainer on the same recipe.
 
-What is noted is the proportional set size (PSS, `/proc/PID/smaps_rollup`) when a rollout step begins: the memory that
-this process alone has, and its share of what it has in common with others. It is Linux's, so this runs on Linux only.
+Memory is noted when a rollout step begins (`/proc/PID/smaps_rollup`): as it is, and once more when glibc has given back
+what is free (`malloc_trim`). As it is, it goes up and down by a third from step to step, with the shapes of the last batch
+and the holes that they left; what is left after the trim is what the trainer holds on to, and what a leak would add to.
+The workers are noted as they are. On Linux with glibc only.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import math
 import os
@@ -49,6 +53,7 @@ from trl_dapo.rewards.pool import shared_pool  # noqa: E402
 
 RESULTS = Path(__file__).with_name("memory.json")
 RECIPE = ROOT / "examples" / "recipes" / "quickstart.yaml"
+SERIES = "memory.jsonl"
 NUM_STEPS = 300
 # Rollout steps that are not compared: caches fill, and the allocator learns the largest shapes.
 FRAC_WARM_UP = 0.2
@@ -71,14 +76,16 @@ def memory_of(pid: int | str) -> dict[str, int]:
 class Weighed:
     """Notes the memory of this process and of the grading workers when a rollout step begins."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.memory: list[dict[str, Any]] = []
-
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         if self.model.training:
             workers = {str(pid): memory_of(pid) for pid in sorted(shared_pool().pids)}
-            self.memory.append({"step": self.state.global_step, "trainer": memory_of("self"), "workers": workers})
+            untrimmed = memory_of("self")
+            gc.collect()
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            held = {"trainer": memory_of("self"), "untrimmed": untrimmed, "workers": workers}
+            # At once, so that a run that is stopped leaves what it has found.
+            with Path(self.args.output_dir, SERIES).open("a") as file:
+                file.write(json.dumps({"step": self.state.global_step} | held) + "\n")
         return super()._generate_and_score_completions(inputs)
 
 
@@ -119,8 +126,8 @@ ARMS = {
 }
 
 
-def train(arm: Arm, num_steps: int, model: str, folder: str) -> list[dict[str, Any]]:
-    """Trains in this process, and returns its memory at each rollout step."""
+def train(arm: Arm, num_steps: int, model: str, folder: str) -> None:
+    """Trains in this process, and writes its memory at each rollout step into the folder."""
     command = ["--config", str(RECIPE), "--output_dir", folder, "--disable_tqdm", "true"]
     command += ["--max_steps", str(num_steps)]
     parser = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig))
@@ -135,7 +142,6 @@ def train(arm: Arm, num_steps: int, model: str, folder: str) -> list[dict[str, A
         eval_dataset=make_problems(256, seed=1),
     )
     trainer.train()
-    return trainer.memory
 
 
 def run(name: str, num_steps: int, model: str) -> list[dict[str, Any]]:
@@ -144,7 +150,7 @@ def run(name: str, num_steps: int, model: str) -> list[dict[str, Any]]:
         command = [sys.executable, __file__, "--worker", name, model, folder, "--steps", str(num_steps)]
         with Path(folder, "output.txt").open("w") as output:
             subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | {"CI": "1"})
-        return json.loads(Path(folder, "memory.json").read_text())
+        return [json.loads(line) for line in Path(folder, SERIES).read_text().splitlines()]
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class Growth:
         return self.last / self.first - 1
 
 
-def growths(series: Sequence[dict[str, Any]], kind: str = "pss") -> dict[str, Growth]:
+def growths(series: Sequence[dict[str, Any]], kind: str = "anon") -> dict[str, Growth]:
     """Returns the growth of the trainer, and of each worker that was there from the warm-up to the end."""
     found = {"trainer": Growth.of([entry["trainer"][kind] for entry in series])}
     start = math.ceil(FRAC_WARM_UP * len(series))
@@ -214,7 +220,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         name, model, folder = args.worker
-        Path(folder, "memory.json").write_text(json.dumps(train(ARMS[name], args.steps, model, folder)))
+        train(ARMS[name], args.steps, model, folder)
         return
     record = json.loads(args.output.read_text()) if args.output.exists() else {"results": {}}
     if args.markdown:

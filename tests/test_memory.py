@@ -1,7 +1,6 @@
 """Memory of a training does not grow."""
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
@@ -33,11 +32,6 @@ def test_memory_of_a_process_is_what_it_takes(memory):
     assert len(taken) == 64 * 2**20
     for kind in ("rss", "pss", "uss", "anon"):
         assert after[kind] - before[kind] == pytest.approx(64 * 1024, rel=0.05)
-
-
-def test_documentation_shows_the_table_of_memory(memory):
-    record = json.loads(memory.RESULTS.read_text())
-    assert memory.markdown(record) in (ROOT / "benchmarks" / "README.md").read_text()
 
 
 @pytest.mark.slow
