@@ -168,22 +168,24 @@ def markdown(record: dict[str, Any]) -> str:
         return f"{statistics.mean(values):.1f}, {max(values)}"
 
     lines = [
-        "| trainer | the run that was never killed | of these resumed after the first epoch | optimizer steps on other "
-        "rows, of 16 | prompts never trained, of 32 | prompts trained again | distance of the ends / way | "
-        "checkpoints removed by hand |",
-        "|---|---|---|---|---|---|---|---|",
+        "| trainer | trials, of them begun anew | resumed as the run that was never killed | after the first epoch | "
+        "optimizer steps on other rows, of 16 | prompts never trained, of 32 | prompts trained again | "
+        "distance of the ends / way | checkpoints removed by hand |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ARMS:
         trials = record["results"].get(name, {})
         if not trials:
             continue
         found = list(trials.values())
+        # Killed before there was a checkpoint: the second time is the first.
+        resumed = [value for value in found if value["resumed_from"] > 0]
         late = [value for seed, value in trials.items() if is_late(seed, value)]
         # Where there are few problems, all are trained again and again.
         many = [value for seed, value in trials.items() if int(seed) % 2 == 0]
         moved = [value["moved"] for value in found]
         lines.append(
-            f"| {name} | {share(found)} | {share(late)} | {mean_and_most([value['steps'] for value in found])} | "
+            f"| {name} | {len(found)}, {len(found) - len(resumed)} | {share(resumed)} | {share(late)} | {mean_and_most([value['steps'] for value in found])} | "
             f"{mean_and_most([value['never'] for value in many])} | {mean_and_most([value['again'] for value in many])} | "
             f"{statistics.mean(moved):.2f}, {max(moved):.2f} | {sum(value['removed'] for value in found)} |"
         )

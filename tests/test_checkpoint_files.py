@@ -203,11 +203,13 @@ def test_resume_passes_over_what_is_not_whole_and_says_so(finished_run, tmp_path
         resumed_step(tmp_path / "nowhere")
 
 
-def test_unfinished_checkpoint_does_not_count_as_one_of_the_limit(tmp_path):
+# The limit is reached, and it is not.
+@pytest.mark.parametrize(("limit", "max_steps"), [(1, 2), (2, 1)])
+def test_unfinished_checkpoint_does_not_count_as_one_of_the_limit(tmp_path, limit, max_steps):
     # The folder of a later step, cut off: by number it is the newest.
     mark_unfinished(tmp_path / "checkpoint-9")
-    make_trainer(tmp_path, max_steps=2, save_total_limit=1).train()
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    make_trainer(tmp_path, max_steps=max_steps, save_total_limit=limit).train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{max_steps}"]
 
 
 def test_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
