@@ -149,6 +149,24 @@ def test_parts_are_given_back_to_their_owners(tmp_path):
     assert given == {"position": 5}
 
 
+def test_state_of_the_first_release_is_refused(tmp_path):
+    (tmp_path / "dapo_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="has version 1, but this release reads version 2"):
+        RunState(0, {"num_ranks": 1}).load(tmp_path)
+
+
+def test_files_above_64_mib_are_known_by_their_size(tmp_path):
+    for name, num_bytes in (("at.bin", 2**26), ("above.bin", 2**26 + 1)):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, num_bytes)  # a hole: takes no disk
+    mark_whole(tmp_path, [])
+    files = {file["name"]: file for file in json.loads((tmp_path / MANIFEST).read_text())["files"]}
+    assert files["above.bin"] == {"name": "above.bin", "num_bytes": 2**26 + 1, "sha256": None}
+    assert files["at.bin"]["sha256"] == hashlib.sha256(bytes(2**26)).hexdigest()
+    os.truncate(tmp_path / "above.bin", 2**26)
+    assert find_fault(tmp_path) == f"above.bin has {2**26} bytes instead of {2**26 + 1}"
+
+
 # Through the trainer
 
 
@@ -193,11 +211,13 @@ def test_resume_passes_over_what_is_not_whole_and_says_so(finished_run, tmp_path
         resumed_step(tmp_path / "nowhere")
 
 
-def test_unfinished_checkpoint_does_not_count_as_one_of_the_limit(tmp_path):
+# The limit is reached, and it is not.
+@pytest.mark.parametrize(("limit", "max_steps"), [(1, 2), (2, 1)])
+def test_unfinished_checkpoint_does_not_count_as_one_of_the_limit(tmp_path, limit, max_steps):
     # The folder of a later step, cut off: by number it is the newest.
     mark_unfinished(tmp_path / "checkpoint-9")
-    make_trainer(tmp_path, max_steps=2, save_total_limit=1).train()
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    make_trainer(tmp_path, max_steps=max_steps, save_total_limit=limit).train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{max_steps}"]
 
 
 def test_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):

@@ -112,6 +112,33 @@ def test_resumed_run_is_the_one_that_was_never_interrupted(tmp_path, shape):
         assert_same_run(resumed, straight, step)
 
 
+@pytest.mark.parametrize("shape", [{}, CARRY | {"steps_per_generation": 2}, OFF | {"num_iterations": 2}], ids=str)
+def test_run_that_was_done_takes_no_further_step(tmp_path, shape):
+    # Killed after its last checkpoint, say. In the midst of an epoch, where transformers takes one more.
+    straight = make_trainer(tmp_path, **shape, max_steps=3)
+    straight.train()
+    resumed = make_trainer(tmp_path, **shape, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    assert_same_run(resumed, straight, 3)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (1, 2, 3)]
+
+
+def test_loss_of_the_summary_is_that_of_the_steps_since_the_checkpoint(tmp_path):
+    shape = {"num_iterations": 3}
+    each_step = make_trainer(tmp_path / "a", **shape, save_strategy="no")
+    each_step.train()
+    losses = [entry["loss"] for entry in each_step.state.log_history if "loss" in entry]
+    straight = make_trainer(tmp_path / "b", **shape, logging_steps=3)
+    straight.train()
+    resumed = make_trainer(tmp_path / "c", **shape, logging_steps=3)
+    # The losses of steps 4 and 5 are in the checkpoint, for the log line of step 6.
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))
+    for trainer, first in ((straight, 0), (resumed, 5)):
+        mean = sum(losses[first:]) / len(losses[first:])
+        assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(mean, abs=1e-6)
+
+
 def test_resumed_adapter_is_the_one_that_was_never_interrupted(tmp_path):
     from peft import LoraConfig
 
@@ -202,6 +229,25 @@ def test_checkpoint_of_grpo_begins_the_stream_and_says_so(tmp_path, caplog):
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert "holds no state of trl-dapo" in caplog.text
     assert resumed.batches[0][0][0][0][0] == resumed.dynamic_sampler.stream._index_at(0)
+
+
+def test_checkpoint_of_grpo_goes_on_in_the_phase_of_its_generation_batch(tmp_path):
+    shape = OFF | {"steps_per_generation": 2}
+    straight = make_trainer(tmp_path / "a", **shape)
+    straight.train()
+    checkpoint = tmp_path / "a" / "checkpoint-3"
+    shutil.rmtree(checkpoint / "dapo_state")
+    (checkpoint / "dapo_manifest.json").unlink()
+    resumed = make_trainer(tmp_path / "b", **shape)
+    steps, generate = [], resumed._generate_and_score_completions
+    resumed._generate_and_score_completions = lambda inputs: (
+        steps.append(resumed.state.global_step) or generate(inputs)
+    )
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    # What is left of the batch is sampled again, and each of the others where it would have been.
+    assert steps == [3, 4, 6]
+    rows = [[record[0][0] for record in trainer.batches[-3:]] for trainer in (resumed, straight)]
+    assert [batch[0] for batch in rows[0]] == [batch[0] for batch in rows[1]]
 
 
 def test_state_of_another_release_is_refused(tmp_path):

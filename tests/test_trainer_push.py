@@ -15,6 +15,7 @@ from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError
+from trl_dapo.checkpoint_files import find_fault
 from trl_dapo.command_line import main
 
 
@@ -84,6 +85,21 @@ def test_every_save_is_pushed_with_its_card(hub, tmp_path):
     assert first[WEIGHTS].content == (tmp_path / "out" / "checkpoint-1" / WEIGHTS).read_bytes()
     assert b"These weights are of step 1 of 2" in first["README.md"].content
     assert b"These weights are of step" not in last["README.md"]
+
+
+def test_checkpoint_on_the_hub_is_whole(hub, tmp_path):
+    options = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path / "out", hub_model_id="me/checkpoint", hub_always_push=True, **options)
+    trainer.train()
+    trainer._finish_current_push()
+    for name, content in hub.files("me/checkpoint").items():
+        if name.startswith("last-checkpoint/"):
+            path = tmp_path / "pushed" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    pushed = tmp_path / "pushed" / "last-checkpoint"
+    assert json.loads((pushed / "dapo_manifest.json").read_text())["is_whole"]
+    assert find_fault(pushed) is None
 
 
 def test_with_the_strategy_end_nothing_is_pushed_before_it(hub, tmp_path):

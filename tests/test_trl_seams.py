@@ -31,6 +31,7 @@ SIGNATURES = {
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_issue_warnings_after_load": ["self", "load_result"],
     "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "_get_train_sampler": ["self", "dataset"],
     "get_train_dataloader": ["self"],
     "save_model": ["self", "output_dir", "_internal_call"],

@@ -189,6 +189,15 @@ class ResumableTrainer(GRPOTrainer):
         for _ in range(self.state.global_step // num_steps):
             torch.randperm(sampler.num_samples, generator=sampler.generator)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Returns the micro-batches of an optimizer step, as in `Trainer`; none where all steps have been taken."""
+        # Resumed from its last checkpoint within an epoch, transformers takes one more step before it looks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        samples: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # The last thing before the first step: the loop has set its counters to zero, an evaluation has gone by.
         super()._load_rng_state(checkpoint)

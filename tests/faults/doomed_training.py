@@ -20,8 +20,10 @@ import pytest
 import torch
 from datasets import IterableDataset
 from hub_client import use_hub
+from safetensors.torch import save_file
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from trl_dapo import DAPOConfig, DAPOTrainer
 
@@ -33,13 +35,23 @@ FILE_CALLS |= {"rename", "unlink", "mkdir", "rmdir", "remove"}
 
 
 class Reaper:
-    """Counts the points of each phase, and kills this process with SIGKILL at the one that is due."""
+    """
+    Counts the points of each phase, and kills this process with SIGKILL at the one that is due.
 
-    def __init__(self, phase=None, number=0):
-        self.due = phase, number
+    Args:
+        doom: phase and number of the point that is due, of which alone points are counted; `None`: nothing is due, and
+            the points of all phases are counted; `()`: nothing is due, and none are, which takes less time.
+    """
+
+    def __init__(self, doom=None):
+        self.due = doom
         self.counts = dict.fromkeys(PHASES, 0)
+        self.watched = PHASES if doom is None else ["saving" if phase == "files" else phase for phase in doom[:1]]
 
     def enter(self, phase):
+        if phase not in self.watched:
+            return
+
         def count(frame, event, arg):
             self.reach(phase)
             if phase == "saving" and event == "c_call" and arg.__name__ in FILE_CALLS:
@@ -65,8 +77,8 @@ class Reaper:
             self.leave()
 
 
-class DoomedTrainer(DAPOTrainer):
-    """Enters the phases, and notes each batch as soon as it is made."""
+class Doomed:
+    """A trainer, ours or TRL's, that enters the phases, and notes each batch as soon as it is made and trained."""
 
     reaper: Reaper
 
@@ -83,11 +95,35 @@ class DoomedTrainer(DAPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        tensors = [output[name] for name in ("prompt_ids", "completion_ids", "completion_mask", "advantages")]
-        line = json.dumps({"step": self.state.global_step, "sha256": hash_of(tensors)})
-        with Path(self.args.output_dir, f"batches{self.accelerator.process_index}.jsonl").open("a") as file:
-            file.write(line + "\n")
+        if self.model.training:
+            tensors = [output[name] for name in ("prompt_ids", "completion_ids", "completion_mask", "advantages")]
+            self.note("batches", {"step": self.state.global_step, "sha256": hash_of(tensors)})
         return output
+
+    def _prepare_inputs(self, generation_batch):
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training:
+            columns = [inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
+            # Rows without a completion stand in for groups that were not found.
+            rows = [
+                [hash_of([prompt[prompt_mask.bool()]]), hash_of([completion[mask.bool()]])]
+                for prompt, prompt_mask, completion, mask in zip(*columns, strict=True)
+                if mask.any()
+            ]
+            self.note("trained", {"step": self.state.global_step, "life": os.getpid(), "rows": rows})
+        return inputs
+
+    def note(self, name, record):
+        with Path(self.args.output_dir, f"{name}{self.accelerator.process_index}.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+class DoomedDAPOTrainer(Doomed, DAPOTrainer):
+    pass
+
+
+class DoomedGRPOTrainer(Doomed, GRPOTrainer):
+    pass
 
 
 class OptimizerPhase(TrainerCallback):
@@ -108,13 +144,29 @@ def hash_of(tensors):
     return digest.hexdigest()
 
 
+def tiny_training(folder, options):
+    """Returns the class of a trainer of the tiny model, and its arguments."""
+    dataset = numbered_prompts(options.pop("num_rows", 40))
+    if options.pop("is_iterable", False):
+        rows = dataset.to_list()
+        dataset = IterableDataset.from_generator(lambda: iter(rows))
+    return DoomedDAPOTrainer, {
+        "model": tiny_model(),
+        "reward_funcs": first_token_reward,
+        "args": DAPOConfig(**training_arguments(folder, **options)),
+        "train_dataset": dataset,
+        "processing_class": tiny_tokenizer(),
+    }
+
+
 def train(
     folder,
     options,
-    doom=(None, 0),
+    doom=None,
     resume=None,
-    reward=first_token_reward,
+    reward=None,
     ranks=None,
+    task=tiny_training,
     hub=None,
     grace_seconds=None,
 ):
@@ -122,11 +174,13 @@ def train(
     Trains in `folder`, and writes the outcome there if it lives to see the end. To be run in a process of its own.
 
     Args:
-        doom: phase and number of the point at which to die.
+        doom: phase and number of the point at which to die; see `Reaper`.
         resume: passed on to `Trainer.train`; `None` resumes if there is any checkpoint folder.
+        reward: in place of that of the task.
         ranks: rank, world size and port of a run on several processes.
         hub: address of a Hub on the loopback interface.
         grace_seconds: those of the watch over reward functions.
+        task: returns the class of a trainer, one of those above, and its arguments.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     # By this the test knows the processes that this one starts.
@@ -143,24 +197,19 @@ def train(
     torch.set_num_threads(1)
     if hub is not None:
         use_hub(pytest.MonkeyPatch(), SimpleNamespace(endpoint=hub), Path(folder).parent)
-    options, reaper = dict(options), Reaper(*doom)
-    dataset = numbered_prompts(options.pop("num_rows", 40))
-    if options.pop("is_iterable", False):
-        rows = dataset.to_list()
-        dataset = IterableDataset.from_generator(lambda: iter(rows))
+    reaper = Reaper(doom)
+    trainer_class, arguments = task(folder, dict(options))
+    reward = reward or arguments["reward_funcs"]
 
     @functools.wraps(reward)
     def graded(**kwargs):
         with reaper.within("grading"):
             return reward(**kwargs)
 
-    trainer = DoomedTrainer(
-        model=tiny_model(),
-        reward_funcs=reward if inspect.iscoroutinefunction(reward) else graded,
-        args=DAPOConfig(**training_arguments(folder, **options)),
-        train_dataset=dataset,
-        processing_class=tiny_tokenizer(),
-        callbacks=[OptimizerPhase(reaper)],
+    callbacks = [*arguments.get("callbacks", []), OptimizerPhase(reaper)]
+    trainer = trainer_class(
+        **arguments
+        | {"reward_funcs": reward if inspect.iscoroutinefunction(reward) else graded, "callbacks": callbacks}
     )
     trainer.reaper = reaper
     if grace_seconds is not None:
@@ -170,8 +219,12 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
     outcome = {
         "weights": hash_of(trainer.model.state_dict().values()),
-        "counts": reaper.counts,
+        "counts": dict(reaper.counts),
         "log": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         "first_step": trainer._initial_global_step,
     }
+    if rank == 0:
+        # Copies, since embeddings may be tied.
+        weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        save_file(weights, Path(folder, "weights.safetensors"))
     Path(folder, f"outcome{rank}.json").write_text(json.dumps(outcome))

@@ -13,12 +13,12 @@ import doomed_training
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["doomed_training"])
+CONTEXT.set_forkserver_preload(["recipe_training"])
 FOLDERS = [str(Path(__file__).parents[level]) for level in (0, 1, 2)]
 
 # Long enough for a tiny training on a busy machine: what has not ended by then hangs.
-MAX_SECONDS = 240
-TIMING = ("step_time", "dapo/seconds")
+MAX_SECONDS = 540
+TIMING = ("step_time", "dapo/seconds", "grading/seconds")
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def assert_nothing_is_left(folder, max_seconds=30):
     assert processes_in(folder) == []
 
 
-def run(folder, options, num_ranks=1, doom=(None, 0), doomed_rank=0, max_seconds=MAX_SECONDS, **kwargs):
+def run(folder, options, num_ranks=1, doom=None, doomed_rank=0, max_seconds=MAX_SECONDS, **kwargs):
     """Runs a training and returns the exit code of each rank. No process of it may be left."""
     codes = _run(folder, options, num_ranks, doom, doomed_rank, max_seconds, **kwargs)
     assert_nothing_is_left(folder)
@@ -92,7 +92,7 @@ def _run(folder, options, num_ranks, doom, doomed_rank, max_seconds, **kwargs):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    dooms = [doom if rank == doomed_rank else (None, 0) for rank in range(num_ranks)]
+    dooms = [doom if rank == doomed_rank or not doom else () for rank in range(num_ranks)]
     ranks = [(rank, num_ranks, port) for rank in range(num_ranks)]
     processes = [
         start(folder, options, doom=doom, ranks=rank, **kwargs) for doom, rank in zip(dooms, ranks, strict=True)
@@ -116,6 +116,41 @@ def batches(folder, rank=0):
         record = json.loads(line)
         made.setdefault(record["step"], set()).add(record["sha256"])
     return made
+
+
+def trained(folder, rank=0):
+    """
+    The rows, as hashes of prompt and completion, that each optimizer step has trained, in some order.
+
+    A step that several lives of the run took is that of the last one: the others' weights were lost with them.
+    """
+    rows: dict[int, tuple[int, list[tuple[str, str]]]] = {}
+    for line in Path(folder, f"trained{rank}.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        step, life = record["step"], record["life"]
+        if step not in rows or rows[step][0] != life:
+            rows[step] = life, []
+        rows[step][1].extend(tuple(row) for row in record["rows"])
+    return {step: sorted(found) for step, (_, found) in rows.items()}
+
+
+def draw_death(chance, counts, phases):
+    """
+    Draws where a run is to die.
+
+    Args:
+        chance (`random.Random`):
+            Source of it.
+        counts (`list[dict[str, int]]`):
+            Of each rank, the points of each phase in a run that lives.
+        phases (`Sequence[str]`):
+            Phases to choose from.
+
+    Returns:
+        `tuple[tuple[str, int], int]`: phase and number of the point, and the rank.
+    """
+    phase, rank = chance.choice(phases), chance.randrange(len(counts))
+    return (phase, chance.randint(1, counts[rank][phase])), rank
 
 
 def said(folder, rank=0, whole=False):

@@ -51,7 +51,7 @@ def test_launcher_leaves_no_process_behind(tmp_path):
         "from doomed_training import train\n"
         "rank = int(os.environ['RANK'])\n"
         f"options = {OPTIONS!r}\n"
-        "doom = ('generation', 3000) if rank == 1 else (None, 0)\n"
+        "doom = ('generation', 3000) if rank == 1 else ()\n"
         f"train({str(tmp_path / 'run')!r}, options, doom, ranks=(rank, 2, os.environ['MASTER_PORT']))\n"
     )
     environment = os.environ | {MARK: str(tmp_path), "PYTHONPATH": os.pathsep.join(FOLDERS), "CI": "1"}

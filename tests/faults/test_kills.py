@@ -5,11 +5,10 @@ Whatever they had written by then, the resumed run is the one that was never kil
 """
 
 import itertools
-import random
 
 import pytest
-from doomed_training import PHASES
-from processes import batches, outcome, run, said
+from processes import outcome, run, said
+from trials import survive
 
 
 SHAPES = {
@@ -49,31 +48,6 @@ def straight(tmp_path_factory):
     return folder_of
 
 
-def survive(folder, reference, shape, seed, num_ranks=1, phases=PHASES):
-    """Kills a run once or twice, lets it end, and compares it with the reference. Returns where it was killed."""
-    chance = random.Random(seed)
-    deaths = []
-    for _ in range(chance.choice([1, 1, 2] if len(phases) > 1 else [1])):
-        phase, rank = chance.choice(phases), chance.randrange(num_ranks)
-        number = chance.randint(1, outcome(reference, rank)["counts"][phase])
-        codes = run(folder, options_of(shape), num_ranks, doom=(phase, number), doomed_rank=rank)
-        # A second death may not come: there is less left to do.
-        if codes != [0] * num_ranks:
-            assert codes[rank] == -9, said(folder, rank)
-            # The others end by themselves, with an error.
-            assert 0 not in codes, codes
-            deaths.append((phase, number, rank))
-    assert run(folder, options_of(shape), num_ranks) == [0] * num_ranks, said(folder)
-    for rank in range(num_ranks):
-        mine, its = outcome(folder, rank), outcome(reference, rank)
-        where = f"seed {seed}, killed at {deaths}, resumed from step {mine['first_step']}"
-        assert mine["weights"] == its["weights"], where
-        assert mine["log"] == its["log"], where
-        assert batches(folder, rank) == batches(reference, rank), where
-    assert deaths
-    return deaths
-
-
 @pytest.mark.fault("kill -9", "generation", "resumes exactly")
 @pytest.mark.fault("kill -9", "grading", "resumes exactly")
 @pytest.mark.fault("kill -9", "optimizer step", "resumes exactly")
@@ -81,7 +55,7 @@ def survive(folder, reference, shape, seed, num_ranks=1, phases=PHASES):
 @pytest.mark.parametrize("phase", ["generation", "grading", "optimizer", "files"])
 def test_killed_run_is_resumed_as_if_it_had_not_been(tmp_path, straight, phase):
     shape = SHAPES["carried groups"]
-    survive(tmp_path, straight("carried groups", shape), shape, seed=0, phases=[phase])
+    survive(tmp_path, straight("carried groups", shape), options_of(shape), seed=0, phases=[phase])
 
 
 @pytest.mark.fault(
@@ -93,7 +67,7 @@ def test_killed_run_is_resumed_as_if_it_had_not_been(tmp_path, straight, phase):
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_killed_run_is_resumed_as_if_it_had_not_been_30_times(tmp_path, straight, seed):
     name = list(SHAPES)[seed % len(SHAPES)]
-    print(name, survive(tmp_path, straight(name, SHAPES[name]), SHAPES[name], seed))
+    print(name, survive(tmp_path, straight(name, SHAPES[name]), options_of(SHAPES[name]), seed))
 
 
 @pytest.mark.fault(
@@ -102,7 +76,8 @@ def test_killed_run_is_resumed_as_if_it_had_not_been_30_times(tmp_path, straight
 @pytest.mark.distributed
 def test_two_ranks_are_resumed_as_if_one_had_not_died(tmp_path, straight):
     shape = TWO_RANKS["carried groups"] | {"save_steps": 1}
-    deaths = survive(tmp_path, straight("two ranks", shape, 2), shape, seed=3, num_ranks=2, phases=["optimizer"])
+    reference = straight("two ranks", shape, 2)
+    deaths = survive(tmp_path, reference, options_of(shape), seed=3, num_ranks=2, phases=["optimizer"])
     assert outcome(tmp_path)["first_step"] > 0, f"the seed no longer kills late enough: {deaths}"
 
 
@@ -135,4 +110,4 @@ def test_run_goes_on_with_another_number_of_ranks(tmp_path, before, after):
 @pytest.mark.parametrize("seed", range(200, 210))
 def test_two_ranks_survive_the_death_of_one(tmp_path, straight, seed):
     name = list(TWO_RANKS)[seed % len(TWO_RANKS)]
-    print(name, survive(tmp_path, straight(name, TWO_RANKS[name], 2), TWO_RANKS[name], seed, num_ranks=2))
+    print(name, survive(tmp_path, straight(name, TWO_RANKS[name], 2), options_of(TWO_RANKS[name]), seed, num_ranks=2))

@@ -1,0 +1,249 @@
+"""
+Memory of a long run: the trainer and each grading worker, at every rollout step of the quickstart's recipe.
+
+    python benchmarks/memory.py                  # an hour on one core; resumes where it stopped; writes memory.json
+    python benchmarks/memory.py --markdown       # prints the table of the JSON
+
+The recipe as it is, but for 300 optimizer steps (75 rollout steps of 64 groups of 8). Every arm has a process of its own:
+
+- `DAPOTrainer`: the recipe. Its integers are compared in the trainer's process; workers see malformed answers only.
+- `graded by workers`: the same problems, with answers and golds written as surds (`7\\sqrt{2}` for 7, `\\sqrt{98}` as its
+  gold), which need math-verify and go to the workers.
+- `carry, selective`: `surplus="carry"`, `selective_rollout`, completions logged and a record of all groups.
+- `GRPOTrainer`: TRL's trainer on the same recipe.
+
+Memory is noted when a rollout step begins (`/proc/PID/smaps_rollup`): as it is, and once more when glibc has given back
+what is free (`malloc_trim`). As it is, it goes up and down by a third from step to step, with the shapes of the last batch
+and the holes that they left; what is left after the trim is what the trainer holds on to, and what a leak would add to.
+The workers are noted as they are. On Linux with glibc only.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+# Before torch is imported: two threads on busy cores are slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
+from trl import GRPOTrainer, ModelConfig, TrlParser  # noqa: E402
+from word_problems import make_problems, prepare_tiny_model  # noqa: E402
+
+from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
+from trl_dapo.rewards import accuracy_reward  # noqa: E402
+from trl_dapo.rewards.pool import shared_pool  # noqa: E402
+
+
+RESULTS = Path(__file__).with_name("memory.json")
+RECIPE = ROOT / "examples" / "recipes" / "quickstart.yaml"
+SERIES = "memory.jsonl"
+NUM_STEPS = 300
+# Rollout steps that are not compared: caches fill, and the allocator learns the largest shapes.
+FRAC_WARM_UP = 0.2
+KINDS = {"rss": ("Rss",), "pss": ("Pss",), "uss": ("Private_Clean", "Private_Dirty"), "anon": ("Pss_Anon", "SwapPss")}
+
+
+def memory_of(pid: int | str) -> dict[str, int]:
+    """
+    Returns the memory of a process in KiB.
+
+    `rss` is resident, `pss` resident with shared pages divided among those who share them, `uss` resident and shared with
+    nobody, `anon` what the process has allocated: no pages of files, which come and go with the other programs of the
+    machine.
+    """
+    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    sizes = {name.rstrip(":"): int(value) for name, value, _ in lines}
+    return {kind: sum(sizes[name] for name in names) for kind, names in KINDS.items()}
+
+
+class Weighed:
+    """Notes the memory of this process and of the grading workers when a rollout step begins."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        if self.model.training:
+            workers = {str(pid): memory_of(pid) for pid in sorted(shared_pool().pids)}
+            untrimmed = memory_of("self")
+            gc.collect()
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            held = {"trainer": memory_of("self"), "untrimmed": untrimmed, "workers": workers}
+            # At once, so that a run that is stopped leaves what it has found.
+            with Path(self.args.output_dir, SERIES).open("a") as file:
+                file.write(json.dumps({"step": self.state.global_step} | held) + "\n")
+        return super()._generate_and_score_completions(inputs)
+
+
+class WeighedGRPO(Weighed, GRPOTrainer):
+    """TRL's trainer, weighed."""
+
+
+class WeighedDAPO(Weighed, DAPOTrainer):
+    """Ours, weighed."""
+
+
+def surd_reward(completions: list[Any], solution: list[str], **kwargs: Any) -> list[float | None]:
+    """Grades as `accuracy_reward` does, with each number n written as a root that only a worker can compare."""
+    texts = []
+    for completion in completions:
+        boxed = re.findall(r"\\boxed\{(\d+)\}", completion[-1]["content"])
+        texts.append(rf"\boxed{{{boxed[-1]}\sqrt{{2}}}}" if boxed else "")
+    golds = [rf"$\sqrt{{{2 * int(gold) ** 2}}}$" for gold in solution]
+    return accuracy_reward(completions=texts, solution=golds, **kwargs)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A trainer, its reward, and what its configuration changes."""
+
+    trainer: Callable[..., Any]
+    reward: Callable[..., Any] = accuracy_reward
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "DAPOTrainer": Arm(WeighedDAPO),
+    "graded by workers": Arm(WeighedDAPO, surd_reward),
+    "carry, selective": Arm(
+        WeighedDAPO, overrides={"surplus": "carry", "selective_rollout": True, "log_completions": True}
+    ),
+    "GRPOTrainer": Arm(WeighedGRPO, overrides={"epsilon_high": None}),
+}
+
+
+def train(arm: Arm, num_steps: int, model: str, folder: str) -> None:
+    """Trains in this process, and writes its memory at each rollout step into the folder."""
+    command = ["--config", str(RECIPE), "--output_dir", folder, "--disable_tqdm", "true"]
+    command += ["--max_steps", str(num_steps)]
+    parser = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig))
+    _, args, _ = parser.parse_args_and_config(command)
+    for name, value in arm.overrides.items():
+        setattr(args, name, value)
+    trainer = arm.trainer(
+        model=model,
+        args=args,
+        reward_funcs=arm.reward,
+        train_dataset=make_problems(4000, seed=0),
+        eval_dataset=make_problems(256, seed=1),
+    )
+    trainer.train()
+
+
+def run(name: str, num_steps: int, model: str) -> list[dict[str, Any]]:
+    """Trains an arm in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--worker", name, model, folder, "--steps", str(num_steps)]
+        with Path(folder, "output.txt").open("w") as output:
+            subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | {"CI": "1"})
+        return [json.loads(line) for line in Path(folder, SERIES).read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """
+    How memory went after the warm-up.
+
+    Attributes:
+        first, last (`float`):
+            Median of the first and of the last quarter of the rollout steps, in MiB.
+        largest (`float`):
+            Largest of all after the warm-up, in MiB.
+    """
+
+    first: float
+    last: float
+    largest: float
+
+    @classmethod
+    def of(cls, kibibytes: Sequence[int]) -> "Growth":
+        """Reads a series of rollout steps, of which the first fifth is warm-up."""
+        kept = [value / 1024 for value in kibibytes[math.ceil(FRAC_WARM_UP * len(kibibytes)) :]]
+        quarter = max(1, len(kept) // 4)
+        return cls(statistics.median(kept[:quarter]), statistics.median(kept[-quarter:]), max(kept))
+
+    @property
+    def relative(self) -> float:
+        """Growth from the first quarter to the last, relative to the first."""
+        return self.last / self.first - 1
+
+
+def growths(series: Sequence[dict[str, Any]], kind: str = "anon") -> dict[str, Growth]:
+    """Returns the growth of the trainer, and of each worker that was there from the warm-up to the end."""
+    found = {"trainer": Growth.of([entry["trainer"][kind] for entry in series])}
+    start = math.ceil(FRAC_WARM_UP * len(series))
+    for number, pid in enumerate(sorted(series[-1]["workers"], key=int)):
+        weights = [entry["workers"][pid][kind] for entry in series[start:] if pid in entry["workers"]]
+        # The part that was there when the worker began counts as its warm-up.
+        found[f"worker {number}"] = Growth.of([*weights[:1] * math.ceil(len(weights) / 4), *weights])
+    return found
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Returns the table of the arms that have been run."""
+    lines = [
+        "| run | process | first quarter, MiB | last quarter, MiB | growth | largest, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, series in record["results"].items():
+        for process, growth in growths(series).items():
+            lines.append(
+                f"| {name} | {process} | {growth.first:.1f} | {growth.last:.1f} | {growth.relative:+.2%} | "
+                f"{growth.largest:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the arms that the JSON lacks, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--model", help="a warmed-up model of seed 0; unset: it is made, which takes a minute")
+    parser.add_argument("--markdown", action="store_true", help="print the table of the JSON and run nothing")
+    parser.add_argument("--worker", nargs=3, metavar=("ARM", "MODEL", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        name, model, folder = args.worker
+        train(ARMS[name], args.steps, model, folder)
+        return
+    record = json.loads(args.output.read_text()) if args.output.exists() else {"results": {}}
+    if args.markdown:
+        print(markdown(record))
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    packages = ("torch", "transformers", "trl", "accelerate")
+    record |= {
+        "commit": commit,
+        "hardware": f"1 of {os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "num_steps": args.steps,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        missing = [name for name in args.arms if name not in record["results"]]
+        model = args.model or str(Path(folder, "tiny-model"))
+        if missing and not args.model:
+            prepare_tiny_model(model, seed=0)
+        for name in missing:
+            record["results"][name] = run(name, args.steps, model)
+            args.output.write_text(json.dumps(record, separators=(",", ":")) + "\n")
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
