@@ -8,7 +8,7 @@ from typing import Any
 
 from measured import cost_to_reach
 
-from trl_dapo.k_metrics import student_quantile
+from trl_dapo.evaluation.k_metrics import student_quantile
 
 
 LADDER = (

@@ -41,16 +41,16 @@ from tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
 from trl_dapo import DAPOConfig  # noqa: E402
 from trl_dapo.collectives import Ranks  # noqa: E402
-from trl_dapo.dynamic_sampling import DynamicSampler  # noqa: E402
-from trl_dapo.group_grader import GroupGrader  # noqa: E402
+from trl_dapo.refill.dynamic_sampling import DynamicSampler  # noqa: E402
+from trl_dapo.refill.group_grader import GroupGrader  # noqa: E402
+from trl_dapo.refill.rounds import RoundOutput  # noqa: E402
+from trl_dapo.refill.stream import StreamSources  # noqa: E402
+from trl_dapo.refill.streamed_group import Decoded, StreamedGroup  # noqa: E402
+from trl_dapo.refill.vllm_requests import VLLMRequests  # noqa: E402
 from trl_dapo.rollouts import Rollout  # noqa: E402
-from trl_dapo.round_refill import RoundOutput  # noqa: E402
 from trl_dapo.sampling.groups import GroupJudge, RowFacts  # noqa: E402
 from trl_dapo.sampling.prompt_stream import SequenceKey  # noqa: E402
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan  # noqa: E402
-from trl_dapo.stream_refill import StreamSources  # noqa: E402
-from trl_dapo.streamed_group import Decoded, StreamedGroup  # noqa: E402
-from trl_dapo.vllm_requests import VLLMRequests  # noqa: E402
 
 
 PROMPT_IDS = [3, 4]

@@ -18,17 +18,17 @@ import torch
 from datasets import Dataset
 from thread_ranks import ThreadRanks, run_ranks
 
-import trl_dapo.round_refill
+import trl_dapo.refill.rounds
 from trl_dapo import DAPOConfig
-from trl_dapo.assembly import CollectedBatch
-from trl_dapo.dynamic_sampling import DynamicSampler
 from trl_dapo.errors import RefillExhaustedError
-from trl_dapo.group_grader import GroupGrader
-from trl_dapo.local_groups import StreamSources
+from trl_dapo.refill.assembly import CollectedBatch
+from trl_dapo.refill.dynamic_sampling import DynamicSampler
+from trl_dapo.refill.group_grader import GroupGrader
+from trl_dapo.refill.local_groups import StreamSources
+from trl_dapo.refill.rounds import RoundOutput
+from trl_dapo.refill.streamed_group import Decoded
 from trl_dapo.rollouts import Rollout
-from trl_dapo.round_refill import RoundOutput
 from trl_dapo.sampling.groups import GroupJudge, RowFacts
-from trl_dapo.streamed_group import Decoded
 
 
 END_TOKEN = 2
@@ -256,7 +256,7 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
         return records
 
     own_clock = types.SimpleNamespace(perf_counter=lambda: clock.now)
-    with mock.patch.object(trl_dapo.round_refill, "time", own_clock):
+    with mock.patch.object(trl_dapo.refill.rounds, "time", own_clock):
         per_rank = run_ranks(scenario.num_ranks, work)
     return [list(records) for records in zip(*per_rank, strict=True)]
 

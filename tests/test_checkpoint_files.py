@@ -15,8 +15,8 @@ from test_resume import make_trainer
 from tiny import numbered_prompts, tiny_model
 from tiny_vlm import tiny_vlm
 
-from trl_dapo import resumable_trainer
-from trl_dapo.checkpoint_files import (
+from trl_dapo.checkpoints import resumable_trainer
+from trl_dapo.checkpoints.files import (
     CUT_OFF,
     MANIFEST,
     find_fault,
@@ -26,8 +26,8 @@ from trl_dapo.checkpoint_files import (
     read_state,
     write_state,
 )
-from trl_dapo.checkpoint_weights import load_renamed
-from trl_dapo.run_state import RunState
+from trl_dapo.checkpoints.run_state import RunState
+from trl_dapo.checkpoints.weights import load_renamed
 
 
 def write_checkpoint(folder, state=None):

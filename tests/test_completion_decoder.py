@@ -4,7 +4,7 @@ import pytest
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
-from trl_dapo.completion_decoder import decode_completion
+from trl_dapo.refill.completion_decoder import decode_completion
 
 
 CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"

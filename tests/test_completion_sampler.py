@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from trl_dapo.completion_sampler import KeyedPick, SamplingSettings, TransformersSampler, load_sampler
+from trl_dapo.evaluation.completion_sampler import KeyedPick, SamplingSettings, TransformersSampler, load_sampler
 
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w3 w3", "w11 w2"]

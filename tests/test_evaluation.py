@@ -6,10 +6,10 @@ import statistics
 import pytest
 from datasets import Dataset
 
-from trl_dapo.answer_classes import CORRECT, answer_classes
-from trl_dapo.completion_log import CompletionLog
-from trl_dapo.evaluation import evaluate
-from trl_dapo.k_metrics import estimate
+from trl_dapo.evaluation.answer_classes import CORRECT, answer_classes
+from trl_dapo.evaluation.completion_log import CompletionLog
+from trl_dapo.evaluation.evaluate import evaluate
+from trl_dapo.evaluation.k_metrics import estimate
 
 
 PROBLEMS = Dataset.from_list(
@@ -63,7 +63,7 @@ class Parrot:
 
 @pytest.fixture
 def parrot(monkeypatch):
-    from trl_dapo.evaluation import _digest
+    from trl_dapo.evaluation.evaluate import _digest
 
     Parrot.prompt_of = {_digest(prompt): prompt for prompt in SAID}
     return Parrot

@@ -7,7 +7,7 @@ import pytest
 from test_distributed import assert_same_batches, run, trained_batches
 from transformers import LlamaForCausalLM
 
-from trl_dapo.checkpoint_files import MANIFEST, find_fault
+from trl_dapo.checkpoints.files import MANIFEST, find_fault
 
 
 # Three launches of two processes each in a test, which take their time on a busy machine.

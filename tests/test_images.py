@@ -8,7 +8,7 @@ from tiny import first_token_reward, training_arguments
 from tiny_vlm import coloured_squares, tiny_processor, tiny_vlm
 
 from trl_dapo import DAPOConfig
-from trl_dapo.image_prompts import check_image_options, with_images
+from trl_dapo.refill.image_prompts import check_image_options, with_images
 
 
 NUM_ROWS = 20

@@ -3,7 +3,7 @@ from test_trainer import RecordingTrainer
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig
-from trl_dapo.iterable_stream import IterablePromptStream
+from trl_dapo.refill.iterable_stream import IterablePromptStream
 
 
 def rows(stream, num_draws):

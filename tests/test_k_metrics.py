@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from trl_dapo.k_metrics import avg_at_k, estimate, maj_at_k, pass_at_k, student_quantile
+from trl_dapo.evaluation.k_metrics import avg_at_k, estimate, maj_at_k, pass_at_k, student_quantile
 
 
 def vote(subset, correct):

@@ -8,7 +8,7 @@ from test_resume import assert_same_run
 from test_trainer import RecordingTrainer, make_trainer
 
 from trl_dapo import NonFiniteGradientError
-from trl_dapo.checkpoint_files import read_state
+from trl_dapo.checkpoints.files import read_state
 
 
 class PoisonedTrainer(RecordingTrainer):

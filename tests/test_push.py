@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_dapo import HubPushError, HubUnreachableError
 from trl_dapo.command_line import main
-from trl_dapo.publishing import PushOptions, push_run
+from trl_dapo.publishing.push import PushOptions, push_run
 
 
 def test_command_pushes_what_belongs_to_the_model_and_nothing_else(hub, run_folder, capsys):

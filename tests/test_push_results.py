@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from trl_dapo import HubPushError
 from trl_dapo.command_line import main
-from trl_dapo.publishing import PushOptions, push_run
+from trl_dapo.publishing.push import PushOptions, push_run
 
 
 def evaluated(folder, tmp_path):

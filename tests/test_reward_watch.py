@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT
 
 from trl_dapo import RewardTimeoutError
-from trl_dapo.group_grader import GroupGrader
+from trl_dapo.refill.group_grader import GroupGrader
+from trl_dapo.refill.streamed_group import StreamedGroup
 from trl_dapo.reward_watch import RewardWatch
 from trl_dapo.sampling.prompt_stream import Draw
-from trl_dapo.streamed_group import StreamedGroup
 
 
 FOR_EVER = 10**6

@@ -18,7 +18,7 @@ import scaling_tables as tables
 from lone_rank import LoneRun
 from streaming_engines import Setting, StepCost
 
-from trl_dapo import stream_refill
+from trl_dapo.refill import stream as stream_refill
 
 
 RESULTS = ROOT / "benchmarks" / "scaling.json"
@@ -96,7 +96,7 @@ def test_news_that_find_no_room_wait_for_the_next_exchange(monkeypatch):
 
 def test_assembly_on_many_ranks_walks_over_the_rollouts_once(monkeypatch):
     """It walked over them once for each rank, for seconds. Counted and not timed: how often a move is looked at."""
-    from trl_dapo import assembly
+    from trl_dapo.refill import assembly
 
     looks = Counter()
 

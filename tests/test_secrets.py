@@ -14,7 +14,7 @@ from published_run import hub, make_trainer  # noqa: F401
 from tiny import training_arguments
 
 from trl_dapo import DAPOConfig
-from trl_dapo.run_facts import changed_settings
+from trl_dapo.publishing.run_facts import changed_settings
 from trl_dapo.token_privacy import without_secrets
 
 

@@ -14,9 +14,9 @@ from test_resume import make_trainer as resumable
 from tiny import first_token_reward, numbered_prompts, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
-from trl_dapo.checkpoint_files import STATE_FOLDER, mark_whole
-from trl_dapo.evaluation import evaluate as evaluate_model
-from trl_dapo.publishing import files_to_push
+from trl_dapo.checkpoints.files import STATE_FOLDER, mark_whole
+from trl_dapo.evaluation.evaluate import evaluate as evaluate_model
+from trl_dapo.publishing.push import files_to_push
 
 
 SOURCES = sorted(

@@ -15,7 +15,7 @@ from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError
-from trl_dapo.checkpoint_files import find_fault
+from trl_dapo.checkpoints.files import find_fault
 from trl_dapo.command_line import main
 
 

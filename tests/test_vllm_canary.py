@@ -9,7 +9,7 @@ from tiny import training_arguments
 
 from trl_dapo import DAPOConfig, StaleEngineError
 from trl_dapo.rollouts import Rollout
-from trl_dapo.vllm_canary import WeightCanary
+from trl_dapo.vllm_engine.canary import WeightCanary
 
 
 # Eight completions; the log-probabilities of the trained model are a function of the token.

@@ -7,7 +7,7 @@ from tiny import training_arguments
 
 from trl_dapo import DAPOConfig
 from trl_dapo.vllm_arguments import check_engine_kwargs, engine_options
-from trl_dapo.vllm_engine import DAPOVLLMGeneration
+from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 KNOWN = {"dtype", "enforce_eager", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "seed", "model"}

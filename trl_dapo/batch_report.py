@@ -5,9 +5,9 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
-from .assembly import CollectedBatch
 from .config import DAPOConfig
-from .dynamic_sampling import DynamicSampler
+from .refill.assembly import CollectedBatch
+from .refill.dynamic_sampling import DynamicSampler
 from .sampling.collection import BatchCollection
 from .sampling.figures import group_figures, overlong_figures
 from .sampling.group_filter import GroupVerdict

@@ -7,9 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from .group_table import print_groups
 from .preflight import describe_run
-from .rollout_record import RolloutRecorder
+from .rollout_record.group_table import print_groups
+from .rollout_record.recorder import RolloutRecorder
 
 
 class EmptyUpdateGuard(TrainerCallback):

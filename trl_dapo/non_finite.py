@@ -7,7 +7,7 @@ import torch
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
-from .checkpoint_files import write_state
+from .checkpoints.files import write_state
 from .errors import NonFiniteGradientError
 
 

@@ -11,15 +11,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from trl.trainer.grpo_trainer import RewardFunc
 
-from .assembly import CollectedBatch
 from .batch_report import BatchReporter
 from .callbacks import EmptyUpdateGuard, RunAnnouncement, RunRecord
+from .checkpoints.pacing import pacing_dataloader
+from .checkpoints.resumable_trainer import ResumableTrainer
 from .config import DAPOConfig
 from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
-from .dynamic_sampling import DynamicSampler
-from .eval_figures import EvalFigures
-from .group_table import printing_plainly
-from .image_prompts import check_image_dataset
+from .evaluation.training_figures import EvalFigures
 from .loss_normalization import (
     ROW_NORMALIZED_LOSSES,
     STEP_TOKENS,
@@ -29,23 +27,25 @@ from .loss_normalization import (
     whole_groups,
 )
 from .non_finite import NonFiniteGuard
-from .pacing import pacing_dataloader
-from .policy_scorer import PolicyScorer, restore_old_logps
-from .published_trainer import PublishedTrainer
-from .resumable_trainer import ResumableTrainer
+from .publishing.published_trainer import PublishedTrainer
+from .refill.assembly import CollectedBatch
+from .refill.dynamic_sampling import DynamicSampler
+from .refill.image_prompts import check_image_dataset
+from .refill.policy_scorer import PolicyScorer, restore_old_logps
+from .refill.rollout_sampler import RolloutSampler
+from .refill.stream import StreamRefill
 from .reward_calls import RewardCalls
 from .rewards import SoftOverlongPunishment
-from .rollout_record import RolloutRecorder
-from .rollout_sampler import RolloutSampler
+from .rollout_record.group_table import printing_plainly
+from .rollout_record.recorder import RolloutRecorder
 from .rollouts import with_placeholders
 from .run_checks import check_single_turn, check_train_dataset, find_filter_column
 from .sampling.figures import completion_figures
 from .sampling.groups import GroupJudge, RowFacts
 from .sampling.prompt_stream import Draw
 from .sampling.truncation import TruncationRule
-from .stream_refill import StreamRefill
-from .vllm_canary import WeightCanary
-from .vllm_engine import DAPOVLLMGeneration, engine_of
+from .vllm_engine.canary import WeightCanary
+from .vllm_engine.generation import DAPOVLLMGeneration, engine_of
 
 
 class DAPOTrainer(PublishedTrainer, ResumableTrainer):

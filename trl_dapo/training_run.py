@@ -16,9 +16,9 @@ from .curves import plot_curves
 from .data import as_problems, load_rows
 from .data_source import DataSource
 from .hub_access import require_local_or_hub
-from .model_card import CURVES_FILE
 from .problem_check import check_problems
-from .publishing import PushOptions, push_run
+from .publishing.model_card import CURVES_FILE
+from .publishing.push import PushOptions, push_run
 from .rewards import get_reward
 from .trainer import DAPOTrainer
 

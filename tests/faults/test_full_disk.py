@@ -13,7 +13,7 @@ from test_non_finite import poisoned
 from test_trainer import make_trainer
 from transformers import TrainerCallback
 
-from trl_dapo.checkpoint_files import CUT_OFF, last_whole_checkpoint
+from trl_dapo.checkpoints.files import CUT_OFF, last_whole_checkpoint
 
 
 OPTIONS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "steps_per_generation": 2, "surplus": "carry"}

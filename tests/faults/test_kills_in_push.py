@@ -6,7 +6,7 @@ import pytest
 from loopback_hub import LoopbackHub
 from processes import assert_nothing_is_left, batches, exit_code, outcome, said, start
 
-from trl_dapo.checkpoint_files import last_whole_checkpoint
+from trl_dapo.checkpoints.files import last_whole_checkpoint
 
 
 WEIGHTS = "model.safetensors"

@@ -7,7 +7,7 @@ import pytest
 from poisoned_training import poisoned_training
 from processes import outcome, run, said
 
-from trl_dapo.checkpoint_files import read_state
+from trl_dapo.checkpoints.files import read_state
 
 
 pytestmark = pytest.mark.distributed

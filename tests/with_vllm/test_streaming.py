@@ -12,7 +12,7 @@ import torch
 from tiny_engine import CPU_ENGINE, OPTIONS, exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo import DAPOTrainer
-from trl_dapo.vllm_engine import DAPOVLLMGeneration
+from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 pytest.importorskip("vllm")

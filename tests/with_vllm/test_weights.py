@@ -8,7 +8,7 @@ from peft import LoraConfig
 from tiny_engine import OPTIONS, VOCABULARY, exact_logps, largest_gap, make_trainer, save_model
 
 from trl_dapo import StaleEngineError
-from trl_dapo.vllm_engine import DAPOVLLMGeneration
+from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 pytest.importorskip("vllm")

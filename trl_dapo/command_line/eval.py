@@ -9,10 +9,10 @@ from typing import Any
 
 from trl import ModelConfig, TrlParser
 
-from trl_dapo.completion_sampler import CompletionSampler, load_sampler
 from trl_dapo.data import as_problems, load_rows
 from trl_dapo.data_source import DataSource
-from trl_dapo.evaluation import evaluate
+from trl_dapo.evaluation.completion_sampler import CompletionSampler, load_sampler
+from trl_dapo.evaluation.evaluate import evaluate
 from trl_dapo.hub_access import require_local_or_hub
 
 
@@ -103,7 +103,7 @@ def _load_sampler(args: EvaluationArguments, model_args: ModelConfig) -> Complet
             revision=model_args.model_revision,
             attn_implementation=model_args.attn_implementation,
         )
-    from trl_dapo.vllm_sampler import VLLMSampler
+    from trl_dapo.vllm_engine.sampler import VLLMSampler
 
     options = args.vllm_engine_kwargs
     if isinstance(options, str):

@@ -8,7 +8,7 @@ from typing import Any
 from trl import TrlParser
 
 from trl_dapo.errors import HubPushError
-from trl_dapo.publishing import PushOptions, push_run
+from trl_dapo.publishing.push import PushOptions, push_run
 
 
 @dataclass

@@ -1,0 +1,287 @@
+"""TRL's `GRPOTrainer` with checkpoints that are whole or say that they are not, and a resume that changes nothing."""
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from torch.utils.data import Sampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import GRPOTrainer
+
+from trl_dapo.collectives import Ranks
+from trl_dapo.config import DAPOConfig
+
+from .files import (
+    CUT_OFF,
+    FileRecord,
+    checkpoints_of,
+    find_fault,
+    is_unfinished,
+    last_whole_checkpoint,
+    mark_unfinished,
+    mark_whole,
+)
+from .run_state import RunState
+from .weights import load_renamed, unloaded
+
+
+logger = get_logger(__name__)
+
+# A half-trained generation batch fits a run in which these are the same.
+_LAYOUT_FIELDS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "num_iterations",
+    "num_generations",
+    "loss_type",
+    "loss_normalization",
+    "beta",
+    "use_vllm",
+    "dynamic_sampling",
+    "surplus",
+)
+
+
+class ResumableTrainer(GRPOTrainer):
+    """
+    A `GRPOTrainer` whose resumed run is the one that was never interrupted.
+
+    TRL's own begins a new generation batch wherever it resumes, and after the first epoch draws the first one's order of
+    prompts again. Here the batch that is being trained, its phase, and the metrics since the last log line are in the
+    checkpoint, and so is every part that is added to `run_state`.
+
+    Attributes:
+        ranks (`Ranks`):
+            The ranks of the run.
+        run_state (`RunState`):
+            The parts of the run that its checkpoints hold.
+    """
+
+    args: DAPOConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._train_sampler: Any = None
+        self._save_total_limit: int | None = None
+        # The checkpoint whose weights are being read.
+        self._folder_read: str | None = None
+        super().__init__(*args, **kwargs)
+        self.ranks = Ranks(self.accelerator)
+        layout = {"num_ranks": self.ranks.num_ranks} | {name: getattr(self.args, name) for name in _LAYOUT_FIELDS}
+        self.run_state = RunState(self.ranks.rank, layout)
+        self.run_state.add("loop", self._loop_state, self._keep_loop_state, needs_layout=True)
+        # Of the checkpoint that is being written: what this rank wrote.
+        self._records: list[FileRecord] | None = None
+        # Of the checkpoint that the run resumes from, until it is given back.
+        self._saved_loop: dict[str, Any] | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        Trains, from the beginning or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint folder, or `True`: the newest whole one in `output_dir`.
+            *args, **kwargs:
+                As in `GRPOTrainer`.
+
+        Raises:
+            `ValueError`: the checkpoint was cut off while it was written, or its files are damaged; or it is `True` and
+            there is no whole one. Where none was ever finished, the run begins anew.
+        """
+        wanted, output_dir = resume_from_checkpoint, str(self.args.output_dir)
+        if wanted:
+            # The first rank looks, so that no two can see different things on a busy file system.
+            resume_from_checkpoint, message, is_fatal = self.ranks.from_first(lambda: _choose(wanted, output_dir))
+            if is_fatal:
+                raise ValueError(message)
+            if message:
+                logger.warning(message)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    # Saving
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir = self._get_output_dir(trial=trial)
+        folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            mark_unfinished(folder)
+        self.accelerator.wait_for_everyone()
+        self._records = self.run_state.save(folder)
+        # Older checkpoints may go when this one is whole, not before.
+        limit = self._save_total_limit = self.args.save_total_limit
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self._finish_checkpoint(folder)
+        if self.args.should_save and limit is not None and limit > 0:
+            for path in filter(is_unfinished, checkpoints_of(run_dir)):
+                shutil.rmtree(path, ignore_errors=True)
+            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, as in `Trainer`."""
+        # The arguments are saved with it, and should say what the user asked for.
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = self._save_total_limit if _internal_call else limit
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # What goes to the Hub should be whole there too.
+        self._finish_checkpoint(checkpoint_folder)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_checkpoint(self, folder: str) -> None:
+        """Marks the checkpoint as whole when all ranks have written theirs. Does nothing when that has been done."""
+        if self._records is None:
+            return
+        # A collective, so that every rank is past its own files.
+        records = self.ranks.gather_objects(self._records)
+        self._records = None
+        if self.args.should_save:
+            if self.args.save_on_each_node:
+                records = [record for record in records if os.path.exists(os.path.join(folder, record.name))]
+            mark_whole(folder, records)
+
+    # Resuming
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._folder_read = resume_from_checkpoint
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        finally:
+            self._folder_read = None
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Transformers warns, and goes on with the weights that the model happens to have.
+        if unloaded(self.model, load_result.missing_keys):
+            load_renamed(self.model, self._folder_read or self.state.best_model_checkpoint)
+        else:
+            super()._issue_warnings_after_load(load_result)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._saved_loop = None
+        self.run_state.load(checkpoint)
+        self._skip_passes()
+
+    def _skip_passes(self) -> None:
+        """Moves the generator of TRL's sampler past the epochs that are done: each has taken one permutation from it."""
+        sampler = self._train_sampler
+        if sampler is None or not sampler.shuffle:
+            return
+        num_batches = len(sampler) // self.args.generation_batch_size
+        num_steps = max(1, math.ceil(num_batches / self.args.gradient_accumulation_steps))
+        for _ in range(self.state.global_step // num_steps):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Returns the micro-batches of an optimizer step, as in `Trainer`; none where all steps have been taken."""
+        # Resumed from its last checkpoint within an epoch, transformers takes one more step before it looks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        samples: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # The last thing before the first step: the loop has set its counters to zero, an evaluation has gone by.
+        super()._load_rng_state(checkpoint)
+        state, self._saved_loop = self._saved_loop, None
+        if state is not None:
+            self._restore_loop(state)
+        elif checkpoint is not None and self._train_sampler is not None:
+            # Without a state: the phase at which TRL's dataloader stands.
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+
+    def _loop_state(self) -> dict[str, Any]:
+        """Returns where TRL's loop stands: phase and rest of the generation batch, and what the next log line is made of."""
+        is_done = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        logged: dict[str, Any] = self._logs if self.log_completions and self.accelerator.is_main_process else {}
+        return {
+            "step": self._step,
+            "buffered_inputs": None if is_done else self._buffered_inputs,
+            "metrics": self._metrics["train"],
+            "loss": self._tr_loss,
+            "last_logged_step": self._globalstep_last_logged,
+            "completions": {
+                name: {column: list(cells) for column, cells in values.items()}
+                if isinstance(values, Mapping)
+                else list(values)
+                for name, values in logged.items()
+                if name != "images"
+            },
+        }
+
+    def _keep_loop_state(self, state: dict[str, Any]) -> None:
+        self._saved_loop = state
+
+    def _restore_loop(self, state: Mapping[str, Any]) -> None:
+        self._step = state["step"]
+        batch: Any = state["buffered_inputs"]
+        self._buffered_inputs = None if batch is None else _to_device(batch, self.accelerator.device)
+        metrics = self._metrics["train"]
+        metrics.clear()
+        for name, values in state["metrics"].items():
+            metrics[name].extend(values)
+        self._tr_loss += state["loss"].to(self._tr_loss.device)
+        # The summary at the end is about the steps of this call.
+        self._total_loss_scalar = -self._tr_loss.item()
+        self._globalstep_last_logged = state["last_logged_step"]
+        logs: Any = self._logs
+        for name, values in state["completions"].items():
+            columns = values.items() if isinstance(values, Mapping) else [(None, values)]
+            for column, cells in columns:
+                log = logs[name] if column is None else logs[name][column]
+                log.clear()
+                log.extend(cells)
+
+
+def _to_device(tree: Any, device: torch.device) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, Mapping):
+        return {name: _to_device(value, device) for name, value in tree.items()}
+    return [_to_device(value, device) for value in tree] if isinstance(tree, list) else tree
+
+
+def _choose(wanted: str | bool, output_dir: str) -> tuple[str | None, str, bool]:
+    """Returns the checkpoint to resume from (`None`: begin anew), what the user should know of it, and if it is fatal."""
+    # "true" is what a command line makes of True.
+    if wanted is not True and str(wanted).lower() != "true":
+        fault = find_fault(str(wanted))
+        if fault is None:
+            return str(wanted), "", False
+        return None, (
+            f"resume_from_checkpoint is {wanted!r}, which cannot be resumed from: {fault}. Name another checkpoint, or set "
+            "it to True for the newest whole one in output_dir."
+        ), True  # fmt: skip
+    found, faults = last_whole_checkpoint(output_dir)
+    passed_over = "".join(f"\n  {path}: {fault}" for path, fault in faults.items())
+    if found is not None:
+        return (
+            str(found),
+            f"Resuming from {found}: newer checkpoints are not whole.{passed_over}" if faults else "",
+            False,
+        )
+    if faults and all(fault == CUT_OFF for fault in faults.values()):
+        return None, f"No checkpoint was ever finished in {output_dir}, so the run begins anew.{passed_over}", False
+    return None, (
+        f"resume_from_checkpoint is True, but {output_dir} holds no checkpoint that is whole. Set it to None to begin "
+        f"anew.{passed_over}"
+    ), True  # fmt: skip

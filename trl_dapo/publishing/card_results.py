@@ -1,0 +1,225 @@
+"""The results in a model card: what was logged on held-out data in training, and what `trl-dapo eval` found."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from trl_dapo.data_source import DataSource
+from trl_dapo.evaluation.result import RESULTS_FILE
+
+from .card_text import as_code, as_markdown, as_table, single_line
+from .run_facts import RunFacts
+
+
+_LOGGED_FIGURE = re.compile(r"^eval_(?:(?P<dataset>.+)_)?(?P<figure>(?:avg|maj|pass)@(?P<k>\d+))$", re.DOTALL)
+# What is said of training: metric, label. Of each the first and the last logged value are shown.
+_TRAINING_FIGURES = {
+    "dapo/sampled_accuracy": "accuracy over all sampled completions",
+    "dapo/trained_accuracy": "accuracy over the trained batch, which the filter pulls towards one half",
+    "dapo/acceptance_rate": "informative groups / sampled groups",
+    "dapo/rollout_efficiency": "trained tokens / generated tokens",
+    "dapo/entropy": "entropy in nats per token",
+    "completions/mean_length": "mean length in tokens",
+    "dapo/overlong/frac": "share of overlong completions",
+    "dapo/data_passes": "passes over the data",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """
+    An evaluation by `trl-dapo eval`, as its `results.json` holds it.
+
+    Args:
+        source (`DataSource`):
+            Where the problems came from.
+        figures (`dict[str, dict[str, float | None]]`):
+            `value`, `low` and `high` of each figure; the last two are the 95 % interval.
+        num_problems (`int`), num_unreadable_golds (`int`):
+            Problems, and those whose gold cannot be read.
+        settings (`dict[str, Any]`):
+            k, temperature, top-p and so on, and the digest of the weights.
+    """
+
+    source: DataSource
+    figures: dict[str, dict[str, float | None]]
+    num_problems: int
+    num_unreadable_golds: int
+    settings: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Evaluation":
+        """
+        Reads an evaluation.
+
+        Args:
+            path (`str` or `Path`):
+                Its folder or its `results.json`.
+
+        Raises:
+            `FileNotFoundError`: there is none.
+            `ValueError`: the file is not from `trl-dapo eval`.
+        """
+        file = result_file(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no {file}. Give the --output_dir of `trl-dapo eval`.")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            named = ("figures", "num_problems", "num_unreadable_golds", "settings")
+            return cls(DataSource.from_dict(content.get("dataset") or {}), *(content[name] for name in named))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{file} was not written by `trl-dapo eval`: {error!r}. Give the --output_dir of `trl-dapo eval`."
+            ) from error
+
+
+def result_file(path: str | Path) -> Path:
+    """Returns the file of an evaluation that is given by its folder or by its file."""
+    return Path(path) / RESULTS_FILE if Path(path).is_dir() else Path(path)
+
+
+def logged_table(facts: RunFacts) -> str:
+    """Returns the held-out figures that training logged, at the first and the last evaluation, as a table."""
+    entries = _evaluations_logged(facts.log_history)
+    names = list(dict.fromkeys(name for entry in entries for name in entry if _LOGGED_FIGURE.match(name)))
+    rows, steps = [], sorted({entry["step"] for entry in entries})
+    shown = steps[:1] + steps[-1:] if len(steps) > 1 else steps
+    for name in names:
+        values = [_value_at(entries, name, step) for step in shown]
+        found = _LOGGED_FIGURE.match(name)
+        assert found is not None
+        data = as_markdown(_held_out(facts, found["dataset"]).name)
+        problems = facts.num_eval_rows.get(found["dataset"] or "")
+        rows.append([as_code(found["figure"]), data, str(problems or ""), *map(_percent, values)])
+    header = ["figure", "data", "problems", *(f"step {step}" for step in shown)]
+    return as_table(header, rows)
+
+
+def training_table(facts: RunFacts) -> str:
+    """Returns a few figures of training, as they were logged first and last, as a table."""
+    points = {
+        name: [(entry["step"], entry[name]) for entry in facts.log_history if entry.get(name) is not None]
+        for name in _TRAINING_FIGURES
+    }
+    steps = sorted({step for logged in points.values() for step, _ in logged})
+    if not steps:
+        return ""
+    shown = steps[:1] + steps[-1:] if len(steps) > 1 else steps
+    rows = [
+        [
+            as_code(name),
+            _TRAINING_FIGURES[name],
+            *(f"{dict(logged)[step]:.4g}" if step in dict(logged) else "" for step in shown),
+        ]
+        for name, logged in points.items()
+        if logged
+    ]
+    return as_table(["figure", "what", *(f"step {step}" for step in shown)], rows)
+
+
+def evaluation_section(evaluation: Evaluation) -> str:
+    """Returns an evaluation as a line of what was done and a table of its figures."""
+    settings, source = evaluation.settings, evaluation.source
+    parts = [as_markdown(source.name or "problems from a file")]
+    parts += [
+        f"{label} {as_markdown(value)}" for label, value in (("", source.config), ("split", source.split)) if value
+    ]
+    text = (
+        f"**{', '.join(part.strip() for part in parts)}**: {evaluation.num_problems} problems, {settings['k']} completions "
+        f"each, temperature {settings['temperature']:g}, top-p {settings['top_p']:g}, at most "
+        f"{settings['max_completion_length']} tokens, seed {settings['seed']}, {as_markdown(settings['engine'])} in "
+        f"{as_markdown(str(settings['dtype']).removeprefix('torch.'))}."
+    )
+    if evaluation.num_unreadable_golds:
+        text += f" Problems with an unreadable gold, which count only in lengths: {evaluation.num_unreadable_golds}."
+    rows = []
+    for name, figure in evaluation.figures.items():
+        show = _number if name == "mean_length" else _percent
+        interval = "" if figure["low"] is None else f"{show(figure['low'])} to {show(figure['high'])}"
+        rows.append([as_code(name), show(figure["value"]), interval])
+    return f"{text}\n\n{as_table(['figure', 'value', '95 % interval over problems'], rows)}"
+
+
+def model_index(facts: RunFacts, evaluations: Sequence[Evaluation]) -> list[EvalResult]:
+    """
+    Returns the results of these weights for the metadata: shares in [0, 1], as they were logged.
+
+    Of training only what was logged at the very step of the weights counts.
+    """
+    results = []
+    for name, value in _logged_now(facts).items():
+        found = _LOGGED_FIGURE.match(name)
+        if found is None:
+            continue
+        args: dict[str, Any] = {
+            "num_problems": facts.num_eval_rows.get(found["dataset"] or ""),
+            "logged_in": "training",
+        }
+        args |= {key: facts.sampling[key] for key in ("temperature", "top_p", "max_completion_length")}
+        args |= {"k": int(found["k"])}
+        results.append(_eval_result(_held_out(facts, found["dataset"]), found["figure"], value, args))
+    for evaluation in evaluations:
+        settings = evaluation.settings
+        shared = {name: settings[name] for name in ("k", "temperature", "top_p", "max_completion_length", "seed")}
+        for name, figure in evaluation.figures.items():
+            if "@" in name and figure["value"] is not None:
+                interval = None if figure["low"] is None else [figure["low"], figure["high"]]
+                args = shared | {"num_problems": evaluation.num_problems, "interval_95": interval}
+                results.append(_eval_result(evaluation.source, name, figure["value"], args))
+    return results
+
+
+def _held_out(facts: RunFacts, name: str | None) -> DataSource:
+    """Returns the source of the held-out problems that the trainer knows by a name, or by none."""
+    if name is None and facts.eval_data.name is not None:
+        return facts.eval_data
+    return DataSource(name or "held-out problems")
+
+
+def _eval_result(source: DataSource, figure: str, value: float, args: dict[str, Any]) -> EvalResult:
+    # The Hub knows datasets by their id. What has none gets a type of its own, so that no two are taken for one.
+    name = single_line(source.name or "problems from a file")
+    kind = name if source.is_on_hub else re.sub(r"[^a-z0-9]+", "-", f"local {name}".lower()).strip("-")
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=kind,
+        dataset_name=name,
+        dataset_config=source.config and single_line(source.config),
+        dataset_split=source.split and single_line(source.split),
+        dataset_revision=source.revision,
+        metric_type="accuracy" if figure.startswith("avg@") else figure,
+        metric_name=figure,
+        metric_value=value,
+        metric_args={key: part for key, part in args.items() if part is not None},
+    )
+
+
+def _evaluations_logged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [entry for entry in history if any(_LOGGED_FIGURE.match(name) for name in entry)]
+
+
+def _logged_now(facts: RunFacts) -> dict[str, float]:
+    """Returns the last value of each figure that was logged at the step of the weights."""
+    now: dict[str, float] = {}
+    for entry in _evaluations_logged(facts.log_history):
+        if entry["step"] == facts.step:
+            now |= {name: value for name, value in entry.items() if value is not None}
+    return now
+
+
+def _value_at(entries: Sequence[Mapping[str, Any]], name: str, step: int) -> float | None:
+    values = [entry[name] for entry in entries if entry["step"] == step and entry.get(name) is not None]
+    return values[-1] if values else None
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

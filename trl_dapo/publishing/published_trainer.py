@@ -1,0 +1,210 @@
+"""What a trained model takes to the Hub: the card, filled from the run, and a push that says what to do when it fails."""
+
+import functools
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from transformers import is_wandb_available
+from transformers.trainer_pt_utils import get_model_param_count
+from trl import GRPOTrainer
+from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
+
+from trl_dapo.config import DAPOConfig
+from trl_dapo.curves import plot_curves
+from trl_dapo.data_source import DataSource, is_hub_id
+from trl_dapo.hub_errors import explained
+from trl_dapo.preflight import departures, describe_method
+
+from .model_card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, render_card, write_card
+from .run_facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
+
+
+logger = logging.getLogger(__name__)
+
+
+class PublishedTrainer(GRPOTrainer):
+    """
+    A [`~trl.GRPOTrainer`] that writes a full model card at every save.
+
+    `README.md`, `curves.png` and `run_facts.json` lie in `output_dir` and are pushed with the weights.
+    """
+
+    _tag_names = ["trl", "dapo"]
+    _name = "DAPO"
+    _paper = {"title": DAPO_TITLE, "id": "2503.14476", "citation": DAPO_CITATION}
+
+    args: DAPOConfig
+    # What the user said of the data and the licence; it holds for the cards of later saves too.
+    card_data_source: DataSource | None = None
+    card_eval_source: DataSource | None = None
+    card_license: str | None = None
+
+    def create_model_card(  # type: ignore[override]  # the signature of TRL's, and a licence
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """
+        Writes the model card, the curves and the facts of the run into `output_dir`.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model. `None`: that of the repository, or of the folder.
+            dataset_name (`str`, *optional*):
+                Hub id or path of the training data. `None`: what was given before, or what the dataset itself recorded.
+            tags (`str` or `list[str]`, *optional*):
+                More tags.
+            license (`str`, *optional*):
+                Licence in the Hub's words (`apache-2.0`). `None`: what was given before, or that of the base model's card
+                where it can be read without the network.
+        """
+        if not self.is_world_process_zero():
+            return
+        if dataset_name is not None:
+            self.card_data_source = DataSource.named(dataset_name)
+        self.card_license = license or self.card_license
+        push = getattr(self, "push_in_progress", None)
+        if self.is_in_train and push is not None and not push.is_done():
+            # The files of the last save are on their way, and must not change under the upload. This save will not be
+            # pushed either, unless it is always pushed: then the upload is waited for.
+            if not self.args.hub_always_push:
+                return
+            self._finish_current_push()
+        folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # TRL's default is resolved by now
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            facts = self._facts_of_run(model_name, {tags} if isinstance(tags, str) else set(tags or []))
+            facts.write(folder)
+            has_curves = _draw_curves(facts, folder)
+            write_card(render_card(facts, self.hub_model_id, has_curves=has_curves), folder)
+        except Exception:
+            if not self.is_in_train:
+                raise
+            # A card is not worth a run.
+            logger.warning("The model card could not be written; training goes on.", exc_info=True)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Pushes weights, tokenizer, card and curves to `hub_model_id`; arguments as in `GRPOTrainer`, and `license`.
+
+        Raises:
+            `HubPushError`: the Hub refused or did not answer. The model is in `output_dir`, and the message says how to
+                push it from there.
+        """
+        folder = Path(self.args.output_dir)  # type: ignore[arg-type]
+        with explained(self.hub_model_id or self.args.hub_model_id, folder):
+            return super().push_to_hub(*args, **kwargs)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Makes the repository, as in `GRPOTrainer`: with `push_to_hub=True` before anything is trained.
+
+        Raises:
+            `HubPushError`, `HubUnreachableError`: as in [`~PublishedTrainer.push_to_hub`].
+        """
+        with explained(self.args.hub_model_id or Path(self.args.output_dir).resolve().name):  # type: ignore[arg-type]
+            super().init_hf_repo(*args, **kwargs)
+
+    def _facts_of_run(self, model_name: str | None, tags: set[str]) -> RunFacts:
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        base = get_config_model_id(model.config) or None
+        base_is_on_hub = base is not None and not Path(base).exists() and is_hub_id(base)
+        data: Any = self.train_dataset
+        held_out: Any = self.eval_dataset
+        sets = held_out if isinstance(held_out, dict) else {"": held_out}
+        row: dict[str, Any] = next(iter(data), {}) if isinstance(data, Dataset) else {}
+        num_rows = len(data) if isinstance(data, Dataset) else None
+        num_steps = max(self.state.max_steps, self.state.global_step)
+        trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
+        named = ("temperature", "top_p", "max_completion_length", "seed")
+        sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
+        # Once it has trained, a trainer with this option has the best weights, not the last.
+        best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
+        return RunFacts(
+            model_name=model_name or (self.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],  # type: ignore[arg-type]
+            base_model=base if base_is_on_hub else base and Path(base).resolve().name,
+            base_model_is_on_hub=base_is_on_hub,
+            license=self.card_license or (base and _license_of(base)),
+            adapter=_adapter_of(model) if is_peft_model(model) else None,
+            num_parameters=get_model_param_count(model),
+            num_trained_parameters=get_model_param_count(model, trainable_only=True),
+            train_data=self.card_data_source or DataSource.of_dataset(data),
+            num_train_rows=num_rows,
+            eval_data=self.card_eval_source or DataSource.of_dataset(held_out),
+            num_eval_rows={name: len(rows) for name, rows in sets.items() if isinstance(rows, Dataset)},
+            is_conversational=isinstance(row.get("prompt"), list),
+            rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
+            method=describe_method(args, num_steps, num_rows, self.reward_func_names),
+            departures=departures(args),
+            settings=changed_settings(args),
+            sampling=sampling,
+            hardware=hardware_of(args),
+            versions=installed_versions(),
+            step=best_step or self.state.global_step,
+            num_steps=num_steps,
+            log_history=finite_history(self.state.log_history),
+            tags=sorted(tags | {"generated_from_trainer", *self._tag_names, *_tags_of_place(trackers["Trackio"])}),
+            trackers={name: url for name, url in trackers.items() if url},
+        )
+
+
+def _tags_of_place(trackio_url: str | None) -> set[str]:
+    """Returns the tags by which the Hub finds models of its Jobs and of Trackio, as TRL sets them."""
+    tags = {"hf_jobs"} if "JOB_ID" in os.environ else set()
+    return tags | ({f"trackio:{trackio_url}"} if trackio_url else set())
+
+
+def _draw_curves(facts: RunFacts, folder: Path) -> bool:
+    """Draws the curves, all or nothing; returns whether there is a picture."""
+    history = [entry for entry in facts.log_history if "step" in entry]
+    unfinished = folder / f"{CURVES_FILE}.tmp"
+    if not history:
+        return False
+    try:
+        plot_curves({"DAPO": history}, unfinished, format="png", num_columns=2)
+        unfinished.replace(folder / CURVES_FILE)
+    except ImportError:
+        return False
+    finally:
+        # On a full disk there is a part of it.
+        unfinished.unlink(missing_ok=True)
+    return True
+
+
+def _adapter_of(model: Any) -> dict[str, Any]:
+    config = model.peft_config[model.active_adapter]
+    names = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    found = {label: getattr(config, name) for name, label in names.items() if hasattr(config, name)}
+    targets = getattr(config, "target_modules", None)
+    modules = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
+    return {"type": str(getattr(config.peft_type, "value", config.peft_type))} | found | {"on": modules}
+
+
+@functools.cache
+def _license_of(base: str) -> str | None:
+    """Returns the licence in the card of a local or cached model. Nothing is asked of the Hub."""
+    card: Any = Path(base) / CARD_FILE
+    if not card.is_file():
+        card = try_to_load_from_cache(base, CARD_FILE) if is_hub_id(base) else None
+    if not isinstance(card, str | Path):
+        return None
+    try:
+        named = ModelCard.load(card, ignore_metadata_errors=True).data.license
+    except Exception:  # somebody else's card: any YAML may be in it
+        return None
+    return named if isinstance(named, str) else None
+
+
+def _wandb_url() -> str | None:
+    if not is_wandb_available():
+        return None
+    import wandb
+
+    return None if wandb.run is None else wandb.run.url

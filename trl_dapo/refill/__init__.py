@@ -1,0 +1,1 @@
+"""How a generation batch is filled: in rounds, or group by group."""

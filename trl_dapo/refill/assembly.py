@@ -1,0 +1,214 @@
+"""From the groups that were collected, scattered over the ranks, to the batch that each rank trains."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trl_dapo.collectives import Ranks
+from trl_dapo.rollouts import Rollout, packed_size, with_placeholders
+from trl_dapo.sampling.collection import BatchCollection
+from trl_dapo.sampling.groups import Location, SampledGroup
+from trl_dapo.sampling.placement import Move, place_groups
+from trl_dapo.sampling.prompt_stream import Draw
+
+from .completion_decoder import decode_completion
+from .image_prompts import images_of
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedBatch:
+    """
+    A generation batch as one rank trains it: B rows of N * G.
+
+    Attributes:
+        inputs (`list[dict]`):
+            The dataset row of each of the B rollouts.
+        rollouts (`list[Rollout]`):
+            The B rollouts.
+        rewards (`torch.Tensor`):
+            Reward of each completion of all ranks by each reward function, rank-major, shape `(N * G, F)`, float32. NaN:
+            not scored, or a row without weight.
+        is_filler (`torch.Tensor`):
+            Which of the B rows stand in for groups that were not found, shape `(B,)`, bool. They carry no weight.
+        is_truncated (`torch.Tensor`):
+            Which of the B rows ran into the length limit, shape `(B,)`, bool.
+        collection (`BatchCollection`):
+            What was sampled, and what became of it. The same on all ranks.
+        num_moved_words (`int`):
+            What crossed ranks to assemble the batch, over all ranks, in int32 words.
+    """
+
+    inputs: list[dict[str, Any]]
+    rollouts: list[Rollout]
+    rewards: torch.Tensor
+    is_filler: torch.Tensor
+    is_truncated: torch.Tensor
+    collection: BatchCollection
+    num_moved_words: int
+
+    def as_generated(self, tokenizer: Any, prompts: Sequence[Any]) -> tuple[Any, ...]:
+        """
+        Returns what TRL's `_generate` returns for the B prompts; see `with_placeholders` for empty completions.
+        """
+        is_conversational = not isinstance(prompts[0], str)
+        logps = [rollout.sampling_logps.tolist() for rollout in self.rollouts if rollout.sampling_logps is not None]
+        completion_ids, logps_or_none = with_placeholders(
+            [rollout.completion_ids.tolist() for rollout in self.rollouts], logps or None, tokenizer.pad_token_id
+        )
+        prompt_ids = [rollout.prompt_ids.tolist() for rollout in self.rollouts]
+        completions = [rollout.completion for rollout in self.rollouts]
+        for row, completion in enumerate(completions):
+            if completion is None:
+                completions[row] = decode_completion(
+                    tokenizer, prompt_ids[row], completion_ids[row], is_conversational
+                )
+        return prompt_ids, completion_ids, None, completions, logps_or_none, {}, images_of(prompts), []
+
+    def extra_logs(self) -> dict[str, list[Any]]:
+        """Returns the columns that reward functions logged, one value for each of the B rows."""
+        columns = sorted({column for rollout in self.rollouts for column in rollout.extra_logs})
+        return {column: [rollout.extra_logs.get(column) for rollout in self.rollouts] for column in columns}
+
+
+class BatchAssembler:
+    """
+    Lays out the collected groups and moves the rollouts of which a rank has too many, in one exchange.
+
+    Args:
+        ranks (`Ranks`):
+            The ranks of the run.
+        num_generations (`int`):
+            Completions per group G.
+        num_rewards (`int`):
+            Reward functions F.
+        row_of (`Callable[[Draw], dict]`):
+            Returns the dataset row of a draw. Every rank has the whole dataset, so rows never travel.
+        has_sampling_logps (`bool`):
+            Whether rollouts carry the log-probabilities of the engine that sampled them.
+        moves_extra_logs (`bool`):
+            Whether logged columns travel with their rollouts.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        num_generations: int,
+        num_rewards: int,
+        row_of: Callable[[Draw], dict[str, Any]],
+        has_sampling_logps: bool,
+        moves_extra_logs: bool,
+    ):
+        self.ranks = ranks
+        self.num_generations = num_generations
+        self.num_rewards = num_rewards
+        self.row_of = row_of
+        self.has_sampling_logps = has_sampling_logps
+        self.moves_extra_logs = moves_extra_logs
+
+    def assemble(
+        self, collection: BatchCollection, kept: Mapping[Location, Rollout], spare: tuple[Draw, Rollout] | None
+    ) -> CollectedBatch:
+        """
+        Returns the batch of this rank.
+
+        Args:
+            collection (`BatchCollection`):
+                The collected groups.
+            kept (`Mapping[Location, Rollout]`):
+                The rollouts of accepted groups that this rank generated.
+            spare (`tuple[Draw, Rollout]`, *optional*):
+                Any rollout of this rank, to fill rows of a batch that is not full.
+        """
+        accepted = collection.accepted
+        moves = place_groups(
+            [[location.rank for location in group.locations] for group in accepted],
+            num_groups=collection.num_groups,
+            num_generations=self.num_generations,
+            num_ranks=self.ranks.num_ranks,
+        )
+        arrived, num_moved_words = self._exchange(moves, collection, kept)
+        local = [move for move in moves if move.target == self.ranks.rank]
+        inputs, rollouts = [], []
+        for move in local:
+            if move.group is None:
+                # Cut to one token: it has no weight and should cost nothing.
+                draw, rollout = spare[0], spare[1].truncated(1)
+            else:
+                group = accepted[move.group]
+                draw = group.draw
+                rollout = arrived.get(move) or kept[group.locations[move.sample]]
+            inputs.append(copy.deepcopy(self.row_of(draw)))
+            rollouts.append(rollout)
+        not_scored = [math.nan] * self.num_rewards
+        return CollectedBatch(
+            inputs=inputs,
+            rollouts=rollouts,
+            rewards=torch.tensor(
+                [
+                    not_scored if move.group is None else accepted[move.group].rewards_in_statistics(move.sample)
+                    for move in moves
+                ]
+            ),
+            is_filler=torch.tensor([move.group is None for move in local]),
+            is_truncated=torch.tensor(
+                [move.group is not None and accepted[move.group].is_truncated[move.sample] for move in local]
+            ),
+            collection=collection,
+            num_moved_words=num_moved_words,
+        )
+
+    def _exchange(
+        self, moves: Sequence[Move], collection: BatchCollection, kept: Mapping[Location, Rollout]
+    ) -> tuple[dict[Move, Rollout], int]:
+        """Returns the rollouts that other ranks generated and this one trains, and the int32 words moved in all."""
+        travelling = [move for move in moves if move.source != move.target]
+        if not travelling:
+            return {}, 0
+        accepted = collection.accepted
+        is_off_policy = [collection.is_off_policy(group) for group in accepted]
+        rank = self.ranks.rank
+
+        def group_of(move: Move) -> SampledGroup:
+            return accepted[move.group]
+
+        def size(move: Move) -> int:
+            # They have the log-probabilities of the policies that sampled them.
+            num_logps = self.has_sampling_logps + is_off_policy[move.group]
+            return packed_size(*group_of(move).lengths[move.sample], num_logps)
+
+        # One walk over the moves, and not one for each rank: with 1,024 of them that took seconds.
+        leaving: list[list[Move]] = [[] for _ in range(self.ranks.num_ranks)]
+        coming: list[list[Move]] = [[] for _ in range(self.ranks.num_ranks)]
+        for move in travelling:
+            if move.source == rank:
+                leaving[move.target].append(move)
+            elif move.target == rank:
+                coming[move.source].append(move)
+        received = self.ranks.exchange(
+            [
+                [kept[group_of(move).locations[move.sample]].pack(is_off_policy[move.group]) for move in row]
+                for row in leaving
+            ],
+            [[size(move) for move in row] for row in coming],
+        )
+        # Only the table of completions shows the logged columns, so they travel only for it.
+        extra_logs: dict[Move, Mapping[str, Any]] = {}
+        if self.moves_extra_logs:
+            sent = [(move, kept[group_of(move).locations[move.sample]].extra_logs) for row in leaving for move in row]
+            extra_logs = dict(self.ranks.gather_objects(sent))
+        arrived = {
+            move: Rollout.unpack(
+                packed,
+                *group_of(move).lengths[move.sample],
+                has_sampling_logps=self.has_sampling_logps,
+                has_old_logps=is_off_policy[move.group],
+                extra_logs=extra_logs.get(move),
+            )
+            for row, tensors in zip(coming, received, strict=True)
+            for move, packed in zip(row, tensors, strict=True)
+        }
+        return arrived, sum(map(size, travelling))

@@ -1,0 +1,1 @@
+"""The groups of a run, for eyes: on disk and in the terminal."""

@@ -1,0 +1,231 @@
+"""
+TRL's vLLM backend with what it lacks: engine options, a weight sync that works everywhere, and one sleep per batch.
+
+TRL loads weights into the tensors that the engine computes with. Some engines compute with others: on a CPU, and wherever
+layers are quantized, vLLM packs weights once they are loaded. There the weights go through vLLM's own reload, which packs
+them again.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from trl.generation import vllm_generation
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer import grpo_trainer
+
+from trl_dapo.config import DAPOConfig
+from trl_dapo.replaced import replaced
+from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.vllm_arguments import engine_options
+
+
+class DAPOVLLMGeneration(VLLMGeneration):
+    """
+    A [`~trl.generation.vllm_generation.VLLMGeneration`] for dynamic sampling.
+
+    Args:
+        dapo_args (`DAPOConfig`):
+            The trainer's configuration.
+        **kwargs:
+            What TRL passes.
+
+    Attributes:
+        num_syncs (`int`):
+            Weight syncs so far. The same on all ranks.
+    """
+
+    def __init__(self, *, dapo_args: DAPOConfig, **kwargs: Any):
+        self.dapo_args = dapo_args
+        self.num_syncs = 0
+        self._reloads_weights = False
+        self._stays_awake = False
+        self._is_cache_awake = False
+        self._keys: list[SequenceKey] = []
+        super().__init__(**kwargs)
+
+    def _init_vllm(self) -> None:
+        with replaced(vllm_generation, "LLM", self._build_engine):
+            super()._init_vllm()
+        if self.mode == "colocate":
+            self._reloads_weights = repacks_weights(self._model_runner)
+
+    def _build_engine(self, **trl_options: Any) -> Any:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        args = self.dapo_args
+        # Prompts are dealt evenly to the ranks; those of a tensor-parallel group share an engine.
+        rows_per_prompt = args.num_generations * self.tensor_parallel_size / self.accelerator.num_processes
+        largest_round = args.max_prompts_per_round if args.dynamic_sampling else 0
+        options: Any = args.vllm_engine_kwargs or {}
+        added = engine_options(options, self.max_num_seqs, round(largest_round * rows_per_prompt))
+        if self._seeds_requests and current_platform.is_cpu():
+            # After each part of a prompt but the last vLLM winds a request's generator back, which on a CPU none can.
+            added = {"enable_chunked_prefill": False} | added
+        return LLM(**(trl_options | added))
+
+    @property
+    def _model_runner(self) -> Any:
+        return self.llm.llm_engine.model_executor.driver_worker.model_runner
+
+    # Weights
+
+    def sync_weights(self) -> None:
+        """Brings the weights under training to the engine, merged with their adapter. A collective."""
+        super().sync_weights()
+        self.num_syncs += 1
+
+    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        weights = super()._iter_named_params()
+        if self._reloads_weights:
+            # A copy of each: a layer is packed when its last weight has come, or at the very end when it is padded. By
+            # then TRL may have unmerged the adapter, or given back what it had gathered.
+            reload_weights(self._model_runner, ((name, weight.detach().clone()) for name, weight in weights))
+        else:
+            yield from weights
+
+    # Sleep
+
+    @contextmanager
+    def kept_awake(self) -> Iterator[None]:
+        """
+        Inside it, an engine that sleeps while the model trains wakes once, at the first `generate`, and sleeps at the end.
+
+        TRL lets it sleep after each `generate`. Its weights are gone then, so that every round of a batch would push all of
+        them again.
+        """
+        self._stays_awake = self.mode == "colocate" and self.enable_sleep_mode
+        try:
+            yield
+        finally:
+            self._stays_awake = False
+            if self._is_cache_awake:
+                self._is_cache_awake = False
+                self.llm.sleep(level=2)
+                self._llm_weights_sleeping = True
+
+    def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As TRL's, with a seed for each of the requests that were named."""
+        keys, self._keys = self._keys, []
+        if not keys or not self._seeds_requests:
+            return self._generate_awake(*args, **kwargs)
+        generate = self.llm.generate
+
+        def generate_seeded(prompts: Any, sampling_params: Any, **options: Any) -> Any:
+            seeded = [sampling_params.clone() for _ in keys]
+            for params, key in zip(seeded, keys, strict=True):
+                params.seed = self.request_seed(key)
+            return generate(prompts, seeded, **options)
+
+        with replaced(self.llm, "generate", generate_seeded):
+            return self._generate_awake(*args, **kwargs)
+
+    def _generate_awake(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if not self._stays_awake:
+            return super().generate(*args, **kwargs)
+        if self._llm_weights_sleeping:
+            self.sync_weights()
+        if not self._is_cache_awake:
+            self.llm.wake_up(tags=["kv_cache"])
+            self._is_cache_awake = True
+        self.enable_sleep_mode = False
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            self.enable_sleep_mode = True
+
+    # Requests
+
+    def name_requests(self, keys: Sequence[SequenceKey]) -> None:
+        """Says which completions the next `generate` samples, in the order of its prompts."""
+        self._keys = list(keys)
+
+    def request_seed(self, key: SequenceKey, num_tokens: int = 0) -> int | None:
+        """
+        Returns the seed of a completion from its token number `num_tokens` on; `None` where requests are not seeded.
+
+        It does not depend on which engine samples the completion, beside which others, or when.
+        """
+        if not self._seeds_requests:
+            return None
+        name = f"{self.dapo_args.seed}/{key.position}/{key.sample}/{num_tokens}"
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+
+    def request_params(self) -> Any:
+        """Returns TRL's sampling parameters, and leaves the engine awake inside `kept_awake`. A collective."""
+        captured = []
+
+        def capture(prompts: Any, sampling_params: Any, **options: Any) -> list[Any]:
+            captured.append(sampling_params)
+            return []
+
+        with replaced(self.llm, "generate", capture):
+            self._generate_awake([], images=None, num_generations=1)
+        return captured[0]
+
+    @property
+    def _seeds_requests(self) -> bool:
+        return self.dapo_args.vllm_request_seeds and self.mode == "colocate" and self.tensor_parallel_size == 1
+
+
+@contextmanager
+def engine_of(args: DAPOConfig) -> Iterator[None]:
+    """While TRL's trainer is built inside it, its vLLM backend is ours."""
+    with replaced(grpo_trainer, "VLLMGeneration", partial(DAPOVLLMGeneration, dapo_args=args)):
+        yield
+
+
+def repacks_weights(model_runner: Any) -> bool:
+    """
+    Returns whether an engine computes with other tensors than those that a checkpoint is loaded into.
+
+    So it is on a CPU, with most quantizations, and wherever a parameter lost its loader or changed its shape or type since
+    the model was built.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+    from vllm.platforms import current_platform
+
+    quantization = model_runner.model_config.quantization
+    if quantization == "bitsandbytes":
+        return False  # TRL loads into these itself
+    if current_platform.is_cpu() or quantization is not None:
+        return True
+    for layer in model_runner.get_model().modules():
+        built, _ = get_layerwise_info(layer).restore_metadata
+        present = dict(layer.named_parameters(recurse=False))
+        if any(name not in present or _differ(tensor, present[name]) for name, tensor in built.items()):
+            return True
+    return False
+
+
+def reload_weights(model_runner: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """
+    Loads weights in checkpoint format into an engine, and packs them as when it started.
+
+    Args:
+        model_runner (`Any`):
+            vLLM's.
+        weights (`Iterator[tuple[str, torch.Tensor]]`):
+            Names and values. The values are held on to until the layer is complete, and must not change meanwhile.
+    """
+    model_runner.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
+    # Of layers that share a weight vLLM packs only the one whose name the checkpoint has: a tied head would compute with
+    # the copy that was packed before.
+    owners: dict[int, list[torch.nn.Module]] = {}
+    for layer in model_runner.get_model().modules():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(layer)
+    for layers in owners.values():
+        for layer in layers if len(layers) > 1 else []:
+            quant_method = getattr(layer, "quant_method", None)
+            if quant_method is not None:
+                quant_method.process_weights_after_loading(layer)
+
+
+def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
+    has_lost_loader = hasattr(built, "weight_loader") and not hasattr(present, "weight_loader")
+    return has_lost_loader or built.shape != present.shape or built.dtype != present.dtype
