@@ -229,8 +229,8 @@ def store(path: Path, name: str, seed: int, result: dict[str, Any]) -> None:
 def markdown(record: dict[str, Any]) -> str:
     """Returns the tables of what the JSON has."""
     results = record["results"]
-    if any(not results.get(arm) for arm in ARMS):
-        # Of a run that is not whole, or a short one, what each arm has.
+    is_rare = {name: name.startswith("rare") for name in ARMS}
+    if record["short"] or not all(results.get(name) for name in ARMS if not is_rare[name]):
         lines = [
             f"{name}, seed {seed}: {100 * run['curve'][-1]['accuracy']:.1f} % after {run['curve'][-1]['step']} steps"
             for name, runs in results.items()
@@ -240,11 +240,12 @@ def markdown(record: dict[str, Any]) -> str:
     data = Comparison(record)
     parts = {
         "The ladder": ladder(data),
-        "Each part left out of the whole": leave_one_out(data),
-        "Against TRL's own DAPO": against_trl(data),
-        "Widths of Clip-Higher": widths(data),
+        "What each part adds to the others": leave_one_out(data),
+        "DAPO against TRL's own": against_trl(data),
         "The paper's claims": claims(data),
     }
+    if all(results.get(name) for name in ARMS if is_rare[name]):
+        parts["Widths of Clip-Higher, rare answers alone"] = widths(data)
     return "\n\n".join(f"**{title}**\n\n{text}" for title, text in parts.items())
 
 

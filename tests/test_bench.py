@@ -25,7 +25,9 @@ BENCHMARKS = ROOT / "benchmarks"
 NOT_SHORT = {
     "dynamic_sampling": "hours of training, of which a part says nothing",
     "gpu": "needs a GPU",
+    "memory": "a run that is short enough has not warmed up; `tests/test_memory.py` weighs a tiny one",
     "quickstart": "minutes, and `make test-slow` runs it",
+    "resume": "half an hour of killed trainings; `tests/faults/` kills shorter ones",
 }
 
 

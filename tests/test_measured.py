@@ -19,14 +19,12 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import ablation_tables as ablation
 import scaling_tables as tables
 
 
 BENCHMARKS = ROOT / "benchmarks"
 RECIPES = ROOT / "examples" / "recipes"
-# Of the run that drew `quickstart_curves.png`, before `python benchmarks/quickstart.py` stored figures. They count as long as
-# it has not.
-NOT_STORED = ["on 2 CPU cores", "seed 0", "50.6 -> 84.6 %"]
 
 
 def stored(name):
@@ -43,8 +41,6 @@ def percent(share):
 
 
 def quickstart_facts():
-    if not (BENCHMARKS / "quickstart.json").exists():
-        return NOT_STORED
     results = stored("quickstart")
     recipe = yaml.safe_load((RECIPES / "quickstart.yaml").read_text())
     before, after = results["accuracy_before"], results["accuracy_after"]
@@ -156,8 +152,37 @@ def scaling_facts():
     ]
 
 
+def ablation_facts():
+    record = stored("ablation")
+    data = ablation.Comparison(record)
+    budgets = {cost: ablation.budget_gain(data, cost) for cost in ("step", "tokens")}
+    # To gain 8 points.
+    ratios = {cost: statistics.geometric_mean(ablation.ratios_to_reach(data, 0.08, cost)[0]) for cost in budgets}
+    parts = (
+        ("DAPO", "+ token-level loss", "accuracy"),
+        ("DAPO", "DAPO - soft overlong punishment", "truncated"),
+    )
+    return [
+        f"{len(ablation.seeds_of(record, ['DAPO', 'TRL']))} seeds, paired, with 95 % intervals",
+        *(f"{data.difference(*part).text(signed=True)}" for part in parts),
+        *(gain.text(signed=True) for gain in budgets.values()),
+        f"To gain 8 points it takes {ratios['step']:.2f} of TRL's steps and {ratios['tokens']:.2f} of its tokens",
+    ]
+
+
+def killed_run_facts():
+    facts = ["killed with -9"]
+    for trials in stored("resume")["results"].values():
+        # Those that were killed before there was a checkpoint began anew.
+        resumed = [trial for trial in trials.values() if trial["resumed_from"] > 0]
+        same = sum(trial["steps"] == 0 and trial["weights"] == 0 for trial in resumed)
+        facts.append(f"{same} of {len(resumed)}")
+    return facts
+
+
 def stored_facts():
-    return [*quickstart_facts(), *dynamic_sampling_facts(), *refill_facts(), *scaling_facts()]
+    parts = (quickstart_facts, dynamic_sampling_facts, ablation_facts, killed_run_facts, refill_facts, scaling_facts)
+    return [fact for part in parts for fact in part()]
 
 
 def numbers_without_a_source(text, facts):
