@@ -85,6 +85,7 @@ NOT_RUN = {
     "python benchmarks/dynamic_sampling.py": _IS_MINUTES,
     "python benchmarks/split_invariance.py": _IS_MINUTES,
     "python benchmarks/scaling.py": _IS_MINUTES,
+    "python benchmarks/resume.py": _IS_MINUTES,
     "python benchmarks/ablation.py": _IS_MINUTES,
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",

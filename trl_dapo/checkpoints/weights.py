@@ -42,7 +42,9 @@ def load_renamed(model: Any, folder: str | Path) -> None:
     Raises:
         `ValueError`: it does not hold all weights of the model.
     """
-    read, report = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    read, report = type(model).from_pretrained(
+        folder, dtype=model.dtype, output_loading_info=True, trust_remote_code=False
+    )
     if report["missing_keys"]:
         raise ValueError(
             f"{folder} does not hold all weights of the model: {sorted(report['missing_keys'])} are missing. Resume from "
