@@ -97,7 +97,8 @@ class _Computation:
         self.error: RewardTimeoutError | None = None
         self._changed = threading.Condition()
         self._over = threading.Event()
-        self._is_said = threading.Lock()
+        self._saying = threading.RLock()
+        self._is_said = False
         # Of the calls that run, by number: function, and when it has to be done. Async ones run side by side.
         self._running: dict[int, tuple[str, float]] = {}
         self._num_calls = 0
@@ -194,11 +195,18 @@ class _Computation:
                     self._changed.wait(left)
 
     def _expire(self, name: str) -> None:
-        """Says what happened, once: the watch and the timer may find out side by side."""
+        """
+        Says what happened, once: the watch and the timer may find out side by side.
+
+        Who comes second waits, since the stack of the call is to be on paper before the call is interrupted. In one thread
+        a signal may come while another is handled, hence the lock that the same thread can take again.
+        """
         self.error = self.error or RewardTimeoutError(name, self.seconds, self.where)
-        if self._is_said.acquire(blocking=False):
-            _say(f"{self.error}\nWhat all threads are doing:")
-            faulthandler.dump_traceback(_STDERR)
+        with self._saying:
+            if not self._is_said:
+                self._is_said = True
+                _say(f"{self.error}\nWhat all threads are doing:")
+                faulthandler.dump_traceback(_STDERR)
 
     def _end_the_call(self) -> None:
         assert self.error is not None
