@@ -9,6 +9,7 @@ is told not to (`HF_HUB_DISABLE_XET`). Everything is in memory.
 import json
 import re
 import threading
+import time
 from collections import Counter
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +42,8 @@ class LoopbackHub:
         # While not None, only so many LFS uploads are let through; then `stalled` is set and the next ones hang.
         self.uploads_let_through: int | None = None
         self.refuses_content = False
+        # What each request takes.
+        self.seconds_per_request = 0.0
         self.stalled, self._released = threading.Event(), threading.Event()
 
     def __enter__(self) -> "LoopbackHub":
@@ -94,6 +97,7 @@ class _Handler(Answers, BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.path_only = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {self.path_only}")
+        time.sleep(self.hub.seconds_per_request)
         self.body = self._read_body()
         try:
             for method, pattern, name in ROUTES:

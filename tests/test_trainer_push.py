@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 
 import pytest
 import torch
@@ -85,6 +86,39 @@ def test_every_save_is_pushed_with_its_card(hub, tmp_path):
     assert first[WEIGHTS].content == (tmp_path / "out" / "checkpoint-1" / WEIGHTS).read_bytes()
     assert b"These weights are of step 1 of 2" in first["README.md"].content
     assert b"These weights are of step" not in last["README.md"]
+
+
+def test_push_that_is_slower_than_the_next_save_is_of_its_own_step(hub, tmp_path, monkeypatch):
+    # Nor does it matter who writes the card.
+    monkeypatch.setattr(DAPOTrainer, "create_model_card", lambda self, *args, **kwargs: None)
+    options = {"push_to_hub": True, "hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path / "out", hub_model_id="me/slow", hub_always_push=True, **options)
+    hub.seconds_per_request = 0.5
+    trainer.train()
+    trainer._finish_current_push()
+    commits = hub.repositories["me/slow"].branches["main"][1:]
+    assert [message for _, message, _ in commits] == [f"Training in progress, step {step}" for step in (1, 2)]
+    for step, (_, _, files) in enumerate(commits, start=1):
+        assert files[WEIGHTS].content == (tmp_path / "out" / f"checkpoint-{step}" / WEIGHTS).read_bytes()
+
+
+def test_checkpoint_that_could_not_be_pushed_is_told(hub, tmp_path, caplog):
+    options = {"push_to_hub": True, "hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(tmp_path / "out", hub_model_id="me/refused", hub_always_push=True, **options)
+    hub.refuses_content = True
+    trainer.train()
+    trainer._finish_current_push()
+    assert hub.messages("me/refused") == ["initial commit"]
+    # The thread of the push tells it, when it is done.
+    deadline = time.monotonic() + 60
+    while not (told := [text for text in caplog.messages if "could not be pushed" in text]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(told) == 1
+    assert told[0].startswith(
+        "A checkpoint could not be pushed to me/refused. Training goes on, and pushes the next one."
+    )
+    assert "The Hub" in told[0].partition("next one.")[2]
 
 
 def test_checkpoint_on_the_hub_is_whole(hub, tmp_path):

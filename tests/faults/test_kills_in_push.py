@@ -9,10 +9,6 @@ from processes import assert_nothing_is_left, batches, exit_code, outcome, said,
 from trl_dapo.checkpoints.files import last_whole_checkpoint
 
 
-# Not in the fast suite: a push that is slower than the next save sends the files of that one, and the next push has nothing
-# left to send. Then the run that was never killed lacks a commit, and the fixture below fails.
-pytestmark = pytest.mark.slow
-
 WEIGHTS = "model.safetensors"
 OPTIONS = {
     "max_steps": 4, "save_strategy": "steps", "save_steps": 1, "steps_per_generation": 2, "surplus": "carry",

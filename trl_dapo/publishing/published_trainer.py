@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,9 @@ class PublishedTrainer(GRPOTrainer):
         if dataset_name is not None:
             self.card_data_source = DataSource.named(dataset_name)
         self.card_license = license or self.card_license
-        push = getattr(self, "push_in_progress", None)
-        if self.is_in_train and push is not None and not push.is_done():
-            # The files of the last save are on their way, and must not change under the upload. This save will not be
-            # pushed either, unless it is always pushed: then the upload is waited for.
-            if not self.args.hub_always_push:
-                return
-            self._finish_current_push()
+        if self.is_in_train and not self._may_change_pushed_files():
+            # This save will not be pushed either.
+            return
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # TRL's default is resolved by now
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +108,42 @@ class PublishedTrainer(GRPOTrainer):
         """
         with explained(self.args.hub_model_id or Path(self.args.output_dir).resolve().name):  # type: ignore[arg-type]
             super().init_hf_repo(*args, **kwargs)
+
+    def _may_change_pushed_files(self) -> bool:
+        """
+        Whether nothing in `output_dir` is on its way to the Hub: files must not change under an upload.
+
+        With `hub_always_push` a push in progress is waited for.
+        """
+        if self.args.hub_always_push:
+            self._finish_current_push()
+        push = getattr(self, "push_in_progress", None)
+        return push is None or push.is_done()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # `Trainer` would copy these weights over those that are being sent.
+        if self.is_world_process_zero():
+            self._may_change_pushed_files()
+        before = getattr(self, "push_in_progress", None)
+        super()._push_from_checkpoint(checkpoint_folder)
+        if getattr(self, "push_in_progress", None) is not before:
+            for job in self.push_in_progress.jobs:
+                job.add_done_callback(self._tell_of_failed_push)
+
+    def _tell_of_failed_push(self, job: Future[Any]) -> None:
+        """`Trainer` asks no push in the background how it went."""
+        error = None if job.cancelled() else job.exception()
+        if error is None:
+            return
+        try:
+            with explained(self.hub_model_id):
+                raise error
+        except Exception as failure:
+            logger.warning(
+                "A checkpoint could not be pushed to %s. Training goes on, and pushes the next one. %s",
+                self.hub_model_id,
+                failure,
+            )
 
     def _facts_of_run(self, model_name: str | None, tags: set[str]) -> RunFacts:
         args, model = self.args, self.accelerator.unwrap_model(self.model)
