@@ -73,6 +73,24 @@ def memory_of(pid: int | str) -> dict[str, int]:
     return {kind: sum(sizes[name] for name in names) for kind, names in KINDS.items()}
 
 
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split())
+    ]
+
+
+def allocated() -> dict[str, int]:
+    """
+    Returns what this process has allocated, without the holes between: `malloc`, in KiB (libtorch, libarrow, and what
+    Python takes that is larger than 512 bytes), and `python`, the number of Python's smaller blocks.
+    """
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallinfo2.restype = _Mallinfo2
+    found = libc.mallinfo2()
+    return {"malloc": (found.uordblks + found.hblkhd) // 1024, "python": sys.getallocatedblocks()}
+
+
 class Weighed:
     """Notes the memory of this process and of the grading workers when a rollout step begins."""
 
@@ -82,7 +100,7 @@ class Weighed:
             untrimmed = memory_of("self")
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-            held = {"trainer": memory_of("self"), "untrimmed": untrimmed, "workers": workers}
+            held = {"trainer": memory_of("self") | allocated(), "untrimmed": untrimmed, "workers": workers}
             # At once, so that a run that is stopped leaves what it has found.
             with Path(self.args.output_dir, SERIES).open("a") as file:
                 file.write(json.dumps({"step": self.state.global_step} | held) + "\n")

@@ -10,6 +10,7 @@ in order: the value of an `Outcome`. Between them stand `reading_gold` and `gold
 `died N`, without a number, the same because a fork was ended by signal N (0 for none).
 """
 
+import gc
 import json
 import os
 import sys
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         _reply(replies, f"failed {type(error).__name__}: {error}".replace("\n", " "))
         return 1
+    # A collection in a fork would write to pages that it shares with this process, and so copy them.
+    gc.freeze()
     _reply(replies, "ready")
     # Errors up to here are worth seeing; what sympy says about nonsense is not.
     null = os.open(os.devnull, os.O_RDWR)
