@@ -37,7 +37,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from ablation_claims import claims  # noqa: E402
 from ablation_figure import draw  # noqa: E402
 from ablation_tables import Comparison, against_trl, ladder, leave_one_out, widths  # noqa: E402
-from measured import Measured, provenance  # noqa: E402
+from measured import Measured  # noqa: E402
+from provenance import provenance  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl.rewards import get_soft_overlong_punishment  # noqa: E402
 from word_problems import Student, make_problems, prepare_tiny_model  # noqa: E402
@@ -262,7 +263,7 @@ def main() -> None:
     if args.short:
         args.seeds, args.arms = [0], list(SHORT_ARMS)
     if not args.output.exists():
-        args.output.write_text(json.dumps({"short": args.short, "results": {}} | provenance()))
+        args.output.write_text(json.dumps({"short": args.short, "results": {}} | provenance(num_cores=1)))
     if args.figure:
         draw(json.loads(args.output.read_text()), args.figure)
         return

@@ -38,7 +38,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
-from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach, provenance  # noqa: E402
+from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach  # noqa: E402
+from provenance import provenance  # noqa: E402
 from trl import ModelConfig, TrlParser  # noqa: E402
 from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
@@ -197,7 +198,7 @@ def main() -> None:
     if args.markdown:
         print(markdown(record))
         return
-    record |= provenance()
+    record |= provenance(num_cores=1)
     for seed in args.seeds:
         missing = [name for name in args.arms if str(seed) not in record["results"].get(name, {})]
         with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,6 @@ is not counted: kernels are compiled in it. Results are stored by model, beside 
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import torch  # noqa: E402
 from dapo_gsm8k import DEFAULT_RECIPE, DAPOScriptArguments  # noqa: E402
+from provenance import provenance  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from trl import GRPOTrainer, ModelConfig, TrlParser, get_peft_config  # noqa: E402
 
@@ -179,11 +178,9 @@ def main() -> None:
         script_args, _, model_args = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig)).parse_args_and_config(
             options if "--config" in options else ["--config", str(DEFAULT_RECIPE), *options]
         )
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         record[Path(str(model_args.model_name_or_path)).name] = {
-            "commit": commit,
-            "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
-            "versions": {package: version(package) for package in ("torch", "transformers", "trl", "accelerate")},
+            **provenance(),
+            **({"hardware": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
             "dataset": Path(str(script_args.dataset_name)).name,
             "options": [option for option in options if not option.startswith("/")],
             "trainers": trainers,

@@ -9,20 +9,20 @@ import argparse
 import json
 import logging
 import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from provenance import git, provenance  # noqa: E402
+
 
 Sample = tuple[str, str, bool]  # gold, completion, whether it is correct
 NUM_SHORT_ROUNDS = 3
@@ -166,18 +166,9 @@ def main() -> None:
     if args.gsm8k is not None:
         results["quickstart"] = quickstart_share(1 / results["gsm8k_integers"]["per_second"])
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    record = {
-        "commit": git("rev-parse", "HEAD"),
+    record = provenance(("trl", "math-verify", "latex2sympy2_extended", "sympy")) | {
         "grading_code_modified": bool(git("status", "--porcelain", "trl_dapo/rewards")),
-        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "load_average": os.getloadavg()[0],
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("trl", "math-verify", "latex2sympy2_extended", "sympy")},
         "arguments": {"num_samples": args.num_samples, "num_rounds": args.num_rounds, "num_workers": args.num_workers},
         "results": results,
     }

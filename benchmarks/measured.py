@@ -1,13 +1,8 @@
 """Trainers that note what training has cost at each evaluation, for benchmarks that compare them."""
 
 import itertools
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from trl import GRPOTrainer
@@ -15,7 +10,6 @@ from trl import GRPOTrainer
 from trl_dapo import DAPOTrainer
 
 
-ROOT = Path(__file__).resolve().parents[1]
 ACCURACY = "eval_rewards/accuracy_reward/mean"
 
 
@@ -70,14 +64,3 @@ def cost_to_reach(curve: Sequence[dict[str, float]], accuracy: float, cost: str)
             share = (accuracy - before["accuracy"]) / (after["accuracy"] - before["accuracy"])
             return before[cost] + share * (after[cost] - before[cost])
     return None
-
-
-def provenance() -> dict[str, Any]:
-    """Returns commit, hardware and versions, for the record of a benchmark."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    packages = ("torch", "transformers", "trl", "accelerate")
-    return {
-        "commit": commit,
-        "hardware": f"1 of {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }

@@ -24,7 +24,6 @@ import gc
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -32,7 +31,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
+from provenance import provenance  # noqa: E402
 from trl import GRPOTrainer, ModelConfig, TrlParser  # noqa: E402
 from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
@@ -76,7 +75,9 @@ def memory_of(pid: int | str) -> dict[str, int]:
 class _Mallinfo2(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_size_t)
-        for name in ("arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split())
+        for name in (
+            ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+        )
     ]
 
 
@@ -244,14 +245,7 @@ def main() -> None:
     if args.markdown:
         print(markdown(record))
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    packages = ("torch", "transformers", "trl", "accelerate")
-    record |= {
-        "commit": commit,
-        "hardware": f"1 of {os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "num_steps": args.steps,
-    }
+    record |= provenance(num_cores=1) | {"num_steps": args.steps}
     with tempfile.TemporaryDirectory() as folder:
         missing = [name for name in args.arms if name not in record["results"]]
         model = args.model or str(Path(folder, "tiny-model"))

@@ -20,14 +20,12 @@ The first turn of each is not counted.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
 import torch  # noqa: E402
+from provenance import provenance  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from word_problems import make_problems, prepare_tiny_model  # noqa: E402
@@ -237,10 +236,7 @@ def main() -> None:
     print("| DAPOTrainer / GRPOTrainer | min | median | max |\n|---|---|---|---|")
     for name, values in figures.items():
         print(f"| {name} | {min(values):.4f} | {statistics.median(values):.4f} | {max(values):.4f} |")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {name: version(name) for name in ("torch", "transformers", "trl", "accelerate")}
-    record = {"commit": commit, "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}", "versions": versions}
-    args.output.write_text(json.dumps(record | {"pairs": args.pairs, "figures": figures}, indent=2) + "\n")
+    args.output.write_text(json.dumps(provenance() | {"pairs": args.pairs, "figures": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ Runs `make quickstart` and stores what came out: `quickstart.json`, and the curv
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+
+from provenance import provenance
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +35,7 @@ def main() -> None:
             subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         results = json.loads((folder / "results.json").read_text())
         shutil.copyfile(folder / "curves.png", CURVES)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    record = {
-        "commit": commit,
-        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "accelerate")},
-    }
-    RESULTS.write_text(json.dumps(record | results, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(provenance() | results, indent=2) + "\n")
     print(f"{results['accuracy_before']:.1%} before, {results['accuracy_after']:.1%} after: {RESULTS}")
 
 

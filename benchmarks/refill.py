@@ -39,7 +39,6 @@ import argparse
 import json
 import math
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from provenance import git
 
 from trl_dapo.sampling.collection import BatchCollection, SampledGroup
 from trl_dapo.sampling.group_filter import GroupVerdict
@@ -584,16 +584,9 @@ def checks_text(checks: Iterable[Check], markdown: bool = False) -> str:
 
 def environment() -> dict[str, Any]:
     """Returns what a reader needs to repeat the run."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=False
-        ).stdout.strip()
-
     return {
         "commit": git("rev-parse", "HEAD"),
-        "sampling_code_modified": bool(git("status", "--porcelain", "../trl_dapo/sampling")),
+        "sampling_code_modified": bool(git("status", "--porcelain", "trl_dapo/sampling")),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": platform.machine(),

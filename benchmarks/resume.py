@@ -23,17 +23,14 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +43,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("tests/faults", "tests")]
 import torch  # noqa: E402
 from doomed_training import PHASES  # noqa: E402
 from processes import draw_death, outcome, run, said, trained  # noqa: E402
+from provenance import provenance  # noqa: E402
 from recipe_training import CARRY, recipe_training, warmed_up_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
@@ -207,13 +205,7 @@ def main() -> None:
         print(markdown(record))
         return
     os.environ["CI"] = "1"
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    packages = ("torch", "transformers", "trl", "accelerate")
-    record |= {
-        "commit": commit,
-        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
+    record |= provenance()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or temporary
         model = args.model or warmed_up_model(Path(folder, "tiny-model"))

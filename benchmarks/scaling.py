@@ -17,18 +17,15 @@ There is no cluster here. So three things are put together:
 import argparse
 import gc
 import json
-import os
 import pickle
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lone_rank import NUM_REWARDS, NUM_ROWS, PROMPT_TOKENS, LoneRun
+from provenance import provenance
 from scaling_tables import markdown
 from streaming import PAPER
 from streaming_engines import Outcomes, Setting, StepCost
@@ -224,14 +221,7 @@ def main() -> None:
     if args.markdown:
         print(markdown(json.loads(args.output.read_text())))
         return
-    command = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
-    record = {
-        "commit": commit,
-        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "torch", "trl")},
-    }
+    record = provenance(("numpy", "torch", "trl"))
     record |= measure((1024,), NUM_GROUPS[:2], (2,)) if args.short else measure(NUM_RANKS, NUM_GROUPS, (2, 4))
     args.output.write_text(json.dumps(record, indent=1) + "\n")
     print(markdown(record))

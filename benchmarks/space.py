@@ -9,16 +9,12 @@ It needs pyarrow and numpy, and no Gradio: what Gradio adds is the way to the br
 
 import argparse
 import json
-import os
-import platform
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "hub" / "space")]
 
 from group_view import group_html, list_html  # noqa: E402
+from provenance import provenance  # noqa: E402
 from query import Query  # noqa: E402
 from rollout_index import RolloutIndex  # noqa: E402
 from run_files import shard_paths  # noqa: E402
@@ -161,13 +158,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:36} {value:,.3f}" if isinstance(value, float) else f"{name:36} {value:,}")
     if options.json is not None:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        record = {
-            "commit": commit,
-            "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-            "versions": {name: version(name) for name in ("pyarrow", "numpy")},
-            "figures": figures,
-        }
+        record = provenance(("pyarrow", "numpy")) | {"figures": figures}
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

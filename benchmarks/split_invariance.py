@@ -14,11 +14,9 @@ largest deviation of any parameter in any step, relative to the largest entry of
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from paper import StepRecorder, gradient_error, paper_gradient  # noqa: E402
+from provenance import provenance  # noqa: E402
 from tiny import numbered_prompts, tiny_model, tiny_tokenizer, training_arguments  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from two_ranks import ScriptedTrainer, correct  # noqa: E402
@@ -127,10 +126,7 @@ def main() -> None:
         ranks, micro_batch, accumulation, num_updates = shape
         cells = " | ".join(f"{deviation:.1e}" for deviation in deviations.values())
         print(f"| {ranks} x {micro_batch} x {accumulation}, {num_updates} | {cells} |", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {name: version(name) for name in ("torch", "transformers", "trl", "accelerate")}
-    record = {"commit": commit, "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}", "versions": versions}
-    args.output.write_text(json.dumps(record | {"largest_relative_deviation": rows}, indent=2) + "\n")
+    args.output.write_text(json.dumps(provenance() | {"largest_relative_deviation": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import argparse
 import json
 import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from provenance import git
 from streaming_engines import Outcomes, Setting, StepCost
 from streaming_lengths import length_bias
 from streaming_simulation import POLICIES
@@ -170,10 +170,9 @@ def quick_records() -> list[dict[str, Any]]:
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:
     """Returns what a reader needs to repeat the run."""
-    command = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
     versions = {package: version(package) for package in packages}
-    return {"commit": commit, "python": platform.python_version(), "machine": platform.machine(), **versions}
+    machine = {"python": platform.python_version(), "machine": platform.machine()}
+    return {"commit": git("rev-parse", "HEAD"), **machine, **versions}
 
 
 def load() -> dict[str, Any]:

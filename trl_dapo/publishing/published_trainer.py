@@ -126,8 +126,9 @@ class PublishedTrainer(GRPOTrainer):
             self._may_change_pushed_files()
         before = getattr(self, "push_in_progress", None)
         super()._push_from_checkpoint(checkpoint_folder)
-        if getattr(self, "push_in_progress", None) is not before:
-            for job in self.push_in_progress.jobs:
+        push: Any = getattr(self, "push_in_progress", None)
+        if push is not before:
+            for job in push.jobs:
                 job.add_done_callback(self._tell_of_failed_push)
 
     def _tell_of_failed_push(self, job: Future[Any]) -> None:
