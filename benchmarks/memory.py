@@ -12,10 +12,15 @@ The recipe as it is, but for 300 optimizer steps (75 rollout steps of 64 groups 
 - `carry, selective`: `surplus="carry"`, `selective_rollout`, completions logged and a record of all groups.
 - `GRPOTrainer`: TRL's trainer on the same recipe.
 
-Memory is noted when a rollout step begins (`/proc/PID/smaps_rollup`): as it is, and once more when glibc has given back
-what is free (`malloc_trim`). As it is, it goes up and down by a third from step to step, with the shapes of the last batch
-and the holes that they left; what is left after the trim is what the trainer holds on to, and what a leak would add to.
-The workers are noted as they are. On Linux with glibc only.
+Noted when a rollout step begins:
+
+- resident memory (`/proc/PID/smaps_rollup`), of the trainer when glibc has given back what is free (`malloc_trim`). As it is,
+  it goes up and down by a third from step to step, with the shapes of the last batch and the holes that they left;
+- what the trainer holds, without holes: bytes that malloc has given out (`mallinfo2`: libtorch, libarrow, and what Python
+  takes that is larger than 512 bytes) and Python's smaller blocks. A leak adds to these;
+- the pages of a worker that are its own or were allocated before it was forked, no pages of files.
+
+On Linux with glibc only.
 """
 
 import argparse
@@ -73,19 +78,23 @@ def memory_of(pid: int | str) -> dict[str, int]:
 
 
 class _Mallinfo2(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
-        )
-    ]
+    _NAMES = (
+        "arena",
+        "ordblks",
+        "smblks",
+        "hblks",
+        "hblkhd",
+        "usmblks",
+        "fsmblks",
+        "uordblks",
+        "fordblks",
+        "keepcost",
+    )
+    _fields_ = [(name, ctypes.c_size_t) for name in _NAMES]
 
 
 def allocated() -> dict[str, int]:
-    """
-    Returns what this process has allocated, without the holes between: `malloc`, in KiB (libtorch, libarrow, and what
-    Python takes that is larger than 512 bytes), and `python`, the number of Python's smaller blocks.
-    """
+    """Returns what this process holds: `malloc`, what it has given out in KiB, and `python`, Python's blocks."""
     libc = ctypes.CDLL("libc.so.6")
     libc.mallinfo2.restype = _Mallinfo2
     found = libc.mallinfo2()
@@ -175,13 +184,13 @@ def run(name: str, num_steps: int, model: str) -> list[dict[str, Any]]:
 @dataclass(frozen=True)
 class Growth:
     """
-    How memory went after the warm-up.
+    How a figure went after the warm-up.
 
     Attributes:
         first, last (`float`):
-            Median of the first and of the last quarter of the rollout steps, in MiB.
+            Median of the first and of the last quarter of the rollout steps.
         largest (`float`):
-            Largest of all after the warm-up, in MiB.
+            Largest of all after the warm-up.
     """
 
     first: float
@@ -189,9 +198,9 @@ class Growth:
     largest: float
 
     @classmethod
-    def of(cls, kibibytes: Sequence[int]) -> "Growth":
+    def of(cls, values: Sequence[float]) -> "Growth":
         """Reads a series of rollout steps, of which the first fifth is warm-up."""
-        kept = [value / 1024 for value in kibibytes[math.ceil(FRAC_WARM_UP * len(kibibytes)) :]]
+        kept = values[math.ceil(FRAC_WARM_UP * len(values)) :]
         quarter = max(1, len(kept) // 4)
         return cls(statistics.median(kept[:quarter]), statistics.median(kept[-quarter:]), max(kept))
 
@@ -201,29 +210,42 @@ class Growth:
         return self.last / self.first - 1
 
 
-def growths(series: Sequence[dict[str, Any]], kind: str = "anon") -> dict[str, Growth]:
-    """Returns the growth of the trainer, and of each worker that was there from the warm-up to the end."""
-    found = {"trainer": Growth.of([entry["trainer"][kind] for entry in series])}
+# By the name in the record: what it is, and how many of it are one unit.
+TRAINER_FIGURES = {
+    "rss": ("resident, MiB", 1024),
+    "malloc": ("given out by malloc, MiB", 1024),
+    "python": ("Python's small blocks, millions", 10**6),
+}
+WORKER_FIGURES = {"rss": ("resident, MiB", 1024), "anon": ("allocated pages, MiB", 1024)}
+
+
+def growths(series: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Growth]:
+    """
+    Returns the growth of each figure of the trainer, and of each worker that was there from the warm-up to the end.
+
+    Returns:
+        `dict`: by process (`"trainer"`, `"worker 0"`, ...) and name of the figure.
+    """
+    found = {}
+    for figure, (_, unit) in TRAINER_FIGURES.items():
+        found["trainer", figure] = Growth.of([entry["trainer"][figure] / unit for entry in series])
     start = math.ceil(FRAC_WARM_UP * len(series))
     for number, pid in enumerate(sorted(series[-1]["workers"], key=int)):
-        weights = [entry["workers"][pid][kind] for entry in series[start:] if pid in entry["workers"]]
-        # The part that was there when the worker began counts as its warm-up.
-        found[f"worker {number}"] = Growth.of([*weights[:1] * math.ceil(len(weights) / 4), *weights])
+        for figure, (_, unit) in WORKER_FIGURES.items():
+            values = [entry["workers"][pid][figure] / unit for entry in series[start:] if pid in entry["workers"]]
+            # The part that was there when the worker began counts as its warm-up.
+            found[f"worker {number}", figure] = Growth.of([*values[:1] * math.ceil(len(values) / 4), *values])
     return found
 
 
 def markdown(record: dict[str, Any]) -> str:
     """Returns the table of the arms that have been run."""
-    lines = [
-        "| run | process | first quarter, MiB | last quarter, MiB | growth | largest, MiB |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| run | process | | first quarter | last quarter | growth | largest |", "|---|---|---|---|---|---|---|"]
     for name, series in record["results"].items():
-        for process, growth in growths(series).items():
-            lines.append(
-                f"| {name} | {process} | {growth.first:.1f} | {growth.last:.1f} | {growth.relative:+.2%} | "
-                f"{growth.largest:.1f} |"
-            )
+        for (process, figure), growth in growths(series).items():
+            label, _ = (TRAINER_FIGURES if process == "trainer" else WORKER_FIGURES)[figure]
+            values = f"{growth.first:.4g} | {growth.last:.4g} | {growth.relative:+.1%} | {growth.largest:.4g}"
+            lines.append(f"| {name} | {process} | {label} | {values} |")
     return "\n".join(lines)
 
 

@@ -17,9 +17,8 @@ def memory(monkeypatch):
 
 
 def test_growth_is_from_the_first_quarter_after_the_warm_up_to_the_last(memory):
-    mebibyte = 1024
     # Two of ten steps are warm-up; the quarters are (100, 110) and (103, 121).
-    growth = memory.Growth.of([mebibyte * value for value in (10, 20, 100, 110, 130, 90, 95, 99, 103, 121)])
+    growth = memory.Growth.of([10, 20, 100, 110, 130, 90, 95, 99, 103, 121])
     assert (growth.first, growth.last, growth.largest) == (105.0, 112.0, 130.0)
     assert growth.relative == pytest.approx(112 / 105 - 1)
 
@@ -34,6 +33,35 @@ def test_memory_of_a_process_is_what_it_takes(memory):
         assert after[kind] - before[kind] == pytest.approx(64 * 1024, rel=0.05)
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's figures")
+def test_what_is_held_is_told_from_holes(memory):
+    before = memory.allocated()
+    large, small = bytearray(48 * 2**20), [object() for _ in range(50_000)]
+    held = memory.allocated()
+    assert held["malloc"] - before["malloc"] == pytest.approx(48 * 1024, rel=0.05)
+    assert held["python"] - before["python"] == pytest.approx(len(small), rel=0.05)
+    del large
+    assert memory.allocated()["malloc"] - before["malloc"] < 1024
+
+
+def test_figures_of_processes_are_read_in_their_units(memory):
+    trainer = {"rss": 2048, "malloc": 1024, "python": 3_000_000}
+    series = [
+        {"trainer": trainer, "workers": {"7": {"rss": 4096, "anon": 1024 + 1024 * (step >= 8)}}} for step in range(10)
+    ]
+    found = memory.growths(series)
+    assert {figure: growth.last for figure, growth in found.items()} == {
+        ("trainer", "rss"): 2.0,
+        ("trainer", "malloc"): 1.0,
+        ("trainer", "python"): 3.0,
+        ("worker 0", "rss"): 4.0,
+        ("worker 0", "anon"): 2.0,
+    }
+    assert [growth.relative for growth in found.values()] == [0.0, 0.0, 0.0, 0.0, 1.0]
+    table = memory.markdown({"results": {"run": series}})
+    assert "| run | worker 0 | allocated pages, MiB | 1 | 2 | +100.0% | 2 |" in table.splitlines()
+
+
 @pytest.mark.slow
 def test_memory_of_a_run_is_flat(memory, tmp_path):
     from word_problems import prepare_tiny_model
@@ -41,5 +69,5 @@ def test_memory_of_a_run_is_flat(memory, tmp_path):
     prepare_tiny_model(str(tmp_path), seed=0)
     series = memory.run("DAPOTrainer", 80, str(tmp_path))
     assert len(series) == 20
-    for process, growth in memory.growths(series).items():
-        assert growth.relative <= 0.02, (process, growth)
+    for figure, growth in memory.growths(series).items():
+        assert growth.relative <= 0.02, (figure, growth)
