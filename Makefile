@@ -18,7 +18,11 @@ VLLM_ON_CPU := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDY
 SPACE_VENV ?= .venv-space
 SPACE_STAMP := $(SPACE_VENV)/.installed
 
-.PHONY: quickstart test test-slow space test-space vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm wheel clean
+# DeepSpeed builds against the torch that is there, and is in nobody else's way here.
+DEEPSPEED_VENV ?= .venv-deepspeed
+DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
+
+.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +44,14 @@ $(SPACE_STAMP): hub/space/requirements.txt constraints.txt
 		-r hub/space/requirements.txt pytest pytest-timeout selenium
 	touch $@
 
+$(DEEPSPEED_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEEPSPEED_VENV)
+	$(DEEPSPEED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(DEEPSPEED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt --no-build-isolation deepspeed
+	touch $@
+
 quickstart: $(STAMP)  ## DAPO teaches a tiny model, on a CPU, in minutes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
@@ -55,6 +67,9 @@ space: $(SPACE_STAMP)  ## look at runs: make space RUNS="out/quickstart"
 
 test-space: $(SPACE_STAMP)  ## the Space in a real browser; skipped where chromium or chromedriver is missing
 	PYTHONPATH=. $(SPACE_VENV)/bin/python -m pytest -m slow tests/test_space_in_browser.py
+
+test-deepspeed: $(DEEPSPEED_STAMP)  ## ZeRO-2 and ZeRO-3 on two processes, on the CPU
+	$(DEEPSPEED_VENV)/bin/python -m pytest tests/test_deepspeed.py
 
 vllm-env: $(VLLM_STAMP)
 
@@ -97,4 +112,4 @@ wheel: $(STAMP)
 	$(BIN)/twine check dist/*
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) build dist *.egg-info out

@@ -56,6 +56,7 @@ _IS_MINUTES = "takes minutes to hours on 2 cores"
 NOT_RUN = {
     "make test": _IS_TESTING,
     "make test-slow": _IS_TESTING,
+    "make test-deepspeed": _IS_TESTING,
     "make test-vllm": _IS_TESTING,
     "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
     "make test-space": _IS_TESTING,
