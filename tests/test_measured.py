@@ -161,6 +161,7 @@ def ablation_facts():
     parts = (
         ("DAPO", "+ token-level loss", "accuracy"),
         ("DAPO", "DAPO - soft overlong punishment", "truncated"),
+        (ablation.RARE.format("0.28"), ablation.RARE.format("0.2"), "accuracy"),
     )
     return [
         f"{len(ablation.seeds_of(record, ['DAPO', 'TRL']))} seeds, paired, with 95 % intervals",
