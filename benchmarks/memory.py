@@ -102,7 +102,16 @@ def allocated() -> dict[str, int]:
 
 
 class Weighed:
-    """Notes the memory of this process and of the grading workers when a rollout step begins."""
+    """Notes the memory of this process and of the grading workers when a rollout step begins, and what it has sampled."""
+
+    num_completions = largest_round = 0
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        output = super()._generate_single_turn(*args, **kwargs)
+        if self.model.training:
+            self.num_completions += len(output[0])
+            self.largest_round = max(self.largest_round, len(output[0]))
+        return output
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         if self.model.training:
@@ -111,6 +120,7 @@ class Weighed:
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             held = {"trainer": memory_of("self") | allocated(), "untrimmed": untrimmed, "workers": workers}
+            held |= {"completions": self.num_completions, "largest_round": self.largest_round}
             # At once, so that a run that is stopped leaves what it has found.
             with Path(self.args.output_dir, SERIES).open("a") as file:
                 file.write(json.dumps({"step": self.state.global_step} | held) + "\n")
