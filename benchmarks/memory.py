@@ -27,14 +27,12 @@ import argparse
 import ctypes
 import gc
 import json
-import math
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
+from memory_tables import markdown  # noqa: E402
 from provenance import provenance  # noqa: E402
 from trl import GRPOTrainer, ModelConfig, TrlParser  # noqa: E402
 from word_problems import make_problems, prepare_tiny_model  # noqa: E402
@@ -59,8 +58,6 @@ RESULTS = Path(__file__).with_name("memory.json")
 RECIPE = ROOT / "examples" / "recipes" / "quickstart.yaml"
 SERIES = "memory.jsonl"
 NUM_STEPS = 300
-# Rollout steps that are not compared: caches fill, and the allocator learns the largest shapes.
-FRAC_WARM_UP = 0.2
 KINDS = {"rss": ("Rss",), "pss": ("Pss",), "uss": ("Private_Clean", "Private_Dirty"), "anon": ("Pss_Anon", "SwapPss")}
 
 
@@ -189,74 +186,6 @@ def run(name: str, num_steps: int, model: str) -> list[dict[str, Any]]:
         with Path(folder, "output.txt").open("w") as output:
             subprocess.run(command, check=True, stdout=output, stderr=output, env=os.environ | {"CI": "1"})
         return [json.loads(line) for line in Path(folder, SERIES).read_text().splitlines()]
-
-
-@dataclass(frozen=True)
-class Growth:
-    """
-    How a figure went after the warm-up.
-
-    Attributes:
-        first, last (`float`):
-            Median of the first and of the last quarter of the rollout steps.
-        largest (`float`):
-            Largest of all after the warm-up.
-    """
-
-    first: float
-    last: float
-    largest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Growth":
-        """Reads a series of rollout steps, of which the first fifth is warm-up."""
-        kept = values[math.ceil(FRAC_WARM_UP * len(values)) :]
-        quarter = max(1, len(kept) // 4)
-        return cls(statistics.median(kept[:quarter]), statistics.median(kept[-quarter:]), max(kept))
-
-    @property
-    def relative(self) -> float:
-        """Growth from the first quarter to the last, relative to the first."""
-        return self.last / self.first - 1
-
-
-# By the name in the record: what it is, and how many of it are one unit.
-TRAINER_FIGURES = {
-    "rss": ("resident, MiB", 1024),
-    "malloc": ("given out by malloc, MiB", 1024),
-    "python": ("Python's small blocks, millions", 10**6),
-}
-WORKER_FIGURES = {"rss": ("resident, MiB", 1024), "anon": ("allocated pages, MiB", 1024)}
-
-
-def growths(series: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Growth]:
-    """
-    Returns the growth of each figure of the trainer, and of each worker that was there from the warm-up to the end.
-
-    Returns:
-        `dict`: by process (`"trainer"`, `"worker 0"`, ...) and name of the figure.
-    """
-    found = {}
-    for figure, (_, unit) in TRAINER_FIGURES.items():
-        found["trainer", figure] = Growth.of([entry["trainer"][figure] / unit for entry in series])
-    start = math.ceil(FRAC_WARM_UP * len(series))
-    for number, pid in enumerate(sorted(series[-1]["workers"], key=int)):
-        for figure, (_, unit) in WORKER_FIGURES.items():
-            values = [entry["workers"][pid][figure] / unit for entry in series[start:] if pid in entry["workers"]]
-            # The part that was there when the worker began counts as its warm-up.
-            found[f"worker {number}", figure] = Growth.of([*values[:1] * math.ceil(len(values) / 4), *values])
-    return found
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """Returns the table of the arms that have been run."""
-    lines = ["| run | process | | first quarter | last quarter | growth | largest |", "|---|---|---|---|---|---|---|"]
-    for name, series in record["results"].items():
-        for (process, figure), growth in growths(series).items():
-            label, _ = (TRAINER_FIGURES if process == "trainer" else WORKER_FIGURES)[figure]
-            values = f"{growth.first:.4g} | {growth.last:.4g} | {growth.relative:+.1%} | {growth.largest:.4g}"
-            lines.append(f"| {name} | {process} | {label} | {values} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
