@@ -20,6 +20,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation_tables as ablation
+import memory_tables as memory
 import scaling_tables as tables
 
 
@@ -181,8 +182,29 @@ def killed_run_facts():
     return facts
 
 
+def memory_facts():
+    record = stored("memory")
+    ours, its = (memory.growths(record["results"][name]) for name in ("DAPOTrainer", "GRPOTrainer"))
+    return [
+        f"over {record['num_steps']} optimizer steps of the quickstart",
+        f"malloc has given out changes by {abs(ours['trainer', 'malloc'].relative):.1%}".replace("%", " %"),
+        f"Python's blocks by {ours['trainer', 'python'].relative:+.1%}".replace("%", " %"),
+        f"resident memory changes by {ours['trainer', 'rss'].relative:+.1%}".replace("%", " %"),
+        f"batch samples change by {ours['trainer', 'completions'].relative:+.0%}".replace("%", " %"),
+        f"by {its['trainer', 'rss'].relative:+.1%}".replace("%", " %"),
+    ]
+
+
 def stored_facts():
-    parts = (quickstart_facts, dynamic_sampling_facts, ablation_facts, killed_run_facts, refill_facts, scaling_facts)
+    parts = (
+        quickstart_facts,
+        dynamic_sampling_facts,
+        ablation_facts,
+        killed_run_facts,
+        memory_facts,
+        refill_facts,
+        scaling_facts,
+    )
     return [fact for part in parts for fact in part()]
 
 
