@@ -87,6 +87,7 @@ NOT_RUN = {
     "python benchmarks/split_invariance.py": _IS_MINUTES,
     "python benchmarks/scaling.py": _IS_MINUTES,
     "python benchmarks/resume.py": _IS_MINUTES,
+    "python benchmarks/memory.py": _IS_MINUTES,
     "python benchmarks/ablation.py": _IS_MINUTES,
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
