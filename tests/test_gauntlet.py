@@ -65,8 +65,8 @@ def check_gauntlet(
     assert used < len(hostile) * (cpu_seconds + 0.1) + NUM_WORKERS * 10
     # Wall time only shows that it did not hang: the machine may have a lot else to do.
     assert time.monotonic() - start < 60 + 20 * len(hostile) * cpu_seconds
-    # In KiB: no process had more than its imports and its limit.
-    assert after.ru_maxrss < MEMORY_BYTES / 1024 + 300_000
+    # In KiB: no process had more than its imports and its limit, or than a training had that an earlier test started.
+    assert after.ru_maxrss < max(MEMORY_BYTES / 1024 + 300_000, before.ru_maxrss + 1)
 
 
 def test_hostile_completions_are_graded_and_their_neighbours_graded_right():
