@@ -33,9 +33,9 @@ from transformers import TrainerCallback  # noqa: E402
 from trl import GRPOTrainer, ModelConfig, TrlParser, get_peft_config  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
-from trl_dapo.replaced import replaced  # noqa: E402
+from trl_dapo.command_line.training_run import load_problems  # noqa: E402
 from trl_dapo.rewards import get_reward  # noqa: E402
-from trl_dapo.training_run import load_problems  # noqa: E402
+from trl_dapo.trl_seams import replaced  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("gpu.json")

@@ -125,7 +125,8 @@ def main() -> None:
 
     from trl.rewards import accuracy_reward as trl_reward
 
-    from trl_dapo.rewards import accuracy_reward, pool
+    from trl_dapo.grading import pool
+    from trl_dapo.rewards import accuracy_reward
 
     # The pool that the reward uses, with so many workers, started before the clock.
     pool._shared = pool.GradingPool(num_workers=args.num_workers)

@@ -16,16 +16,17 @@ import torch
 from streaming_engines import Outcomes, Setting
 
 from trl_dapo import DAPOConfig
-from trl_dapo.collectives import PendingRows, Ranks
+from trl_dapo.ranks.collectives import PendingRows, Ranks
+from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.refill.dynamic_sampling import DynamicSampler
-from trl_dapo.refill.group_grader import GroupGrader
-from trl_dapo.refill.local_groups import StreamSources
 from trl_dapo.refill.rounds import RoundOutput
-from trl_dapo.refill.streamed_group import Decoded, SequenceKey
-from trl_dapo.rollouts import Rollout
-from trl_dapo.sampling.figures import completion_figures, overlong_figures
+from trl_dapo.sampling.group_metrics import completion_figures, overlong_figures
 from trl_dapo.sampling.groups import GroupJudge, RowFacts
 from trl_dapo.sampling.placement import deal_prompts
+from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.streaming.group_grader import GroupGrader
+from trl_dapo.streaming.local_groups import StreamSources
+from trl_dapo.vllm_engine.sequence_engine import Decoded
 
 
 PROMPT_TOKENS = 300

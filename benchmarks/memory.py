@@ -50,8 +50,8 @@ from trl import GRPOTrainer, ModelConfig, TrlParser  # noqa: E402
 from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
+from trl_dapo.grading.pool import shared_pool  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
-from trl_dapo.rewards.pool import shared_pool  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("memory.json")

@@ -41,7 +41,7 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
-from trl_dapo.diagnostics import LossDiagnostics  # noqa: E402
+from trl_dapo.loss.diagnostics import LossDiagnostics  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 
 

@@ -48,9 +48,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from provenance import git
 
-from trl_dapo.sampling.collection import BatchCollection, SampledGroup
 from trl_dapo.sampling.group_filter import GroupVerdict
 from trl_dapo.sampling.prompt_stream import PromptStream
+from trl_dapo.sampling.refill_ledger import BatchCollection, SampledGroup
 from trl_dapo.sampling.refill_planner import RefillPlanner
 
 

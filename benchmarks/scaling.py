@@ -32,10 +32,10 @@ from streaming_engines import Outcomes, Setting, StepCost
 from streaming_simulation import POLICIES
 from wire_bytes import measure_wire
 
-from trl_dapo.sampling.collection import BatchCollection
 from trl_dapo.sampling.groups import GroupJudge, Location, RowFacts
 from trl_dapo.sampling.placement import place_groups
 from trl_dapo.sampling.prompt_stream import PromptStream
+from trl_dapo.sampling.refill_ledger import BatchCollection
 from trl_dapo.sampling.refill_planner import RefillPlanner
 
 

@@ -28,7 +28,7 @@ from query import Query  # noqa: E402
 from rollout_index import RolloutIndex  # noqa: E402
 from run_files import shard_paths  # noqa: E402
 
-from trl_dapo.rollout_record.shards import RolloutShards  # noqa: E402
+from trl_dapo.report.shards import RolloutShards  # noqa: E402
 
 
 NUM_GENERATIONS = 16

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 from streaming_engines import Engines, Outcomes, Setting
 
-from trl_dapo.sampling.collection import BatchCollection
 from trl_dapo.sampling.group_filter import GroupVerdict
 from trl_dapo.sampling.groups import SampledGroup
 from trl_dapo.sampling.placement import deal_prompts, prompts_multiple
 from trl_dapo.sampling.prompt_stream import Draw
 from trl_dapo.sampling.refill_flow import RefillFlow
+from trl_dapo.sampling.refill_ledger import BatchCollection
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
 
 

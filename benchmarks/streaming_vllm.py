@@ -40,17 +40,18 @@ from streaming_engines import Outcomes, Setting, StepCost  # noqa: E402
 from tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
 from trl_dapo import DAPOConfig  # noqa: E402
-from trl_dapo.collectives import Ranks  # noqa: E402
+from trl_dapo.ranks.collectives import Ranks  # noqa: E402
+from trl_dapo.ranks.rollout import Rollout  # noqa: E402
 from trl_dapo.refill.dynamic_sampling import DynamicSampler  # noqa: E402
-from trl_dapo.refill.group_grader import GroupGrader  # noqa: E402
 from trl_dapo.refill.rounds import RoundOutput  # noqa: E402
-from trl_dapo.refill.stream import StreamSources  # noqa: E402
-from trl_dapo.refill.streamed_group import Decoded, StreamedGroup  # noqa: E402
-from trl_dapo.refill.vllm_requests import VLLMRequests  # noqa: E402
-from trl_dapo.rollouts import Rollout  # noqa: E402
 from trl_dapo.sampling.groups import GroupJudge, RowFacts  # noqa: E402
 from trl_dapo.sampling.prompt_stream import SequenceKey  # noqa: E402
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan  # noqa: E402
+from trl_dapo.streaming.group_grader import GroupGrader  # noqa: E402
+from trl_dapo.streaming.stream_refill import StreamSources  # noqa: E402
+from trl_dapo.streaming.streamed_group import StreamedGroup  # noqa: E402
+from trl_dapo.vllm_engine.requests import VLLMRequests  # noqa: E402
+from trl_dapo.vllm_engine.sequence_engine import Decoded  # noqa: E402
 
 
 PROMPT_IDS = [3, 4]
@@ -310,7 +311,8 @@ def measure_overlap(llm: Any, setting: Setting, num_batches: int) -> dict[str, d
     """Returns the same for rounds and streaming whose completions the product's `accuracy_reward` grades, in its workers."""
     from grading import expressions
 
-    from trl_dapo.rewards import accuracy_reward, pool
+    from trl_dapo.grading import pool
+    from trl_dapo.rewards import accuracy_reward
 
     pool._shared = pool.GradingPool(num_workers=1)
     outcomes = Outcomes(setting)

@@ -55,7 +55,7 @@ def work(output: str) -> None:
     """Collects batches on this rank, and writes the bytes of the last one."""
     from accelerate import Accelerator
 
-    from trl_dapo.collectives import Ranks
+    from trl_dapo.ranks.collectives import Ranks
 
     accelerator = Accelerator(cpu=True)
     ranks = Ranks(accelerator)

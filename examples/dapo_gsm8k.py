@@ -18,7 +18,7 @@ from trl import ModelConfig, TrlParser
 from word_problems import make_problems, prepare_tiny_model
 
 from trl_dapo import DAPOConfig, HubPushError, HubUnreachableError
-from trl_dapo.training_run import TrainingScriptArguments, run_training
+from trl_dapo.command_line.training_run import TrainingScriptArguments, run_training
 
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "gsm8k_qwen2.5_0.5b.yaml"

@@ -21,14 +21,14 @@ from thread_ranks import ThreadRanks, run_ranks
 import trl_dapo.refill.rounds
 from trl_dapo import DAPOConfig
 from trl_dapo.errors import RefillExhaustedError
+from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.refill.assembly import CollectedBatch
 from trl_dapo.refill.dynamic_sampling import DynamicSampler
-from trl_dapo.refill.group_grader import GroupGrader
-from trl_dapo.refill.local_groups import StreamSources
 from trl_dapo.refill.rounds import RoundOutput
-from trl_dapo.refill.streamed_group import Decoded
-from trl_dapo.rollouts import Rollout
 from trl_dapo.sampling.groups import GroupJudge, RowFacts
+from trl_dapo.streaming.group_grader import GroupGrader
+from trl_dapo.streaming.local_groups import StreamSources
+from trl_dapo.vllm_engine.sequence_engine import Decoded
 
 
 END_TOKEN = 2

@@ -3,7 +3,7 @@
 import json
 import random
 
-from trl_dapo.rollout_record.shards import RolloutShards
+from trl_dapo.report.shards import RolloutShards
 
 
 VERDICTS = ["informative", "all_correct", "all_wrong", "uniform", "unscorable", "out_of_range", "truncated_out"]

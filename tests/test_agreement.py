@@ -10,9 +10,9 @@ from latex2sympy2_extended import latex2sympy2
 from latex2sympy2_extended.antlr_parser import PSParser
 from sympy.abc import i, n, x, y
 
-from trl_dapo.rewards import symbolic, two_stage_parser
-from trl_dapo.rewards.agreement import agree
-from trl_dapo.rewards.exact import Question, grade_cheaply
+from trl_dapo.grading import symbolic, two_stage_parser
+from trl_dapo.grading.agreement import agree
+from trl_dapo.grading.exact import Question, grade_cheaply
 
 
 @pytest.mark.parametrize(

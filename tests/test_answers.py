@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from trl_dapo.rewards.answers import count_words, final_answer, gold_answer
-from trl_dapo.rewards.delimiters import strip_delimiters
-from trl_dapo.rewards.rationals import MAX_DIGITS, is_percentage, parse_rational
+from trl_dapo.grading.answers import count_words, final_answer, gold_answer
+from trl_dapo.grading.delimiters import strip_delimiters
+from trl_dapo.grading.rationals import MAX_DIGITS, is_percentage, parse_rational
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_dapo.sampling.collection import BatchCollection
-from trl_dapo.sampling.figures import completion_figures
 from trl_dapo.sampling.group_filter import GroupFilter
+from trl_dapo.sampling.group_metrics import completion_figures
 from trl_dapo.sampling.groups import SampledGroup
 from trl_dapo.sampling.prompt_stream import Draw
+from trl_dapo.sampling.refill_ledger import BatchCollection
 
 
 def sampled(position, rewards, lengths=None, is_truncated=None):

@@ -25,7 +25,7 @@ def test_defaults_are_those_of_the_paper(tmp_path):
 
 
 def test_config_needs_no_more_than_a_folder(monkeypatch):
-    monkeypatch.setattr("trl_dapo.config.is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr("trl_dapo.config.dapo_config.is_torch_bf16_gpu_available", lambda: False)
     assert DAPOConfig(output_dir="x", epsilon_high=0.28).bf16 is False
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trl import GRPOConfig
 
 from trl_dapo import DAPOConfig
-from trl_dapo.preflight import describe_run
+from trl_dapo.config.departures import describe_run
 from trl_dapo.refill.dynamic_sampling import DynamicSampler
 from trl_dapo.rewards import SoftOverlongPunishment
 from trl_dapo.sampling.groups import GroupJudge

@@ -6,8 +6,8 @@ from pathlib import Path
 import corpus
 import pytest
 
-from trl_dapo.rewards.equivalence import Verdict, grade
-from trl_dapo.rewards.pool import GradingPool
+from trl_dapo.grading.equivalence import Verdict, grade
+from trl_dapo.grading.pool import GradingPool
 
 
 @pytest.fixture(scope="module")

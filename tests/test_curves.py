@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_dapo import curves
+from trl_dapo.report import curves
 
 
 def drawn_metrics(history):

@@ -6,8 +6,8 @@ from datasets import Dataset
 from huggingface_hub import constants
 
 from trl_dapo import HubUnreachableError
-from trl_dapo.data import as_problems, load_rows
-from trl_dapo.hub_access import require_local_or_hub
+from trl_dapo.data.hub_access import require_local_or_hub
+from trl_dapo.data.problems import as_problems, load_rows
 
 
 ROWS = [
@@ -20,7 +20,9 @@ def unreachable_hub(monkeypatch):
     """A Hub address at which nothing listens."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("trl_dapo.hub_access.HfApi", lambda: __import__("huggingface_hub").HfApi("http://127.0.0.1:9"))
+    monkeypatch.setattr(
+        "trl_dapo.data.hub_access.HfApi", lambda: __import__("huggingface_hub").HfApi("http://127.0.0.1:9")
+    )
 
 
 def write_jsonl(path):

@@ -2,8 +2,8 @@
 
 from datasets import Dataset, NamedSplit
 
-from trl_dapo.data import as_problems
-from trl_dapo.data_source import DataSource, is_hub_id
+from trl_dapo.data.problems import as_problems
+from trl_dapo.data.source import DataSource, is_hub_id
 
 
 REVISION = "e53f048856ff4f594e959d75785d2c2d37b678ee"

@@ -9,7 +9,7 @@ from test_loss import RecordingSteps
 from test_trainer import make_trainer
 from tiny import tiny_model
 
-from trl_dapo.diagnostics import LossDiagnostics
+from trl_dapo.loss.diagnostics import LossDiagnostics
 
 
 def gather_one(tensor):

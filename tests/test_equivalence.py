@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dapo.rewards import equivalence, symbolic
-from trl_dapo.rewards.equivalence import Grading, Verdict, grade, is_equivalent
-from trl_dapo.rewards.rationals import parse_rational
-from trl_dapo.rewards.verdicts import Outcome
+from trl_dapo.grading import equivalence, symbolic
+from trl_dapo.grading.equivalence import Grading, Verdict, grade, is_equivalent
+from trl_dapo.grading.grades import Outcome
+from trl_dapo.grading.rationals import parse_rational
 
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
@@ -153,7 +153,7 @@ def test_no_text_raises(text: str):
 
 def test_no_grader_is_started_and_nothing_imported_for_plain_numbers_and_words():
     code = (
-        "import sys; from trl_dapo.rewards.equivalence import grade; from trl_dapo.rewards.pool import shared_pool; "
+        "import sys; from trl_dapo.grading.equivalence import grade; from trl_dapo.grading.pool import shared_pool; "
         "grade(['5', 'Monday', '1/2'], ['Answer: 5', 'Tuesday', r'\\boxed{0.5}']); "
         "assert not shared_pool().pids and not {'math_verify', 'sympy', 'torch'} & set(sys.modules); "
         "grade(['5'], [r'Answer: \\sqrt{25}']); "

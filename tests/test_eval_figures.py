@@ -8,7 +8,7 @@ import torch
 from test_trainer import make_trainer
 from tiny import first_token_reward, numbered_prompts
 
-from trl_dapo.evaluation.training_figures import EvalFigures
+from trl_dapo.report.evaluation_metrics import EvalFigures
 
 
 NAN = float("nan")

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from trl_dapo.evaluation.answer_classes import CORRECT, answer_classes
 from trl_dapo.evaluation.completion_log import CompletionLog
-from trl_dapo.evaluation.evaluate import evaluate
+from trl_dapo.evaluation.evaluator import evaluate
 from trl_dapo.evaluation.k_metrics import estimate
 
 
@@ -63,7 +63,7 @@ class Parrot:
 
 @pytest.fixture
 def parrot(monkeypatch):
-    from trl_dapo.evaluation.evaluate import _digest
+    from trl_dapo.evaluation.evaluator import _digest
 
     Parrot.prompt_of = {_digest(prompt): prompt for prompt in SAID}
     return Parrot

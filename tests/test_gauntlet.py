@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 from hostile import GOLD, HOSTILE, nested
 
-from trl_dapo.rewards.equivalence import Grading, Verdict, grade, grade_async
-from trl_dapo.rewards.pool import MEMORY_BYTES, GradingPool
+from trl_dapo.grading.equivalence import Grading, Verdict, grade, grade_async
+from trl_dapo.grading.pool import MEMORY_BYTES, GradingPool
 
 
 NUM_WORKERS = 2

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from trl_dapo.rewards import pool as pool_module
-from trl_dapo.rewards.equivalence import grade, is_equivalent
-from trl_dapo.rewards.pool import GradingPool, default_num_workers, shared_pool
-from trl_dapo.rewards.verdicts import Outcome, Verdict
+from trl_dapo.grading import pool as pool_module
+from trl_dapo.grading.equivalence import grade, is_equivalent
+from trl_dapo.grading.grades import Outcome, Verdict
+from trl_dapo.grading.pool import GradingPool, default_num_workers, shared_pool
 
 
 GIVES_UP = ("1", "9^{9^{9^{9}}}")
@@ -249,8 +249,8 @@ def test_a_cpu_limit_does_not_count_time_in_which_others_run():
 
 SCRIPT = r"""
 import os, sys, time
-from trl_dapo.rewards.equivalence import is_equivalent
-from trl_dapo.rewards.pool import shared_pool
+from trl_dapo.grading.equivalence import is_equivalent
+from trl_dapo.grading.pool import shared_pool
 print(is_equivalent(r"\sqrt{8}", r"\boxed{2\sqrt{2}}").verdict.value, *shared_pool().pids, flush=True)
 """
 
@@ -305,8 +305,8 @@ def test_no_worker_outlives_a_program_that_is_killed():
 def test_a_forked_process_has_workers_of_its_own():
     code = r"""
     import os
-    from trl_dapo.rewards.equivalence import is_equivalent
-    from trl_dapo.rewards.pool import shared_pool
+    from trl_dapo.grading.equivalence import is_equivalent
+    from trl_dapo.grading.pool import shared_pool
     assert is_equivalent("2x", r"\boxed{x+x}").verdict.value == "correct"
     pids = shared_pool().pids
     child = os.fork()
@@ -336,7 +336,7 @@ def test_processes_of_multiprocessing_grade(method: str):
 
 def test_workers_import_neither_torch_nor_trl():
     code = (
-        "import sys, trl_dapo.rewards.worker, trl_dapo.rewards.symbolic; "
+        "import sys, trl_dapo.grading.worker, trl_dapo.rewards.symbolic; "
         "assert not {'torch', 'trl', 'transformers', 'numpy'} & set(sys.modules)"
     )
     run_script(code)

@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from trl_dapo.refill.group_grader import GroupGrader
-from trl_dapo.refill.streamed_group import StreamedGroup
 from trl_dapo.sampling.prompt_stream import Draw
+from trl_dapo.streaming.group_grader import GroupGrader
+from trl_dapo.streaming.streamed_group import StreamedGroup
 
 
 def group(position):

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from trl_dapo.sampling.group_sample import GroupSample
+from trl_dapo.report.group_sample import GroupSample
 
 
 def offer_all(sample, positions):

@@ -1,7 +1,7 @@
 import pytest
 from test_trainer import make_trainer, rare_reward
 
-from trl_dapo.rollout_record.group_table import one_of_each
+from trl_dapo.report.group_table import one_of_each
 
 
 def group(fate, verdict="informative"):

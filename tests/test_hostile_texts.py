@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from trl_dapo import DAPOConfig, DAPOTrainer
-from trl_dapo.terminal_text import printable, printable_parts
+from trl_dapo.report.terminal_text import printable, printable_parts
 
 
 # One word each: the tokens of a model that says nothing else.

@@ -6,7 +6,7 @@ from paper import StepRecorder, gradient_error, paper_gradient
 from test_trainer import RecordingTrainer, make_trainer
 from tiny import first_token_reward
 
-from trl_dapo.loss_normalization import ROW_NUMBER
+from trl_dapo.loss.normalization import ROW_NUMBER
 
 
 class RecordingSteps(StepRecorder, RecordingTrainer):

@@ -16,11 +16,11 @@ from markdown_it import MarkdownIt
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
-from trl_dapo.data_source import DataSource
+from trl_dapo.data.source import DataSource
+from trl_dapo.publishing.card import is_unedited, render_card, write_card
 from trl_dapo.publishing.card_results import Evaluation
 from trl_dapo.publishing.card_text import as_code, as_markdown, as_table
-from trl_dapo.publishing.model_card import is_unedited, render_card, write_card
-from trl_dapo.publishing.run_facts import RunFacts, changed_settings
+from trl_dapo.publishing.facts import RunFacts, changed_settings
 
 
 EVIL = "a|b<img src=x onerror=alert(1)>\n---\nlicense: mit\n`c` **d** [e](https://evil.example) {{ 7 * 7 }} www.evil.example"

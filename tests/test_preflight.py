@@ -4,7 +4,7 @@ import pytest
 from test_config import make_config
 from test_trainer import make_trainer
 
-from trl_dapo.preflight import departures, describe_run
+from trl_dapo.config.departures import departures, describe_run
 from trl_dapo.sampling.refill_planner import RefillPlanner, prob_at_least
 
 

@@ -3,8 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from trl_dapo.data import as_problems, load_rows
-from trl_dapo.problem_check import check_problems
+from trl_dapo.data.checks import check_problems
+from trl_dapo.data.problems import as_problems, load_rows
 
 
 def turns(*contents):

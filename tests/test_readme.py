@@ -29,7 +29,7 @@ from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.push import PushArguments
-from trl_dapo.training_run import TrainingScriptArguments
+from trl_dapo.command_line.training_run import TrainingScriptArguments
 
 
 sys.path.insert(0, str(ROOT / "examples"))

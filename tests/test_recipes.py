@@ -12,7 +12,7 @@ from conftest import ROOT
 from trl import ModelConfig, TrlParser
 
 from trl_dapo import DAPOConfig
-from trl_dapo.data import TEMPLATES
+from trl_dapo.data.problems import TEMPLATES
 
 
 sys.path.insert(0, str(ROOT / "examples"))

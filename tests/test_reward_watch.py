@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT
 
 from trl_dapo import RewardTimeoutError
-from trl_dapo.refill.group_grader import GroupGrader
-from trl_dapo.refill.streamed_group import StreamedGroup
-from trl_dapo.reward_watch import RewardWatch
+from trl_dapo.guards.reward_watch import RewardWatch
 from trl_dapo.sampling.prompt_stream import Draw
+from trl_dapo.streaming.group_grader import GroupGrader
+from trl_dapo.streaming.streamed_group import StreamedGroup
 
 
 FOR_EVER = 10**6
@@ -156,7 +156,7 @@ def test_function_that_hangs_in_the_grading_thread_is_told_to_the_main_thread(fu
 
 PROGRAM = """
 import ctypes, sys, threading, time
-from trl_dapo.reward_watch import RewardWatch
+from trl_dapo.guards.reward_watch import RewardWatch
 
 def swallows_everything():
     while True:

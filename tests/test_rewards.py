@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from trl_dapo.grading.pool import GradingPool
 from trl_dapo.rewards import REWARDS, AccuracyReward, SoftOverlongPunishment, accuracy, accuracy_reward, get_reward
 from trl_dapo.rewards.accuracy import completion_text
-from trl_dapo.rewards.pool import GradingPool
 
 
 def test_accuracy_is_one_for_a_correct_answer_and_zero_otherwise():

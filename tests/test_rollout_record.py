@@ -19,8 +19,8 @@ from thread_ranks import run_ranks
 from tiny import first_token_reward, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, RefillExhaustedError
-from trl_dapo.rollout_record.recorder import RolloutRecorder
-from trl_dapo.rollout_record.shards import BATCH_KEY, RolloutShards, as_text
+from trl_dapo.report.recorder import RolloutRecorder
+from trl_dapo.report.shards import BATCH_KEY, RolloutShards, as_text
 from trl_dapo.sampling.groups import GroupJudge, RowFacts
 from trl_dapo.sampling.prompt_stream import Draw
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import torch
 
-from trl_dapo.rollouts import Rollout, packed_size
+from trl_dapo.ranks.rollout import Rollout, packed_size
 
 
 def test_packed_rollout_comes_back_bit_for_bit():

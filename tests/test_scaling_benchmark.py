@@ -18,7 +18,7 @@ import scaling_tables as tables
 from lone_rank import LoneRun
 from streaming_engines import Setting, StepCost
 
-from trl_dapo.refill import stream as stream_refill
+from trl_dapo.streaming import stream_refill as stream_refill
 
 
 RESULTS = ROOT / "benchmarks" / "scaling.json"

@@ -14,8 +14,8 @@ from published_run import hub, make_trainer  # noqa: F401
 from tiny import training_arguments
 
 from trl_dapo import DAPOConfig
-from trl_dapo.publishing.run_facts import changed_settings
-from trl_dapo.token_privacy import without_secrets
+from trl_dapo.config.secrets import without_secrets
+from trl_dapo.publishing.facts import changed_settings
 
 
 # The first is one that the Hub of the tests knows; the others stand in the environment or in fields of other libraries.

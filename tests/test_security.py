@@ -15,7 +15,7 @@ from tiny import first_token_reward, numbered_prompts, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.checkpoints.files import STATE_FOLDER, mark_whole
-from trl_dapo.evaluation.evaluate import evaluate as evaluate_model
+from trl_dapo.evaluation.evaluator import evaluate as evaluate_model
 from trl_dapo.publishing.push import files_to_push
 
 

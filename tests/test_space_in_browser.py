@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT
 from space_record import HOSTILE, hostile_group, made_up_group, write_record
 
-from trl_dapo.rollout_record.shards import RolloutShards
+from trl_dapo.report.shards import RolloutShards
 
 
 pytest.importorskip("gradio")

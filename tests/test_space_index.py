@@ -21,8 +21,8 @@ from run_files import shard_paths
 from shard_reader import FATES, VERDICTS
 from space_record import WORDS, made_up_group, write_record
 
-from trl_dapo.rollout_record.recorder import Fate
-from trl_dapo.rollout_record.shards import RolloutShards
+from trl_dapo.report.recorder import Fate
+from trl_dapo.report.shards import RolloutShards
 from trl_dapo.sampling.group_filter import GroupVerdict
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rollout_index import Batch, Group
 from space_record import HOSTILE
 
-from trl_dapo.curves import _PANELS
+from trl_dapo.report.curves import _PANELS
 
 
 class Reader(HTMLParser):

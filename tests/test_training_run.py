@@ -7,7 +7,7 @@ from datasets import Dataset
 from test_command_line import model_folder  # noqa: F401
 
 from trl_dapo.command_line import main
-from trl_dapo.training_run import TrainingScriptArguments, load_problems
+from trl_dapo.command_line.training_run import TrainingScriptArguments, load_problems
 
 
 def write(path, golds):

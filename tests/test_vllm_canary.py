@@ -8,7 +8,7 @@ from thread_ranks import run_ranks
 from tiny import training_arguments
 
 from trl_dapo import DAPOConfig, StaleEngineError
-from trl_dapo.rollouts import Rollout
+from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.vllm_engine.canary import WeightCanary
 
 

@@ -6,7 +6,7 @@ import pytest
 from tiny import training_arguments
 
 from trl_dapo import DAPOConfig
-from trl_dapo.vllm_arguments import check_engine_kwargs, engine_options
+from trl_dapo.config.vllm_options import check_engine_kwargs, engine_options
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 

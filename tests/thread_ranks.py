@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trl_dapo.collectives import Ranks
+from trl_dapo.ranks.collectives import Ranks
 
 
 # A rank that waits so long for another one is deadlocked: the threads do next to nothing between two exchanges.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .config import DAPOConfig
+    from .config.dapo_config import DAPOConfig
     from .errors import (
         HubPushError,
         HubUnreachableError,
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "DAPOConfig": "config",
+    "DAPOConfig": "config.dapo_config",
     "DAPOTrainer": "trainer",
     "HubPushError": "errors",
     "HubUnreachableError": "errors",

@@ -11,39 +11,34 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from trl.trainer.grpo_trainer import RewardFunc
 
-from .batch_report import BatchReporter
-from .callbacks import EmptyUpdateGuard, RunAnnouncement, RunRecord
 from .checkpoints.pacing import pacing_dataloader
 from .checkpoints.resumable_trainer import ResumableTrainer
-from .config import DAPOConfig
-from .diagnostics import CLIPPED_LOSSES, LossDiagnostics
-from .evaluation.training_figures import EvalFigures
-from .loss_normalization import (
-    ROW_NORMALIZED_LOSSES,
-    STEP_TOKENS,
-    group_columns,
-    live_tokens,
-    normalize,
-    whole_groups,
-)
-from .non_finite import NonFiniteGuard
+from .config.dapo_config import DAPOConfig
+from .config.dataset_checks import check_single_turn, check_train_dataset, find_filter_column
+from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
+from .guards.empty_updates import EmptyUpdateGuard
+from .guards.non_finite import NonFiniteGuard
+from .guards.reward_calls import RewardCalls
+from .loss.diagnostics import LossDiagnostics
+from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
 from .publishing.published_trainer import PublishedTrainer
+from .ranks.rollout import with_placeholders
 from .refill.assembly import CollectedBatch
 from .refill.dynamic_sampling import DynamicSampler
 from .refill.image_prompts import check_image_dataset
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rollout_sampler import RolloutSampler
-from .refill.stream import StreamRefill
-from .reward_calls import RewardCalls
+from .report.batch_metrics import BatchReporter
+from .report.callbacks import RunAnnouncement, RunRecord
+from .report.evaluation_metrics import EvalFigures
+from .report.group_table import printing_plainly
+from .report.recorder import RolloutRecorder
 from .rewards import SoftOverlongPunishment
-from .rollout_record.group_table import printing_plainly
-from .rollout_record.recorder import RolloutRecorder
-from .rollouts import with_placeholders
-from .run_checks import check_single_turn, check_train_dataset, find_filter_column
-from .sampling.figures import completion_figures
+from .sampling.group_metrics import completion_figures
 from .sampling.groups import GroupJudge, RowFacts
 from .sampling.prompt_stream import Draw
 from .sampling.truncation import TruncationRule
+from .streaming.stream_refill import StreamRefill
 from .vllm_engine.canary import WeightCanary
 from .vllm_engine.generation import DAPOVLLMGeneration, engine_of
 

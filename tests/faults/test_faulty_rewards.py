@@ -16,8 +16,8 @@ from test_resume import make_trainer as resumable
 from test_trainer import make_trainer
 from tiny import first_token_reward
 
+from trl_dapo.grading.pool import shared_pool
 from trl_dapo.rewards import accuracy_reward
-from trl_dapo.rewards.pool import shared_pool
 
 
 @pytest.mark.fault(

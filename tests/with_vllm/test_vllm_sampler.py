@@ -9,8 +9,8 @@ from datasets import Dataset
 from tiny_engine import CPU_ENGINE, save_model  # noqa: F401 - its environment
 
 from trl_dapo.evaluation.completion_sampler import SamplingSettings, load_sampler
-from trl_dapo.evaluation.evaluate import evaluate
-from trl_dapo.vllm_engine.sampler import VLLMSampler
+from trl_dapo.evaluation.evaluator import evaluate
+from trl_dapo.evaluation.vllm_sampler import VLLMSampler
 
 
 pytest.importorskip("vllm")

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from trl_dapo import DAPOConfig
-from trl_dapo.vllm_arguments import _FIELD_OF_OPTION, known_engine_options
+from trl_dapo.config.vllm_options import _FIELD_OF_OPTION, known_engine_options
 
 
 vllm = pytest.importorskip("vllm")

@@ -12,8 +12,8 @@ from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
-from trl_dapo.collectives import Ranks
-from trl_dapo.config import DAPOConfig
+from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.ranks.collectives import Ranks
 
 from .files import (
     CUT_OFF,

@@ -9,11 +9,11 @@ from typing import Any
 
 from trl import ModelConfig, TrlParser
 
-from trl_dapo.data import as_problems, load_rows
-from trl_dapo.data_source import DataSource
+from trl_dapo.data.hub_access import require_local_or_hub
+from trl_dapo.data.problems import as_problems, load_rows
+from trl_dapo.data.source import DataSource
 from trl_dapo.evaluation.completion_sampler import CompletionSampler, load_sampler
-from trl_dapo.evaluation.evaluate import evaluate
-from trl_dapo.hub_access import require_local_or_hub
+from trl_dapo.evaluation.evaluator import evaluate
 
 
 @dataclass
@@ -103,7 +103,7 @@ def _load_sampler(args: EvaluationArguments, model_args: ModelConfig) -> Complet
             revision=model_args.model_revision,
             attn_implementation=model_args.attn_implementation,
         )
-    from trl_dapo.vllm_engine.sampler import VLLMSampler
+    from trl_dapo.evaluation.vllm_sampler import VLLMSampler
 
     options = args.vllm_engine_kwargs
     if isinstance(options, str):

@@ -5,8 +5,9 @@ from typing import Any
 
 from trl import ModelConfig, TrlParser
 
-from trl_dapo.config import DAPOConfig
-from trl_dapo.training_run import TrainingScriptArguments, run_training
+from trl_dapo.config.dapo_config import DAPOConfig
+
+from .training_run import TrainingScriptArguments, run_training
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
-from trl_dapo.rewards.equivalence import Verdict, grade
-from trl_dapo.rewards.rationals import parse_rational
+from trl_dapo.grading.equivalence import Verdict, grade
+from trl_dapo.grading.rationals import parse_rational
 
 from .k_metrics import avg_at_k, maj_at_k, pass_at_k
 

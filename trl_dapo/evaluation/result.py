@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_dapo.data_source import DataSource
-from trl_dapo.rewards.equivalence import Verdict
+from trl_dapo.data.source import DataSource
+from trl_dapo.grading.equivalence import Verdict
 
 from .answer_classes import problem_figures
 from .k_metrics import Estimate, estimate

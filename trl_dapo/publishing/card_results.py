@@ -9,11 +9,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from trl_dapo.data_source import DataSource
+from trl_dapo.data.source import DataSource
 from trl_dapo.evaluation.result import RESULTS_FILE
 
 from .card_text import as_code, as_markdown, as_table, single_line
-from .run_facts import RunFacts
+from .facts import RunFacts
 
 
 _LOGGED_FIGURE = re.compile(r"^eval_(?:(?P<dataset>.+)_)?(?P<figure>(?:avg|maj|pass)@(?P<k>\d+))$", re.DOTALL)

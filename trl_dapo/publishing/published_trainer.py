@@ -15,14 +15,14 @@ from transformers.trainer_pt_utils import get_model_param_count
 from trl import GRPOTrainer
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from trl_dapo.config import DAPOConfig
-from trl_dapo.curves import plot_curves
-from trl_dapo.data_source import DataSource, is_hub_id
-from trl_dapo.hub_errors import explained
-from trl_dapo.preflight import departures, describe_method
+from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.config.departures import departures, describe_method
+from trl_dapo.data.source import DataSource, is_hub_id
+from trl_dapo.report.curves import plot_curves
 
-from .model_card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, render_card, write_card
-from .run_facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
+from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, render_card, write_card
+from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
+from .hub_errors import explained
 
 
 logger = logging.getLogger(__name__)

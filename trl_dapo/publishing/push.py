@@ -10,14 +10,14 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, RepoFile, get_token
 
-from trl_dapo.data_source import is_hub_id
+from trl_dapo.data.source import is_hub_id
 from trl_dapo.errors import HubPushError
 from trl_dapo.evaluation.completion_sampler import load_sampler
-from trl_dapo.hub_errors import explained, no_token
 
+from .card import CARD_FILE, CURVES_FILE, is_unedited, render_card, write_card
 from .card_results import Evaluation, result_file
-from .model_card import CARD_FILE, CURVES_FILE, is_unedited, render_card, write_card
-from .run_facts import FACTS_FILE, RunFacts
+from .facts import FACTS_FILE, RunFacts
+from .hub_errors import explained, no_token
 
 
 # What is pushed. Not the optimizer, sampled completions, nor training_args.bin, a pickle with the paths of the machine.

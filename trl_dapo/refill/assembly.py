@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from trl_dapo.collectives import Ranks
-from trl_dapo.rollouts import Rollout, packed_size, with_placeholders
-from trl_dapo.sampling.collection import BatchCollection
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.ranks.rollout import Rollout, packed_size, with_placeholders
 from trl_dapo.sampling.groups import Location, SampledGroup
 from trl_dapo.sampling.placement import Move, place_groups
 from trl_dapo.sampling.prompt_stream import Draw
+from trl_dapo.sampling.refill_ledger import BatchCollection
 
 from .completion_decoder import decode_completion
 from .image_prompts import images_of

@@ -11,23 +11,23 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from trl_dapo.checkpoints.run_state import RunState
-from trl_dapo.collectives import Ranks
-from trl_dapo.config import DAPOConfig
+from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.errors import RefillExhaustedError
-from trl_dapo.rollouts import Rollout
-from trl_dapo.sampling.collection import BatchCollection
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.sampling.group_filter import GroupVerdict
 from trl_dapo.sampling.groups import GroupJudge, Location, SampledGroup
 from trl_dapo.sampling.placement import prompts_multiple
 from trl_dapo.sampling.prompt_history import PromptHistory
 from trl_dapo.sampling.prompt_stream import Draw, PromptStream, SequenceKey
+from trl_dapo.sampling.refill_ledger import BatchCollection
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
+from trl_dapo.streaming.local_groups import StreamSources
+from trl_dapo.streaming.stream_refill import StreamRefill
 
 from .assembly import BatchAssembler, CollectedBatch
 from .iterable_stream import IterablePromptStream
-from .local_groups import StreamSources
 from .rounds import RoundOutput, RoundRefill
-from .stream import StreamRefill
 
 
 class DynamicSampler:

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from trl.data_utils import is_conversational, prepare_multimodal_messages
 
-from trl_dapo.config import DAPOConfig
+from trl_dapo.config.dapo_config import DAPOConfig
 
 
 _COLUMNS = ("images", "image")

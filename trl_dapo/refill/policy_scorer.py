@@ -7,7 +7,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad
 
-from trl_dapo.rollouts import Rollout
+from trl_dapo.ranks.rollout import Rollout
 
 
 class PolicyScorer:

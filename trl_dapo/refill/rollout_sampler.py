@@ -5,19 +5,19 @@ from typing import Any
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 
-from trl_dapo.replaced import replaced
-from trl_dapo.rollouts import Rollout, with_placeholders
+from trl_dapo.ranks.rollout import Rollout, with_placeholders
 from trl_dapo.sampling.groups import RowFacts
 from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.sampling.truncation import TruncationRule
+from trl_dapo.streaming.group_grader import GroupGrader
+from trl_dapo.streaming.local_groups import StreamSources
+from trl_dapo.streaming.streamed_group import StreamedGroup
+from trl_dapo.trl_seams import replaced
+from trl_dapo.vllm_engine.requests import VLLMRequests
 
 from .completion_decoder import decode_completion
-from .group_grader import GroupGrader
 from .image_prompts import check_image_options, images_of, with_images
-from .local_groups import StreamSources
 from .rounds import RoundOutput
-from .streamed_group import StreamedGroup
-from .vllm_requests import VLLMRequests
 
 
 class RolloutSampler:

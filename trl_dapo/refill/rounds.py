@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trl_dapo.collectives import Ranks
-from trl_dapo.config import DAPOConfig
-from trl_dapo.rollouts import Rollout
-from trl_dapo.sampling.collection import BatchCollection
+from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.sampling.group_filter import GroupVerdict
 from trl_dapo.sampling.groups import GroupJudge, Location, RowFacts, SampledGroup
 from trl_dapo.sampling.placement import deal_prompts
-from trl_dapo.sampling.prompt_stream import Draw
+from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
+from trl_dapo.sampling.refill_ledger import BatchCollection
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
-
-from .streamed_group import SequenceKey, StreamedGroup
+from trl_dapo.streaming.streamed_group import StreamedGroup
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .equivalence import Grading, Verdict, grade
-from .pool import shared_pool
+from trl_dapo.grading.equivalence import Grading, Verdict, grade
+from trl_dapo.grading.pool import shared_pool
 
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from trl_dapo.collectives import Ranks
-from trl_dapo.config import DAPOConfig
+from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.errors import StaleEngineError
-from trl_dapo.rollouts import Rollout
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.ranks.rollout import Rollout
 
 
 # What is compared: enough tokens for a mean, few enough for one small forward pass.

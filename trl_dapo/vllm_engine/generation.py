@@ -17,10 +17,10 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
-from trl_dapo.config import DAPOConfig
-from trl_dapo.replaced import replaced
+from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey
-from trl_dapo.vllm_arguments import engine_options
+from trl_dapo.trl_seams import replaced
 
 
 class DAPOVLLMGeneration(VLLMGeneration):

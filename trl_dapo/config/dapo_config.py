@@ -1,0 +1,491 @@
+"""Configuration of the `DAPOTrainer`."""
+
+from dataclasses import dataclass, field
+
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from trl import GRPOConfig
+
+from .field_types import check_batch_shape, check_field_types
+from .loss_types import TOKEN_NORMALIZED_LOSSES
+from .secrets import PickledWithoutToken
+from .vllm_options import check_engine_kwargs, check_resumable, known_engine_options
+
+
+_ON_EXHAUSTED = ("partial", "error")
+_SURPLUS = ("requeue", "carry")
+_REFILL = ("rounds", "stream")
+# Enough to see every verdict, and at 16 completions of 3,000 tokens some 10 MB a batch before compression.
+GROUPS_TO_LOG = 64
+_LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
+
+
+@dataclass
+class DAPOConfig(PickledWithoutToken, GRPOConfig):
+    r"""
+    Configuration of the [`DAPOTrainer`]: a [`~trl.GRPOConfig`] with the defaults of
+    [DAPO](https://huggingface.co/papers/2503.14476) and the fields of dynamic sampling.
+
+    TRL's own fields `epsilon=0.2`, `loss_type="dapo"`, `beta=0.0`, `scale_rewards="group"` and `temperature=1.0`
+    already have the paper's values. `epsilon_high` has it here. The paper takes 16 optimizer steps per generation batch:
+    set `steps_per_generation`, since with one step the ratio is 1 and no clipping can bind.
+
+    Where no bfloat16 accelerator is found, `bf16` is `False` unless it is set.
+
+    Parameters:
+        epsilon_high (`float` or `None`, *optional*, defaults to `0.28`):
+            Upper bound of Clip-Higher: the ratio is clipped to [1 - epsilon, 1 + epsilon_high]. `None`: `epsilon`.
+        dynamic_sampling (`bool`, *optional*, defaults to `True`):
+            Keep sampling prompts until every group of the generation batch is informative, that is until its completions
+            differ in the filter reward (DAPO Eq. 11). `False`: batches are drawn as in `GRPOTrainer`.
+        filter_reward (`str`, *optional*):
+            Name of the reward function that decides whether a group is informative; never the weighted sum. `None`: the
+            first one.
+        filter_range (`tuple[float, float]`, *optional*):
+            Keep only groups whose mean filter reward lies strictly between these two values. `None`: no such limit.
+        max_generation_rounds (`int`, *optional*, defaults to `10`):
+            Generation rounds that one batch may use, the first included.
+        max_prompts_per_round (`int`, *optional*):
+            Most prompts sampled in one round. `None`: 4 generation batches.
+        on_exhausted (`str`, *optional*, defaults to `"partial"`):
+            What happens when the rounds are spent and the batch is not full. `"partial"`: train on the groups found, the
+            rest of the batch carries no weight. `"error"`: raise [`RefillExhaustedError`] with the counts.
+        refill_confidence (`float` or `None`, *optional*, defaults to `0.9`):
+            A round samples the fewest prompts that fill the batch with this probability, at the acceptance rate
+            estimated so far. In (0, 1). `None`: as many as give the least expected time to a full batch, by the measured
+            costs of beginning a round and of each prompt in it.
+        refill (`str`, *optional*, defaults to `"rounds"`):
+            How the batch is refilled. `"rounds"`: in rounds of sampling, each as long as its longest completion.
+            `"stream"`: groups are started, graded and given up one by one, with vLLM in the same process; the batch is the
+            same, the first informative groups in stream order, and a batch may start
+            `max_generation_rounds * max_prompts_per_round` prompts. With `surplus="carry"`, completions that are still being
+            decoded when the batch is decided go on in the next one.
+        surplus (`str`, *optional*, defaults to `"requeue"`):
+            What happens to informative groups beyond the batch. `"requeue"`: their completions are dropped and their
+            prompts given back to the stream. `"carry"`: they train in the next batch, against the log-probabilities of
+            the policy that sampled them.
+        max_off_policy_steps (`int` or `None`, *optional*):
+            How many optimizer steps old a carried group may be when its batch begins to train; older ones are dropped.
+            `None`: the steps of one generation batch.
+        selective_rollout (`bool`, *optional*, defaults to `False`):
+            Skip prompts whose last groups were uninformative, with a probability that grows with the streak and never
+            reaches 1 ([GRESO](https://huggingface.co/papers/2506.02177)).
+        loss_normalization (`str`, *optional*):
+            What a token-level loss (`loss_type` `"dapo"`, `"cispo"`, `"vespo"`) divides by. `"batch"`: the tokens of the
+            optimizer step over all ranks and micro-batches (DAPO Eq. 12, verl). `"group"`: the tokens of each group, and
+            then the mean over the groups of the optimizer step (DAPO Eq. 8 to the letter). `"generation_batch"`: as TRL,
+            the tokens of the generation batch divided by its optimizer steps, which is right on average only. `None`:
+            `"batch"`; TRL's other loss types divide by what they always do, and take no other value.
+        truncated_in_statistics (`bool`, *optional*, defaults to `True`):
+            With `mask_truncated_completions`, whether the truncated completions, which carry no loss, count in the mean
+            and standard deviation of their group all the same. `False`: advantages are over the other completions alone,
+            and a group in which those are all alike is not informative.
+        soft_punish_cache (`int`, *optional*):
+            L_cache of the soft overlong punishment (DAPO Eq. 13), in tokens: completions longer than
+            `max_completion_length - soft_punish_cache` lose up to 1. `None`: 20 % of `max_completion_length`. `0`: off.
+        overlong_penalty_factor (`float`, *optional*, defaults to `1.0`):
+            Scales the soft overlong punishment.
+        max_non_finite_steps (`int` or `None`, *optional*, defaults to `5`):
+            An optimizer step whose gradients are NaN or infinite is skipped, since it would make every weight NaN, and its
+            batch is written to `<output_dir>/_non_finite/`. After so many in a row the run stops with
+            [`NonFiniteGradientError`]. `None`: such a step is taken, as in TRL.
+        reward_timeout (`float` or `None`, *optional*, defaults to `1500.0`):
+            Most wall seconds that one call of a reward function may take, for all completions of a process in a round.
+            Then the stacks of all threads are printed and [`RewardTimeoutError`] is raised, on the other processes
+            [`RankFailedError`]; a function that cannot be interrupted ends its process. On several processes it has to be
+            below `ddp_timeout` (30 minutes), after which those that wait for the rewards give up with an error that names
+            no reward. `None`: no limit.
+        num_groups_to_log (`int`, *optional*):
+            Groups of each generation batch, chosen at random among all that were sampled, trained or not, to write to
+            `<output_dir>/rollouts` with prompt, completions, verdict, rewards and advantage. `None`: 64 with
+            `log_completions`, else 0. `0`: none.
+        vllm_engine_kwargs (`dict[str, Any]`, *optional*):
+            Options of the colocated vLLM engine that TRL has no field for: any of vLLM's `EngineArgs`, as
+            `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
+            `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to 1,024,
+            and never fewer than those of one generation batch.
+        vllm_request_seeds (`bool`, *optional*, defaults to `True`):
+            Whether each training completion of a colocated engine has a random seed of its own, from `seed`, the position
+            of its prompt in the stream and its number in the group. Then what is sampled does not depend on the size of
+            rounds, on which process samples it, nor on whether the run was resumed. Not with tensor parallelism.
+        vllm_check_interval (`int`, *optional*, defaults to `10`):
+            After the first weight sync and every so many from then on, the log-probabilities of a few sampled tokens
+            are compared between vLLM and the trained model, at the cost of one small forward pass. `0`: never.
+        vllm_max_logp_gap (`float` or `None`, *optional*, defaults to `0.25`):
+            Mean absolute difference of these log-probabilities, in nats per token, from which on the run stops with
+            [`StaleEngineError`]: the engine samples from other weights than those that train. Rounding makes a
+            difference of 0.01 to 0.05 in bfloat16, and more when vLLM quantizes. `None`: the difference is only logged.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs"]
+
+    epsilon_high: float | None = field(
+        default=0.28,
+        metadata={"help": "Upper bound of Clip-Higher (verl: clip_ratio_high). None uses `epsilon`."},
+    )
+    dynamic_sampling: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep sampling prompts until every group of the batch is informative (verl: filter_groups)."
+        },
+    )
+    filter_reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the reward function that decides whether a group is informative "
+            "(verl: filter_groups.metric). None uses the first."
+        },
+    )
+    # Annotated as a list for the command-line parser, which knows no tuples; it is a tuple after `__post_init__`.
+    filter_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Two bounds: keep only groups whose mean filter reward lies strictly between them."},
+    )
+    max_generation_rounds: int = field(
+        default=10,
+        metadata={"help": "Generation rounds that one batch may use, the first included (verl: max_num_gen_batches)."},
+    )
+    max_prompts_per_round: int | None = field(
+        default=None,
+        metadata={"help": "Most prompts sampled in one round. None allows 4 generation batches."},
+    )
+    on_exhausted: str = field(
+        default="partial",
+        metadata={
+            "help": "When the rounds are spent and the batch is not full: train on the groups found, or raise.",
+            "choices": list(_ON_EXHAUSTED),
+        },
+    )
+    refill_confidence: float | None = field(
+        default=0.9,
+        metadata={
+            "help": "Probability with which one round shall fill what the batch lacks, in (0, 1). "
+            "None takes the round size with the least expected time."
+        },
+    )
+    refill: str = field(
+        default="rounds",
+        metadata={
+            "help": "Refill the batch in rounds of sampling, or group by group (colocated vLLM).",
+            "choices": list(_REFILL),
+        },
+    )
+    surplus: str = field(
+        default="requeue",
+        metadata={
+            "help": "Informative groups beyond the batch: give their prompts back, or train them in the next batch.",
+            "choices": list(_SURPLUS),
+        },
+    )
+    max_off_policy_steps: int | None = field(
+        default=None,
+        metadata={"help": "Optimizer steps that a carried group may be old. None allows those of one batch."},
+    )
+    selective_rollout: bool = field(
+        default=False,
+        metadata={"help": "Skip prompts whose last groups taught nothing, with a probability below 1 (GRESO)."},
+    )
+    loss_normalization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Divide the token-level loss by the tokens of the optimizer step (verl: token-mean), by those of each "
+            "group, or as TRL by the average over the steps of the generation batch. None takes the first.",
+            "choices": list(_LOSS_NORMALIZATION),
+        },
+    )
+    truncated_in_statistics: bool = field(
+        default=True,
+        metadata={"help": "Whether truncated completions that carry no loss count in their group's mean and std."},
+    )
+    soft_punish_cache: int | None = field(
+        default=None,
+        metadata={
+            "help": "L_cache of the soft overlong punishment in tokens (verl: overlong_buffer.len). "
+            "None takes one fifth of `max_completion_length`, 0 turns it off."
+        },
+    )
+    overlong_penalty_factor: float = field(
+        default=1.0,
+        metadata={"help": "Scales the soft overlong punishment (verl: overlong_buffer.penalty_factor)."},
+    )
+    max_non_finite_steps: int | None = field(
+        default=5,
+        metadata={
+            "help": "Optimizer steps in a row with NaN or infinite gradients that are skipped before the run stops. "
+            "None takes such steps, as TRL does."
+        },
+    )
+    reward_timeout: float | None = field(
+        default=1500.0,
+        metadata={
+            "help": "Most wall seconds of one call of a reward function; below `ddp_timeout`. Then the run ends with an "
+            "error that names it. None sets no limit."
+        },
+    )
+    num_groups_to_log: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sampled groups of each generation batch to write to `<output_dir>/rollouts`, trained or not. None "
+            "takes 64 with `log_completions`, else 0."
+        },
+    )
+    vllm_engine_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the colocated vLLM engine that TRL has no field for, by their names in vLLM's EngineArgs "
+            "(verl: rollout.engine_kwargs.vllm). JSON on the command line."
+        },
+    )
+    vllm_request_seeds: bool = field(
+        default=True,
+        metadata={
+            "help": "Seed each training completion of colocated vLLM by `seed`, stream position and number in its group."
+        },
+    )
+    vllm_check_interval: int = field(
+        default=10,
+        metadata={
+            "help": "Weight syncs from one comparison of vLLM's log-probabilities with the trained model's to the next. "
+            "0 never compares."
+        },
+    )
+    vllm_max_logp_gap: float | None = field(
+        default=0.25,
+        metadata={
+            "help": "Mean absolute difference of these log-probabilities, in nats, beyond which the run stops. None only "
+            "logs it."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        own = set(self.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
+        check_field_types(self, own - {"vllm_engine_kwargs"})
+        check_batch_shape(self)
+        has_bf16 = is_torch_bf16_gpu_available() or is_torch_xla_available()
+        if self.bf16 is None and not self.use_cpu and not has_bf16:
+            # TRL would choose bfloat16, and transformers refuse it.
+            self.bf16 = False
+        super().__post_init__()
+        if self.num_groups_to_log is None:
+            self.num_groups_to_log = GROUPS_TO_LOG if self.log_completions else 0
+        if self.num_groups_to_log < 0:
+            raise ValueError(
+                f"num_groups_to_log is {self.num_groups_to_log}, but must be 0 (none) or more groups a batch. Use 64."
+            )
+        self._check_overlong_fields()
+        self._check_loss_normalization()
+        if not self.truncated_in_statistics and not self.mask_truncated_completions:
+            raise ValueError(
+                "truncated_in_statistics is False, but mask_truncated_completions is False too, so that truncated "
+                "completions carry loss and need an advantage. Set mask_truncated_completions=True."
+            )
+        if self.max_non_finite_steps is not None and self.max_non_finite_steps < 1:
+            raise ValueError(
+                f"max_non_finite_steps is {self.max_non_finite_steps}, but must be 1 or more, or None to take steps with NaN "
+                "gradients as TRL does. Use 5."
+            )
+        self._check_reward_timeout()
+        self._check_vllm_fields()
+        if self.dynamic_sampling:
+            self._check_sampling_fields()
+            self._check_combinations()
+
+    @property
+    def num_groups_per_batch(self) -> int:
+        """Prompts of one generation batch."""
+        return self.generation_batch_size // self.num_generations
+
+    @property
+    def num_updates_per_batch(self) -> int:
+        """Optimizer steps on one generation batch."""
+        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+
+    @property
+    def trl_computes_old_logps(self) -> bool:
+        """Whether TRL computes old log-probabilities, first of all; else it takes the ratio to be 1."""
+        is_aligned = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
+        return not is_aligned or bool(self.use_vllm and self.vllm_importance_sampling_correction)
+
+    @property
+    def filter_bounds(self) -> tuple[float, float] | None:
+        """`filter_range` as a pair."""
+        return None if self.filter_range is None else (self.filter_range[0], self.filter_range[1])
+
+    @property
+    def free_length(self) -> int | None:
+        """
+        Longest completion that is not overlong, L_max - L_cache in tokens.
+
+        With the punishment off, 80 % of `max_completion_length`; `None` without a length limit.
+        """
+        if self.max_completion_length is None:
+            return None
+        return self.max_completion_length - (self.soft_punish_cache or self.max_completion_length // 5)
+
+    def _check_overlong_fields(self) -> None:
+        if self.overlong_penalty_factor < 0:
+            raise ValueError(
+                f"overlong_penalty_factor is {self.overlong_penalty_factor}, but must be 0 or more: it scales a penalty. "
+                "Set soft_punish_cache=0 to turn the penalty off."
+            )
+        if self.soft_punish_cache is None:
+            if self.max_completion_length is None:
+                raise ValueError(
+                    "soft_punish_cache is None, which means 20 % of max_completion_length, but that is None too. Set "
+                    "max_completion_length, or soft_punish_cache=0 to turn the soft overlong punishment off."
+                )
+            self.soft_punish_cache = self.max_completion_length // 5
+        limit = self.max_completion_length
+        if self.soft_punish_cache < 0 or (limit is not None and self.soft_punish_cache > limit):
+            raise ValueError(
+                f"soft_punish_cache is {self.soft_punish_cache}, but must be between 0 (off) and max_completion_length "
+                f"({limit}). The paper uses 20 % of the length limit."
+            )
+        if self.soft_punish_cache and limit is None:
+            raise ValueError(
+                f"soft_punish_cache is {self.soft_punish_cache}, but max_completion_length is None. Set a length limit, "
+                "or soft_punish_cache=0 to turn the soft overlong punishment off."
+            )
+
+    def _check_reward_timeout(self) -> None:
+        if self.reward_timeout is None:
+            return
+        if self.reward_timeout <= 0:
+            raise ValueError(
+                f"reward_timeout is {self.reward_timeout}, but must be above 0 seconds, or None for no limit. Use 1500."
+            )
+        if self.world_size > 1 and self.reward_timeout >= self.ddp_timeout:
+            raise ValueError(
+                f"reward_timeout is {self.reward_timeout:g}, but must be below ddp_timeout ({self.ddp_timeout} seconds): "
+                "then the other processes give up waiting for the rewards, with an error that names no reward. Set "
+                f"reward_timeout={self.ddp_timeout * 5 / 6:g}, or raise ddp_timeout."
+            )
+
+    def _check_vllm_fields(self) -> None:
+        if self.vllm_check_interval < 0:
+            raise ValueError(
+                f"vllm_check_interval is {self.vllm_check_interval}, but must be 0 (never) or more weight syncs. Use 10."
+            )
+        if self.vllm_max_logp_gap is not None and self.vllm_max_logp_gap <= 0:
+            raise ValueError(
+                f"vllm_max_logp_gap is {self.vllm_max_logp_gap}, but must be above 0, or None to only log the gap. "
+                "Rounding alone makes one of 0.01 to 0.05 in bfloat16."
+            )
+        if self.use_vllm:
+            check_engine_kwargs(self.vllm_engine_kwargs, self.vllm_mode, known_engine_options())
+
+    def _check_loss_normalization(self) -> None:
+        if self.loss_normalization not in (None, *_LOSS_NORMALIZATION):
+            raise ValueError(
+                f"loss_normalization is {self.loss_normalization!r}, but must be None or one of "
+                f"{', '.join(map(repr, _LOSS_NORMALIZATION))}."
+            )
+        if self.loss_type not in TOKEN_NORMALIZED_LOSSES:
+            if self.loss_normalization is not None:
+                raise ValueError(
+                    f"loss_normalization is {self.loss_normalization!r}, but loss_type={self.loss_type!r} has a "
+                    f"denominator of its own and would ignore it. Leave it None, or use loss_type="
+                    f"{' or '.join(map(repr, TOKEN_NORMALIZED_LOSSES))}."
+                )
+            return
+        if self.loss_normalization is None:
+            self.loss_normalization = "batch"
+        if self.loss_normalization == "generation_batch":
+            return
+        accumulation = self.gradient_accumulation_steps
+        if self.steps_per_generation % accumulation:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
+                f"gradient_accumulation_steps ({accumulation}), so that the tokens of every optimizer step are known when "
+                'it begins. Change either, or set loss_normalization="generation_batch".'
+            )
+        if self.loss_normalization == "group":
+            self._check_group_normalization(self.per_device_train_batch_size * accumulation)
+
+    def _check_group_normalization(self, rows_per_step: int) -> None:
+        if self.beta:
+            raise ValueError(
+                f'beta is {self.beta}, but must be 0 with loss_normalization="group": groups are weighted through their '
+                'advantages, which a KL term has not. Set beta=0.0 (DAPO), or loss_normalization="batch".'
+            )
+        is_split = self.steps_per_generation > self.gradient_accumulation_steps
+        if is_split and rows_per_step % self.num_generations:
+            raise ValueError(
+                f'loss_normalization is "group", but the {rows_per_step} completions of a process in an optimizer step '
+                f"(per_device_train_batch_size * gradient_accumulation_steps) are no multiple of num_generations "
+                f"({self.num_generations}), so that groups would be split over optimizer steps. Make them one, take one "
+                'optimizer step per generation batch, or set loss_normalization="batch".'
+            )
+
+    def _check_sampling_fields(self) -> None:
+        if self.on_exhausted not in _ON_EXHAUSTED:
+            raise ValueError(
+                f"on_exhausted is {self.on_exhausted!r}, but must be one of {', '.join(map(repr, _ON_EXHAUSTED))}."
+            )
+        if self.max_generation_rounds < 1:
+            raise ValueError(
+                f"max_generation_rounds is {self.max_generation_rounds}, but must be 1 or more: the first round counts."
+            )
+        if self.surplus not in _SURPLUS:
+            raise ValueError(f"surplus is {self.surplus!r}, but must be one of {', '.join(map(repr, _SURPLUS))}.")
+        self._check_refill()
+        if self.max_off_policy_steps is None:
+            self.max_off_policy_steps = self.num_updates_per_batch
+        if self.max_off_policy_steps < 1:
+            raise ValueError(
+                f"max_off_policy_steps is {self.max_off_policy_steps}, but must be 1 or more: a carried group is at least "
+                'one batch old. Use surplus="requeue" to train on fresh groups only.'
+            )
+        if self.refill_confidence is not None and not 0.0 < self.refill_confidence < 1.0:
+            raise ValueError(
+                f"refill_confidence is {self.refill_confidence}, but must lie strictly between 0 and 1. Use 0.9, or less "
+                "to waste fewer completions and take more rounds."
+            )
+        if self.max_prompts_per_round is None:
+            self.max_prompts_per_round = 4 * self.num_groups_per_batch
+        if self.max_prompts_per_round < 1:
+            raise ValueError(f"max_prompts_per_round is {self.max_prompts_per_round}, but must be 1 or more.")
+        if self.filter_range is not None:
+            bounds = tuple(self.filter_range)
+            if len(bounds) != 2 or not bounds[0] < bounds[1]:
+                raise ValueError(
+                    f"filter_range is {bounds}, but must be two values, the lower one first, for example (0.1, 0.9)."
+                )
+            self.filter_range = bounds  # type: ignore[assignment]
+
+    def _check_refill(self) -> None:
+        if self.refill not in _REFILL:
+            raise ValueError(f"refill is {self.refill!r}, but must be one of {', '.join(map(repr, _REFILL))}.")
+        if self.refill == "rounds":
+            return
+        if not self.use_vllm or self.vllm_mode != "colocate":
+            raise ValueError(
+                f'refill is "stream", but use_vllm is {self.use_vllm} and vllm_mode is {self.vllm_mode!r}: it drives an '
+                'engine of its own by single requests. Set use_vllm=True and vllm_mode="colocate", or refill="rounds".'
+            )
+        if self.vllm_tensor_parallel_size != 1:
+            raise ValueError(
+                f'refill is "stream", but vllm_tensor_parallel_size is {self.vllm_tensor_parallel_size}: the processes of '
+                'one engine would have to take each step together. Set it to 1, or refill="rounds".'
+            )
+        if self.surplus == "carry":
+            check_resumable(self.generation_kwargs, self.vllm_structured_outputs_regex)
+
+    def _check_combinations(self) -> None:
+        # Both aggregate rewards over the whole batch, which dynamic sampling selects: the statistics would be those of
+        # the selection, not of the policy.
+        if self.scale_rewards == "batch":
+            raise ValueError(
+                'scale_rewards is "batch", but dynamic_sampling needs statistics within the group: use "group" (DAPO) or '
+                '"none", or set dynamic_sampling=False.'
+            )
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"multi_objective_aggregation is {self.multi_objective_aggregation!r}, but dynamic_sampling needs "
+                '"sum_then_normalize": the other normalises over the whole batch. Or set dynamic_sampling=False.'
+            )
+        if self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that every optimizer step trains "
+                "on one generation batch. Change either, or set dynamic_sampling=False."
+            )

@@ -1,0 +1,138 @@
+"""What a run is going to do, in one screen, and where it is not what the paper calls DAPO."""
+
+from collections.abc import Sequence
+
+from trl_dapo.sampling.refill_planner import RoundPlan
+
+from .dapo_config import DAPOConfig
+
+
+def describe_run(
+    args: DAPOConfig, num_steps: int, num_rows: int | None, first_round: RoundPlan | None, reward_names: Sequence[str]
+) -> str:
+    """
+    Describes a run before it begins.
+
+    Args:
+        args (`DAPOConfig`):
+            The configuration.
+        num_steps (`int`):
+            Optimizer steps of the run.
+        num_rows (`int` or `None`):
+            Rows of the training dataset. `None`: a stream.
+        first_round (`RoundPlan` or `None`):
+            The first round of generation. `None`: without dynamic sampling.
+        reward_names (`Sequence[str]`):
+            The reward functions, the first or `filter_reward` of which decides the filter.
+
+    Returns:
+        `str`: a few lines, the last ones a warning each.
+    """
+    prompts, updates = args.num_groups_per_batch, args.num_updates_per_batch
+    completions = prompts * args.num_generations
+    limit = args.max_completion_length
+    tokens = "without a length limit" if limit is None else f"at most {completions * limit:,} tokens"
+    data = "a stream of prompts" if num_rows is None else f"{num_rows:,} prompts"
+    lines = [
+        f"DAPO: {num_steps:,} optimizer steps on {data}, reward {' + '.join(reward_names)}.",
+        f"  Rollout step: {prompts} prompts x {args.num_generations} completions = {completions:,} to train on, {tokens}; "
+        f"{updates} optimizer step{'s' if updates > 1 else ''} on each, of {_per_update(completions, args)} completions.",
+    ]
+    if first_round is not None:
+        filter_name = args.filter_reward or reward_names[0]
+        lines.append(f"  Dynamic sampling by {filter_name}: {_refill(first_round, args)}; surplus: {args.surplus}.")
+    lines += [f"  {name}: {value}" for name, value in _parts(args).items()]
+    return "\n".join([*lines, *(f"  ! {departure}" for departure in departures(args))])
+
+
+def _refill(plan: RoundPlan, args: DAPOConfig) -> str:
+    odds = (
+        f"{plan.num_prompts} prompts, which fill the batch with probability {plan.fill_probability:.2f} if "
+        f"{plan.acceptance_rate:.0%} of groups are informative"
+    )
+    if args.refill == "stream":
+        most = args.max_generation_rounds * args.max_prompts_per_round
+        return f"group by group, first {odds}, at most {most:,} prompts a batch"
+    rounds = min(2.0 - plan.fill_probability, args.max_generation_rounds)
+    return (
+        f"the first round samples {odds}, so about {rounds:.1f} rounds a batch, at most {args.max_generation_rounds}"
+    )
+
+
+def describe_method(args: DAPOConfig, num_steps: int, num_rows: int | None, reward_names: Sequence[str]) -> list[str]:
+    """
+    Describes what a run does, a line each, without what changes in its course.
+
+    Args:
+        args (`DAPOConfig`), num_steps (`int`), num_rows (`int` or `None`), reward_names (`Sequence[str]`):
+            As in [`describe_run`].
+    """
+    lines = describe_run(args, num_steps, num_rows, None, reward_names).splitlines()
+    method = [line.strip() for line in lines if not line.startswith("  !")]
+    if args.dynamic_sampling:
+        most = (
+            f"group by group, at most {args.max_generation_rounds * args.max_prompts_per_round:,} prompts a batch"
+            if args.refill == "stream"
+            else f"at most {args.max_generation_rounds} rounds a batch"
+        )
+        filter_name = args.filter_reward or reward_names[0]
+        method.insert(2, f"Dynamic sampling by {filter_name}: {most}; surplus: {args.surplus}.")
+    return method
+
+
+def departures(args: DAPOConfig) -> list[str]:
+    """
+    Returns where a configuration is not what the paper calls DAPO, and what would make it so.
+
+    Args:
+        args (`DAPOConfig`):
+            The configuration.
+    """
+    found = {
+        "One optimizer step per rollout step: the ratio is 1 in it, so no clipping can bind. The paper takes 16: raise "
+        "steps_per_generation.": args.num_updates_per_batch == 1 and args.surplus != "carry",
+        "No Clip-Higher: epsilon_high is not above epsilon. The paper has 0.28 and 0.2.": args.epsilon_high is None
+        or args.epsilon_high <= args.epsilon,
+        "No dynamic sampling: groups that teach nothing train too. Set dynamic_sampling=True.": not args.dynamic_sampling,
+        f"loss_type is {args.loss_type!r}: not the token-level loss. Set loss_type='dapo'.": args.loss_type != "dapo",
+        f"epsilon_high is {args.epsilon_high}, which with loss_type='cispo' bounds the ratio itself: every token is clipped, "
+        "and its gradient scaled by it. Set epsilon_high=5.0.": args.loss_type == "cispo"
+        and (args.epsilon if args.epsilon_high is None else args.epsilon_high) < 1.0,
+        "loss_normalization is 'generation_batch': optimizer steps with fewer tokens weigh less than they should. Leave it "
+        "None.": args.loss_normalization == "generation_batch",
+        f"beta is {args.beta}: a KL term, which DAPO has not. Set beta=0.0.": args.beta != 0.0,
+        f"scale_rewards is {args.scale_rewards!r}: advantages are not divided by the std of the group. Set "
+        "scale_rewards='group'.": args.scale_rewards not in ("group", True),
+        "Neither the soft overlong punishment nor overlong filtering: truncated completions count as wrong and train. Set "
+        "soft_punish_cache or mask_truncated_completions.": not args.soft_punish_cache
+        and not args.mask_truncated_completions,
+        f"temperature is {args.temperature}: the policy that samples is not the one that trains. The paper has 1.0.": (
+            args.temperature != 1.0
+        ),
+        "vllm_importance_sampling_mode is 'sequence_mask': completions whose engine and trainer disagree by more than the "
+        "cap lose their gradient, long ones first. 'token_truncate' cuts single tokens.": args.use_vllm
+        and args.vllm_importance_sampling_correction
+        and args.vllm_importance_sampling_mode == "sequence_mask",
+    }
+    return [message for message, holds in found.items() if holds]
+
+
+def _per_update(completions: int, args: DAPOConfig) -> str:
+    per_step = completions * args.gradient_accumulation_steps / args.steps_per_generation
+    return f"{min(per_step, completions):,.0f}"
+
+
+def _parts(args: DAPOConfig) -> dict[str, str]:
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    if args.soft_punish_cache:
+        overlong = f"punished from {args.free_length} tokens on, to -{args.overlong_penalty_factor:g} at the limit"
+    else:
+        overlong = "not punished"
+    if args.mask_truncated_completions:
+        inside = "in" if args.truncated_in_statistics else "out of"
+        overlong += f"; truncated ones carry no loss and are {inside} the statistics of their group"
+    return {
+        "Clipping": f"ratio in [{1 - args.epsilon:g}, {1 + high:g}]",
+        "Loss": f"{args.loss_type}, divided by {args.loss_normalization or 'what this loss type divides by'}",
+        "Overlong completions": overlong,
+    }

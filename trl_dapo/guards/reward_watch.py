@@ -1,0 +1,249 @@
+"""
+A limit on the time of each call of a reward function, and the end of what does not keep it.
+
+A function that waits (for a server, a lock, another process) is interrupted by a signal, and one that computes by a timer
+of the kernel, which needs nobody to hold the interpreter's lock: a regular expression that backtracks for ever is ended
+so, too. What cannot be interrupted is code in C that looks at no signals, and a function that swallows everything: then
+the process ends, since nobody else could go on. Off the main thread nothing can be interrupted but Python code.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from trl_dapo.errors import RewardTimeoutError
+
+
+# Between the first interruption and the end of the process.
+GRACE_SECONDS = 30.0
+# Signals come once a second, since a function may catch the first.
+_SECONDS_BETWEEN_SIGNALS = 1.0
+_STDERR = 2
+# Nobody's by default, and without effect where nobody asks for it. (By name: Windows has neither.)
+_WAKING: Any = getattr(signal, "SIGURG", None)
+_COMPUTING: Any = getattr(signal, "SIGVTALRM", None)
+
+
+class _Interruption(BaseException):
+    """Raised in a reward function. No `Exception`: `except Exception: return 0.0` must not make a reward of it."""
+
+
+class RewardWatch:
+    """
+    Bounds the calls of reward functions. One computation at a time.
+
+    When a call has taken too long the stacks of all threads go to the standard error, and the call is interrupted.
+
+    Args:
+        seconds (`float`, *optional*):
+            Most wall seconds of a call. `None`: no limit, and nothing is watched.
+        grace_seconds (`float`, *optional*):
+            Wall seconds after which a process ends whose reward function cannot be interrupted. `None`: 30.
+
+    Attributes:
+        tell (`Callable[[RewardTimeoutError], None]` or `None`):
+            Called, from a thread of the watch, when a computation off the main thread has taken too long: the main thread
+            may go on without it. `None`: such a process ends, as one whose main thread cannot be interrupted.
+    """
+
+    def __init__(self, seconds: float | None, grace_seconds: float | None = None):
+        self.seconds = seconds
+        self.grace_seconds = GRACE_SECONDS if grace_seconds is None else grace_seconds
+        self.tell: Callable[[RewardTimeoutError], None] | None = None
+        self._computation: _Computation | None = None
+
+    @contextlib.contextmanager
+    def computation(self, where: str) -> Iterator[None]:
+        """
+        Inside it rewards are computed, in this thread or for it.
+
+        Args:
+            where (`str`):
+                Which rewards, for the message.
+
+        Raises:
+            `RewardTimeoutError`: a call in it took too long.
+        """
+        if self.seconds is None:
+            yield
+            return
+        computation = self._computation = _Computation(self.seconds, self.grace_seconds, where, self.tell)
+        with computation.watched():
+            yield
+
+    @contextlib.contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        """Inside it, in whatever thread, the named reward function runs."""
+        if self.seconds is None or self._computation is None:
+            yield
+            return
+        with self._computation.call(name):
+            yield
+
+
+class _Computation:
+    def __init__(
+        self, seconds: float, grace: float, where: str, tell: Callable[[RewardTimeoutError], None] | None
+    ) -> None:
+        self.seconds, self.grace, self.where, self.tell = seconds, grace, where, tell
+        self.caller = threading.get_ident()
+        self.is_main = threading.current_thread() is threading.main_thread() and _WAKING is not None
+        self.error: RewardTimeoutError | None = None
+        self._changed = threading.Condition()
+        self._over = threading.Event()
+        self._saying = threading.RLock()
+        self._is_said = False
+        # Of the calls that run, by number: function, and when it has to be done. Async ones run side by side.
+        self._running: dict[int, tuple[str, float]] = {}
+        self._num_calls = 0
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        try:
+            with self._signals():
+                threading.Thread(target=self._watch, name="reward-watch", daemon=True).start()
+                try:
+                    yield
+                finally:
+                    # From here on nothing is interrupted.
+                    self._over.set()
+                    faulthandler.cancel_dump_traceback_later()
+                    with self._changed:
+                        self._changed.notify()
+        except _Interruption as interruption:
+            assert self.error is not None
+            # With the traceback of the interruption: it says where the function was.
+            raise self.error.with_traceback(interruption.__traceback__) from None
+        if self.error is not None:
+            # It swallowed the interruption, and came back with something.
+            raise self.error
+
+    @contextlib.contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        with self._changed:
+            number = self._num_calls = self._num_calls + 1
+            self._running[number] = name, time.monotonic() + self.seconds
+            self._changed.notify()
+        # For code that holds the interpreter's lock for good, and looks at no signals: a thread in C ends the process.
+        faulthandler.dump_traceback_later(self.seconds + 2 * self.grace, file=_STDERR, exit=True)
+        try:
+            yield
+        finally:
+            self._running.pop(number, None)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Has the main thread interrupted by signals, of the watch and of a timer that counts this process's CPU time."""
+        if not self.is_main:
+            yield
+            return
+        # Somebody else's timer stays theirs.
+        is_timer_free = signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+        numbers = (_WAKING, _COMPUTING) if is_timer_free else (_WAKING,)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        if is_timer_free:
+            # Never earlier than due: a call starts later than now. All threads of the process make it run faster.
+            signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
+        try:
+            yield
+        finally:
+            if is_timer_free:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            for number, handler in before.items():
+                # One that C code has installed cannot be given back.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._over.is_set():
+            return
+        overdue = self._overdue()
+        if overdue is not None:
+            self._expire(overdue)
+        elif number == _COMPUTING:
+            signal.setitimer(signal.ITIMER_VIRTUAL, max(0.1, self._seconds_left() or self.seconds))
+        if self.error is not None:
+            if number == _COMPUTING:
+                signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS_BETWEEN_SIGNALS)
+            raise _Interruption
+
+    def _seconds_left(self) -> float | None:
+        """Wall seconds to the next deadline; `None`: nothing runs."""
+        deadlines = [deadline for _, deadline in list(self._running.values())]
+        return min(deadlines) - time.monotonic() if deadlines else None
+
+    def _overdue(self) -> str | None:
+        """Returns a function that should be done by now."""
+        now = time.monotonic()
+        return next((name for name, deadline in list(self._running.values()) if deadline <= now), None)
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            overdue = self._overdue()
+            if overdue is not None:
+                self._expire(overdue)
+                self._end_the_call()
+                return
+            with self._changed:
+                left = self._seconds_left()
+                if not self._over.is_set() and (left is None or left > 0):
+                    self._changed.wait(left)
+
+    def _expire(self, name: str) -> None:
+        """
+        Says what happened, once: the watch and the timer may find out side by side.
+
+        Who comes second waits, since the stack of the call is to be on paper before the call is interrupted. In one thread
+        a signal may come while another is handled, hence the lock that the same thread can take again.
+        """
+        self.error = self.error or RewardTimeoutError(name, self.seconds, self.where)
+        with self._saying:
+            if not self._is_said:
+                self._is_said = True
+                _say(f"{self.error}\nWhat all threads are doing:")
+                faulthandler.dump_traceback(_STDERR)
+
+    def _end_the_call(self) -> None:
+        assert self.error is not None
+        deadline = time.monotonic() + self.grace
+        if not self.is_main:
+            _raise_in(self.caller)
+            if self.tell is not None:
+                # The process may go on, without this thread.
+                faulthandler.cancel_dump_traceback_later()
+                self.tell(self.error)
+                return
+        while time.monotonic() < deadline:
+            if self.is_main:
+                signal.pthread_kill(self.caller, _WAKING)
+            if self._over.wait(min(_SECONDS_BETWEEN_SIGNALS, max(0.0, deadline - time.monotonic()))):
+                return
+        _say(f"{self.error.function} cannot be interrupted, so that this process ends here. {self.error}")
+        os._exit(1)
+
+
+def _raise_in(thread: int) -> None:
+    """Raises the interruption in a thread, when it next runs Python code."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Interruption))
+
+
+def _say(text: str) -> None:
+    # Not through `sys.stderr`, whose lock the interrupted thread may hold.
+    with contextlib.suppress(OSError):
+        os.write(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def timing_by(watch: RewardWatch, inner: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """Returns what TRL opens around each call of a reward function, `inner`, with the call bounded by a watch."""
+
+    @contextlib.contextmanager
+    def timed(trainer: Any, name: str) -> Iterator[None]:
+        with watch.call(name), inner(trainer, name):
+            yield
+
+    return timed

@@ -1,0 +1,1 @@
+"""What the loss divides by, and the metrics that are read from it."""

@@ -1,0 +1,169 @@
+"""The model card: a template, filled from what the run recorded. It says nothing that was not recorded."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import ModelCard, ModelCardData, constants
+
+from trl_dapo.data.source import is_hub_id
+
+from .card_results import Evaluation, evaluation_section, logged_table, model_index, training_table
+from .card_text import as_code, as_markdown, as_table, single_line
+from .facts import RunFacts
+
+
+CARD_FILE: str = constants.REPOCARD_NAME
+CURVES_FILE = "curves.png"
+DAPO_TITLE = "DAPO: An Open-Source LLM Reinforcement Learning System at Scale"
+DAPO_CITATION = """\
+@article{yu2025dapo,
+    title        = {{DAPO: An Open-Source LLM Reinforcement Learning System at Scale}},
+    author       = {Qiying Yu and Zheng Zhang and Ruofei Zhu and Yufeng Yuan and Xiaochen Zuo and others},
+    year         = 2025,
+    eprint       = {arXiv:2503.14476},
+}"""
+
+
+_SEAL = re.compile(r"<!-- trl-dapo (?P<digest>[0-9a-f]{64}) -->\n\Z")
+
+
+def render_card(
+    facts: RunFacts,
+    repo_id: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    has_curves: bool = False,
+    license: str | None = None,
+) -> ModelCard:
+    """
+    Returns the card of a run.
+
+    Args:
+        facts (`RunFacts`):
+            What the run recorded.
+        repo_id (`str`, *optional*):
+            Where the model is published. `None`: nowhere yet, and no code to load it from there is shown.
+        evaluations (`Sequence[Evaluation]`, *optional*):
+            Evaluations of these weights.
+        has_curves (`bool`, *optional*, defaults to `False`):
+            Whether `curves.png` lies beside the card.
+        license (`str`, *optional*):
+            Licence, in the Hub's words (`apache-2.0`). `None`: the one that the run recorded, if any.
+    """
+    license = license or facts.license
+    data = ModelCardData(
+        base_model=facts.base_model if facts.base_model_is_on_hub else None,
+        base_model_relation=_relation(facts),
+        datasets=facts.train_data.name if facts.train_data.is_on_hub else None,
+        library_name="peft" if facts.adapter else "transformers",
+        license=None if license is None else single_line(license),
+        model_name=single_line(facts.model_name),
+        pipeline_tag="text-generation",
+        tags=[single_line(tag) for tag in facts.tags],
+        eval_results=model_index(facts, evaluations) or None,
+    )
+    text = files("trl_dapo.publishing").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+    # Not `ModelCard.from_template`: its Jinja leaves an empty line for every condition.
+    content = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
+        card_data=data.to_yaml(),
+        facts=facts,
+        model_name=as_markdown(facts.model_name),
+        repo_id=repo_id if repo_id is not None and is_hub_id(repo_id) else None,
+        base_model=_linked(facts.base_model, facts.base_model_is_on_hub, ""),
+        train_data=_data(facts),
+        method=[as_markdown(line) for line in facts.method],
+        departures=[as_markdown(line) for line in facts.departures],
+        settings=as_table(
+            ["setting", "this run", "default"],
+            ([as_code(name), as_code(value), as_code(default)] for name, (value, default) in facts.settings.items()),
+        ),
+        hardware={name: as_markdown(value) for name, value in facts.hardware.items()},
+        run_time=_run_time(facts),
+        adapter=_adapter(facts),
+        versions=", ".join(f"{name} {as_markdown(number)}" for name, number in facts.versions.items()),
+        trackers=[f"[{as_markdown(name)}]({url})" for name, url in facts.trackers.items() if _is_address(url)],
+        logged=logged_table(facts),
+        training=training_table(facts),
+        evaluations=[evaluation_section(evaluation) for evaluation in evaluations],
+        curves=CURVES_FILE if has_curves else None,
+        license_text=None if license is None else as_markdown(license),
+        grades_answers_only="accuracy_reward" in facts.rewards,
+        rewards=", ".join(f"{as_markdown(name)} (weight {weight:g})" for name, weight in facts.rewards.items()),
+        dapo_citation=DAPO_CITATION,
+        package_version=version("trl-dapo"),
+    )
+    return ModelCard(content)
+
+
+def write_card(card: ModelCard, folder: str | Path) -> Path:
+    """Writes a card into a folder, all or nothing, with a seal by which `is_unedited` knows it; returns its path."""
+    path = Path(folder) / CARD_FILE
+    unfinished = path.with_suffix(".tmp")
+    text = str(card)
+    try:
+        unfinished.write_text(f"{text}<!-- trl-dapo {_digest(text)} -->\n", encoding="utf-8", newline="")
+        unfinished.replace(path)
+    finally:
+        # On a full disk there is a part of it.
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def is_unedited(folder: str | Path) -> bool:
+    """Returns whether the card in a folder is one that `write_card` wrote, and nobody changed."""
+    text = (Path(folder) / CARD_FILE).read_text(encoding="utf-8")
+    found = _SEAL.search(text)
+    return found is not None and found["digest"] == _digest(text[: found.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _relation(facts: RunFacts) -> str | None:
+    if not facts.base_model_is_on_hub:
+        return None
+    return "adapter" if facts.adapter else "finetune"
+
+
+def _linked(name: str | None, is_on_hub: bool, folder: str) -> str | None:
+    """Returns a name, with a link if the Hub has it."""
+    if name is None:
+        return None
+    text = as_markdown(name)
+    return f"[{text}](https://huggingface.co/{folder}{name})" if is_on_hub else f"{text} (not on the Hub)"
+
+
+def _data(facts: RunFacts) -> str:
+    source = facts.train_data
+    rows = "a stream of prompts" if facts.num_train_rows is None else f"{facts.num_train_rows:,} prompts"
+    if source.name is None:
+        return rows
+    parts = [f"{rows} of {_linked(source.name, source.is_on_hub, 'datasets/')}"]
+    parts += [f"{label} {as_markdown(value)}" for label, value in (("configuration", source.config),) if value]
+    parts += [f"split {as_markdown(source.split)}"] if source.split else []
+    parts += [f"commit {as_markdown(source.revision)}"] if source.revision else []
+    return ", ".join(parts)
+
+
+def _adapter(facts: RunFacts) -> str | None:
+    if not facts.adapter:
+        return None
+    return ", ".join(f"{as_markdown(name)} {as_markdown(value)}" for name, value in facts.adapter.items())
+
+
+def _run_time(facts: RunFacts) -> str | None:
+    """Returns how long training took, where it was logged: at its end."""
+    seconds: Any = [entry["train_runtime"] for entry in facts.log_history if entry.get("train_runtime")]
+    if not seconds:
+        return None
+    return f"{seconds[-1] / 3600:.1f} hours" if seconds[-1] >= 7200 else f"{seconds[-1] / 60:.1f} minutes"
+
+
+def _is_address(url: str) -> bool:
+    return url.startswith("https://") and url.isprintable() and not set(url) & set(" ()<>\"'\\")

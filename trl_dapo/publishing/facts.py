@@ -1,0 +1,233 @@
+"""What a run recorded of itself, in one file beside the model: the only source of the model card."""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from trl_dapo.config.dapo_config import GROUPS_TO_LOG, DAPOConfig
+from trl_dapo.config.secrets import without_secrets
+from trl_dapo.data.source import DataSource
+
+
+FACTS_FILE = "run_facts.json"
+
+# Of TrainingArguments, what the outcome depends on; of GRPOConfig and DAPOConfig everything but the fields below.
+_GENERAL_SETTINGS = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "seed"),
+)
+# Places, secrets and switches of the screen; and what other settings imply.
+_LEFT_OUT = frozenset(
+    {"model_init_kwargs", "generation_batch_size", "chat_template_path", "log_completions", "num_completions_to_print"}
+    | {
+        "log_completions_hub_repo",
+        "log_unique_prompts",
+        "vllm_server_base_url",
+        "vllm_server_host",
+        "vllm_server_port",
+    }
+    | {"vllm_server_timeout", "vllm_group_port", "vllm_structured_outputs_regex", "pad_to_multiple_of"}
+)
+# The value of a field that the user left `None`, where `DAPOConfig` puts in one that depends on others.
+_RESOLVED: dict[str, Callable[[DAPOConfig], Any]] = {
+    "soft_punish_cache": lambda args: None if args.max_completion_length is None else args.max_completion_length // 5,
+    "max_prompts_per_round": lambda args: 4 * args.num_groups_per_batch,
+    "max_off_policy_steps": lambda args: args.num_updates_per_batch,
+    "loss_normalization": lambda args: "batch",
+    "steps_per_generation": lambda args: args.gradient_accumulation_steps,
+    "num_generations_eval": lambda args: args.num_generations,
+    "num_groups_to_log": lambda args: GROUPS_TO_LOG if args.log_completions else 0,
+}
+_PACKAGES = ("trl-dapo", "trl", "transformers", "torch", "datasets", "accelerate", "peft", "math-verify", "vllm")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """
+    What a run recorded.
+
+    Args:
+        model_name (`str`):
+            Name of the model.
+        base_model (`str`, *optional*):
+            Hub id of the model that was trained, or the last part of its local path.
+        base_model_is_on_hub (`bool`):
+            Whether it is a Hub id.
+        license (`str`, *optional*):
+            Licence of the trained model, as in the metadata of a card. `None`: nobody said.
+        adapter (`dict[str, Any]`, *optional*):
+            LoRA's rank and so on. `None`: all weights were trained.
+        num_parameters, num_trained_parameters (`int`):
+            Parameters of the model, and those that were trained.
+        train_data (`DataSource`):
+            Where the prompts came from.
+        num_train_rows (`int`, *optional*):
+            Prompts to train on. `None`: a stream.
+        eval_data (`DataSource`):
+            Where the held-out problems came from, if they are a single dataset.
+        num_eval_rows (`dict[str, int]`):
+            Held-out prompts by the name of their dataset; the name of a single one is `""`.
+        is_conversational (`bool`):
+            Whether the prompts are conversations.
+        rewards (`dict[str, float]`):
+            Weight of each reward function.
+        method (`list[str]`), departures (`list[str]`):
+            What the run did, and where it is not what the paper calls DAPO; the words of its announcement.
+        settings (`dict[str, list]`):
+            Value and default of each setting that differs from its default.
+        sampling (`dict[str, Any]`):
+            How completions were sampled: temperature, top-p, most tokens, seed.
+        hardware (`dict[str, Any]`):
+            Device, number of processes, precision.
+        versions (`dict[str, str]`):
+            Versions of Python and of the packages that had a part in it.
+        step, num_steps (`int`):
+            Optimizer step that the weights are of, and steps planned.
+        log_history (`list[dict]`):
+            All that was logged, in order. Values that are no finite number are `None`.
+        tags (`list[str]`), trackers (`dict[str, str]`):
+            Tags of the model; addresses of the run in Weights & Biases, Trackio and Comet.
+    """
+
+    model_name: str
+    base_model: str | None
+    base_model_is_on_hub: bool
+    license: str | None
+    adapter: dict[str, Any] | None
+    num_parameters: int
+    num_trained_parameters: int
+    train_data: DataSource
+    num_train_rows: int | None
+    eval_data: DataSource
+    num_eval_rows: dict[str, int]
+    is_conversational: bool
+    rewards: dict[str, float]
+    method: list[str]
+    departures: list[str]
+    settings: dict[str, list[Any]]
+    sampling: dict[str, Any]
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    step: int
+    num_steps: int
+    log_history: list[dict[str, Any]]
+    tags: list[str]
+    trackers: dict[str, str]
+
+    def write(self, folder: str | Path) -> None:
+        """Writes the facts into a folder, all or nothing."""
+        path = Path(folder) / FACTS_FILE
+        unfinished = path.with_suffix(".tmp")
+        try:
+            unfinished.write_text(
+                json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
+            unfinished.replace(path)
+        finally:
+            # On a full disk there is a part of it.
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "RunFacts":
+        """
+        Reads the facts that lie in a folder.
+
+        Raises:
+            `FileNotFoundError`: there are none.
+            `ValueError`: the file is of another version of this package.
+        """
+        path = Path(folder) / FACTS_FILE
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(content) != names:
+            raise ValueError(
+                f"{path} has the fields {sorted(set(content) ^ names)} too many or too few: another version of trl-dapo "
+                "wrote it. Push with that version."
+            )
+        sources = {name: DataSource.from_dict(content[name]) for name in ("train_data", "eval_data")}
+        return cls(**content | sources)
+
+
+def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
+    """
+    Returns value and default of each setting of a configuration that is not what it would be if left alone.
+
+    Args:
+        args (`DAPOConfig`):
+            The configuration. Paths, tokens and addresses in it are never returned.
+    """
+    own = {field.name for field in dataclasses.fields(DAPOConfig)}
+    own -= {field.name for field in dataclasses.fields(TrainingArguments)} | _LEFT_OUT
+    changed = {}
+    for field in dataclasses.fields(DAPOConfig):
+        if field.name not in own and field.name not in _GENERAL_SETTINGS:
+            continue
+        default = field.default if field.default is not dataclasses.MISSING else None
+        value = getattr(args, field.name)
+        if default is None and field.name in _RESOLVED:
+            default = _RESOLVED[field.name](args)
+        # Where `DAPOConfig` leaves `None` in such a field, it does not apply.
+        is_unused = value is None and field.name in _RESOLVED
+        if not is_unused and _plain(value) != _plain(default):
+            changed[field.name] = [_plain(without_secrets(value, field.name)), _plain(default)]
+    return changed
+
+
+def hardware_of(args: DAPOConfig) -> dict[str, Any]:
+    """Returns device, number of processes and precision of a run; and whether vLLM sampled."""
+    device = args.device.type
+    accelerator: Any = getattr(torch, device, None)
+    if hasattr(accelerator, "get_device_name"):
+        name = accelerator.get_device_name(args.device)
+    else:
+        name = f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    sampler = f"vLLM, {args.vllm_mode}" if args.use_vllm else "transformers"
+    return {"device": name, "num_processes": args.world_size, "precision": precision, "sampler": sampler}
+
+
+def installed_versions() -> dict[str, str]:
+    """Returns the versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def finite_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns log lines that JSON can hold: what is no finite number becomes `None`."""
+    return [{name: _plain(value) for name, value in entry.items()} for entry in log_history]
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON holds it, without paths of the machine."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, str):
+        return Path(value).name if value.startswith(("~", os.sep)) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if getattr(value, "ndim", None) == 0:
+        return _plain(value.item())
+    return str(value)

@@ -1,0 +1,320 @@
+"""What a run keeps of the groups that it sampled, trained or not, for people to look at."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+
+from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.errors import RefillExhaustedError
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.ranks.rollout import Rollout
+from trl_dapo.refill.assembly import CollectedBatch
+from trl_dapo.sampling.group_filter import GroupVerdict
+from trl_dapo.sampling.groups import Location, SampledGroup
+from trl_dapo.sampling.placement import place_groups
+from trl_dapo.sampling.prompt_stream import Draw
+from trl_dapo.sampling.refill_ledger import BatchCollection
+
+from .group_sample import GroupSample
+from .shards import Fate, RolloutShards, as_text, completion_figures
+
+
+logger = get_logger(__name__)
+
+# Where datasets have the gold; the first is TRL's.
+_SOLUTION_COLUMNS = ("solution", "answer", "ground_truth")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """
+    A group that goes into the record.
+
+    Attributes:
+        group (`SampledGroup`):
+            The group, as every rank knows it.
+        texts (`list[tuple[int, Any, Mapping]]`):
+            Number, completion and logged columns of each completion that this rank generated.
+        row (`Mapping`, *optional*):
+            The dataset row, on the rank that generated the first completion.
+    """
+
+    group: SampledGroup
+    texts: list[tuple[int, Any, Mapping[str, Any]]]
+    row: Mapping[str, Any] | None
+
+
+class RolloutRecorder:
+    """
+    Keeps a random `num_groups_to_log` of the groups sampled for each generation batch, and writes them once it is known
+    what became of them.
+
+    The choice is a function of (seed, batch, stream position), so all ranks keep the same groups, whatever their verdict.
+    The texts of the kept groups, and no others, go to the first rank, which writes them: every group stands in the record
+    once, whole, also where it straddles ranks. A group that is carried waits until it trains or is too old.
+
+    Args:
+        args (`DAPOConfig`):
+            The trainer's configuration.
+        ranks (`Ranks`):
+            The ranks of the run.
+        reward_names (`Sequence[str]`):
+            The reward functions.
+        reward_weights (`torch.Tensor`):
+            Their weights, shape `(F,)`.
+        filter_column (`int`):
+            Which of them decides the filter.
+
+    Attributes:
+        latest (`list[dict]`):
+            On the first rank, the completions of the batch that was written last.
+        latest_facts (`dict`):
+            What is known of that batch as a whole.
+    """
+
+    def __init__(
+        self,
+        args: DAPOConfig,
+        ranks: Ranks,
+        reward_names: Sequence[str],
+        reward_weights: torch.Tensor,
+        filter_column: int,
+    ):
+        self.args = args
+        self.ranks = ranks
+        self.reward_names = list(reward_names)
+        self.reward_weights: list[float] = reward_weights.tolist()
+        self.filter_reward = self.reward_names[filter_column]
+        self.sample = GroupSample(args.num_groups_to_log, args.seed)
+        self._shards: RolloutShards | None = None
+        self.latest: list[dict[str, Any]] = []
+        self.latest_facts: dict[str, Any] = {}
+        self._has_failed = False
+        self._collection: BatchCollection | None = None
+        self._num_observed: Counter[str] = Counter()
+        self._kept: dict[int, _Kept] = {}
+        self._carried: dict[int, _Kept] = {}
+
+    def observe(
+        self,
+        groups: Sequence[SampledGroup],
+        rollout_at: Callable[[Location], Rollout],
+        row_of: Callable[[Draw], Mapping[str, Any]],
+    ) -> None:
+        """
+        Takes groups that were just judged. No exchange between ranks.
+
+        Args:
+            groups (`Sequence[SampledGroup]`):
+                The groups, the same on all ranks.
+            rollout_at (`Callable[[Location], Rollout]`):
+                Returns a rollout of this rank.
+            row_of (`Callable[[Draw], Mapping]`):
+                Returns the dataset row of a draw; asked on the rank that generated its first completion.
+        """
+        for group in groups if self.sample.size else ():
+            self._num_observed[group.verdict.value] += 1
+            position = group.draw.position
+            is_chosen, dropped = self.sample.offer(position)
+            if dropped is not None:
+                del self._kept[dropped]
+            if not is_chosen:
+                continue
+            mine = [
+                (sample, rollout_at(at)) for sample, at in enumerate(group.locations) if at.rank == self.ranks.rank
+            ]
+            self._kept[position] = _Kept(
+                group,
+                [(sample, rollout.completion, rollout.extra_logs) for sample, rollout in mine],
+                row_of(group.draw) if mine and mine[0][0] == 0 else None,
+            )
+
+    def observe_plain(
+        self,
+        groups: Sequence[SampledGroup],
+        inputs: Sequence[Mapping[str, Any]],
+        completions: Sequence[Any],
+        logged: Mapping[str, Sequence[Any]],
+    ) -> None:
+        """
+        Takes the groups of a batch that was drawn without dynamic sampling.
+
+        Args:
+            groups (`Sequence[SampledGroup]`):
+                The groups of all ranks, without locations: group i has rows i * G to i * G + G - 1 of the batch.
+            inputs (`Sequence[Mapping]`):
+                The dataset rows of this rank.
+            completions (`Sequence[Any]`):
+                The completions of this rank.
+            logged (`Mapping[str, Sequence]`):
+                Columns that reward functions logged for them.
+        """
+        columns = {name: values for name, values in logged.items() if len(values) == len(completions)}
+        size, nothing = self.args.num_generations, torch.empty(0, dtype=torch.int32)
+
+        def locations(number: int) -> list[Location]:
+            rows = range(number * size, (number + 1) * size)
+            return [Location(0, *divmod(row, len(completions))) for row in rows]
+
+        def rollout_at(at: Location) -> Rollout:
+            extra = {name: values[at.row] for name, values in columns.items()}
+            return Rollout(nothing, nothing, extra_logs=extra, completion=completions[at.row])
+
+        self.observe(
+            [replace(group, locations=locations(number)) for number, group in enumerate(groups)],
+            rollout_at,
+            lambda draw: inputs[draw.position * size % len(completions)],
+        )
+
+    def collect(self, collect: Callable[[int], CollectedBatch], step: int) -> CollectedBatch:
+        """
+        Has a batch collected, and remembers until `write` what became of its groups. Where the rounds are spent and no
+        batch comes of them, the groups are written all the same.
+
+        Args:
+            collect (`Callable[[int], CollectedBatch]`):
+                `DynamicSampler.collect`.
+            step (`int`):
+                Optimizer steps taken so far.
+        """
+        try:
+            batch = collect(step)
+        except RefillExhaustedError:
+            self.close(step)
+            raise
+        self._collection = batch.collection
+        return batch
+
+    def write(self, advantages: Iterable[float], step: int) -> None:
+        """
+        Writes the groups of a batch that is about to train: the one that was collected last, or one that was drawn
+        without dynamic sampling, whose groups all train. All ranks call it.
+
+        Args:
+            advantages (`Iterable[float]`):
+                Advantage of each row of the batch over all ranks, rank-major.
+            step (`int`):
+                Optimizer steps taken so far.
+        """
+        collection, self._collection = self._collection, None
+        if not self.sample.size:
+            return
+        pending = self._take_pending()
+        if collection is None:
+            fates = dict.fromkeys(pending, Fate.TRAINED)
+            layout: list[tuple[int, int] | None] = [
+                divmod(row, self.args.num_generations) for row in range(self.args.generation_batch_size)
+            ]
+            waiting: set[int] = set()
+        else:
+            layout = self._layout(collection)
+            surplus = {group.draw.position for group in collection.surplus}
+            waiting = surplus if collection.keeps_surplus else set()
+            fates = dict.fromkeys(pending, Fate.FILTERED)
+            fates |= {at: Fate.STALE for at, kept in pending.items() if kept.group.verdict is GroupVerdict.INFORMATIVE}
+            fates |= dict.fromkeys(surplus, Fate.SURPLUS)
+            fates |= {group.draw.position: Fate.TRAINED for group in collection.accepted}
+        self._carried = {at: kept for at, kept in pending.items() if at in waiting}
+        advantage_of = dict(zip(layout, advantages, strict=True))
+        num_carried = 0 if collection is None else collection.num_carried
+        num_accepted = self._num_observed["informative"] if collection is None else len(collection.accepted)
+        final = {at: kept for at, kept in pending.items() if at not in waiting}
+        self._write(final, fates, advantage_of, step, num_accepted - num_carried)
+
+    def close(self, step: int) -> None:
+        """Writes what is left: groups that were kept for a batch which does not come. All ranks call it."""
+        pending = self._take_pending()
+        if pending:
+            is_informative = {at: kept.group.verdict is GroupVerdict.INFORMATIVE for at, kept in pending.items()}
+            fates = {at: Fate.SURPLUS if mixed else Fate.FILTERED for at, mixed in is_informative.items()}
+            self._carried = {}
+            self._write(pending, fates, {}, step, 0)
+
+    def log(self, logs: Mapping[str, Any]) -> None:
+        """Adds an entry of `trainer.state.log_history` to the record."""
+        if self.sample.size:
+            self._on_disk(lambda shards: shards.add_logs(logs))
+
+    def _take_pending(self) -> dict[int, _Kept]:
+        pending, self._kept = self._carried | self._kept, {}
+        self.sample.next_batch()
+        return pending
+
+    def _layout(self, collection: BatchCollection) -> list[tuple[int, int] | None]:
+        """Returns the group, by its stream position, and the number of the completion in each row of the batch."""
+        moves = place_groups(
+            [[at.rank for at in group.locations] for group in collection.accepted],
+            num_groups=collection.num_groups,
+            num_generations=self.args.num_generations,
+            num_ranks=self.ranks.num_ranks,
+        )
+        accepted = [group.draw.position for group in collection.accepted]
+        return [None if move.group is None else (accepted[move.group], move.sample) for move in moves]
+
+    def _write(
+        self,
+        final: Mapping[int, _Kept],
+        fates: Mapping[int, Fate],
+        advantage_of: Mapping[tuple[int, int] | None, float],
+        step: int,
+        num_trained: int,
+    ) -> None:
+        counts, self._num_observed = self._num_observed, Counter()
+        num_informative = counts.pop(GroupVerdict.INFORMATIVE.value, 0)
+        texts = self.ranks.gather_objects(
+            [
+                (at, sample, as_text(completion), _as_json(extra), *(_row_texts(kept.row) if sample == 0 else ()))
+                for at, kept in final.items()
+                for sample, completion, extra in kept.texts
+            ]
+        )
+        if self.ranks.rank:
+            return
+        rows = []
+        prompt: str | None = None
+        solution: str | None = None
+        for at, sample, completion, extra, *row_texts in sorted(texts, key=lambda text: text[:2]):
+            if row_texts:
+                prompt, solution = row_texts
+            columns = {"step": step, "fate": fates[at].value, "advantage": advantage_of.get((at, sample))}
+            columns |= {"prompt": prompt, "solution": solution, "completion": completion, "extra": extra}
+            figures = completion_figures(final[at].group, sample, self.reward_names, self.reward_weights)
+            rows.append(columns | figures)
+        facts = {
+            "step": step,
+            "filter_reward": self.filter_reward,
+            "num_generations": self.args.num_generations,
+            # Of all groups sampled for the batch, as `dapo/tokens/<fate>` counts them.
+            "groups": {"trained": num_trained, "surplus": num_informative - num_trained, **counts},
+        }
+        self._on_disk(lambda shards: shards.add(rows, facts))
+        self.latest, self.latest_facts = rows, facts
+
+    def _on_disk(self, write: Callable[[RolloutShards], object]) -> None:
+        """Writes on the first rank. A full disk costs the record and not the run."""
+        if self.ranks.rank or self._has_failed:
+            return
+        try:
+            if self._shards is None:
+                self._shards = RolloutShards(str(self.args.output_dir), self.reward_names)
+            write(self._shards)
+        except OSError as error:
+            self._has_failed = True
+            logger.warning(f"The record of rollout groups ends here, because it could not be written: {error}.")
+
+
+def _row_texts(row: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
+    """Returns prompt and gold."""
+    if row is None:
+        return None, None
+    solution = next((row[column] for column in _SOLUTION_COLUMNS if column in row), None)
+    return as_text(row.get("prompt")), as_text(solution)
+
+
+def _as_json(extra: Mapping[str, Any]) -> str | None:
+    return json.dumps(extra, ensure_ascii=False, default=str) if extra else None

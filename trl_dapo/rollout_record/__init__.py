@@ -1,1 +1,0 @@
-"""The groups of a run, for eyes: on disk and in the terminal."""

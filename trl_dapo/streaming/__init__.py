@@ -1,0 +1,1 @@
+"""Refilling a generation batch group by group, without rounds."""

@@ -1,0 +1,86 @@
+"""What ranks tell each other of the groups that they sampled by themselves, once a batch is decided."""
+
+import struct
+from collections.abc import Mapping, Sequence
+
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.sampling.groups import GroupJudge, Location, RowFacts, SampledGroup
+from trl_dapo.sampling.prompt_stream import Draw
+
+from .streamed_group import StreamedGroup
+
+
+class GroupExchange:
+    """
+    Gathers the judged groups of all ranks, numbers only: rollouts stay where they were sampled.
+
+    Args:
+        ranks (`Ranks`):
+            The ranks of the run.
+        judge (`GroupJudge`):
+            Judges them, on each rank alike.
+        num_generations (`int`):
+            Completions per group G.
+        num_rewards (`int`):
+            Reward functions F.
+    """
+
+    def __init__(self, ranks: Ranks, judge: GroupJudge, num_generations: int, num_rewards: int):
+        self.ranks = ranks
+        self.judge = judge
+        self.num_generations = num_generations
+        self.num_rewards = num_rewards
+
+    def gather(
+        self,
+        groups: Sequence[StreamedGroup],
+        most: int,
+        draws: Mapping[int, Draw],
+        batch_number: int,
+        figures: Sequence[int],
+    ) -> tuple[list[SampledGroup], list[list[int]]]:
+        """
+        Returns the groups of all ranks in stream order, and the figures of each rank. A collective.
+
+        Args:
+            groups (`Sequence[StreamedGroup]`):
+                Those of this rank, graded. Row `i * G + j` of its rollouts is completion j of group i.
+            most (`int`):
+                Groups of the rank that has most.
+            draws (`Mapping[int, Draw]`):
+                All draws of the batch by position.
+            batch_number (`int`):
+                What tells locations of this batch from those of others.
+            figures (`Sequence[int]`):
+                Up to 2 + G * (3 + F) numbers of this rank.
+        """
+        width = 2 + self.num_generations * (3 + self.num_rewards)
+        rows = [*map(self._encode, groups), *[[-1] * width] * (most - len(groups))]
+        gathered = self.ranks.gather_rows([[*figures, *[0] * (width - len(figures))], *rows])
+        decoded = []
+        for number, row in enumerate(gathered):
+            rank, place = divmod(number, 1 + most)
+            if place and row[0] >= 0:
+                first_row = (place - 1) * self.num_generations
+                locations = [Location(batch_number, rank, first_row + j) for j in range(self.num_generations)]
+                decoded.append(self._decode(row, draws[row[0]], locations))
+        of_ranks = [row[: len(figures)] for row in gathered[:: 1 + most]]
+        return sorted(decoded, key=lambda group: group.draw.position), of_ranks
+
+    def _encode(self, group: StreamedGroup) -> list[int]:
+        facts = [number for row in group.facts for number in row]
+        # The bits of a float64, to cross ranks among integers.
+        bits = [struct.unpack("<q", struct.pack("<d", reward))[0] for rewards in group.rewards for reward in rewards]
+        return [group.draw.position, group.policy_step, *facts, *bits]
+
+    def _decode(self, row: list[int], draw: Draw, locations: list[Location]) -> SampledGroup:
+        end_of_facts = 2 + 3 * self.num_generations
+        rewards = [struct.unpack("<d", struct.pack("<q", bits))[0] for bits in row[end_of_facts:]]
+        (group,) = self.judge.judge(
+            [draw],
+            [rewards[start : start + self.num_rewards] for start in range(0, len(rewards), self.num_rewards)],
+            [RowFacts(*row[start : start + 3]) for start in range(2, end_of_facts, 3)],
+            locations,
+            row[1],
+        )
+        return group

@@ -1,0 +1,121 @@
+"""A group while it is sampled sequence by sequence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trl_dapo.ranks.rollout import Rollout
+from trl_dapo.sampling.groups import RowFacts
+from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
+from trl_dapo.vllm_engine.sequence_engine import Decoded
+
+
+@dataclass
+class StreamedGroup:
+    """
+    A group on the rank that samples it.
+
+    Attributes:
+        draw (`Draw`):
+            The draw from the prompt stream.
+        row (`dict[str, Any]`):
+            The dataset row.
+        prompt_ids (`list[int]`):
+            The prompt in tokens.
+        policy_step (`int`):
+            Optimizer steps that the policy had taken when the group was begun.
+        token_ids (`list[list[int]]`):
+            Tokens of each of the G completions so far.
+        logps (`list[list[float | None]]`):
+            The log-probability of each when it was sampled.
+        old_logps (`list[torch.Tensor | None]`):
+            Log-probabilities under the trained model of those tokens that were sampled by earlier policies, float32.
+        unfinished (`set[int]`):
+            Numbers of the completions that are still being decoded.
+        rewards (`list[list[float]]`):
+            Reward of each completion by each reward function, shape `(G, F)`, once they are graded.
+        facts (`list[RowFacts]`):
+            Lengths and truncation of the G completions, once they are graded.
+        rollouts (`list[Rollout]`):
+            The G rollouts, once they are graded.
+    """
+
+    draw: Draw
+    row: dict[str, Any]
+    prompt_ids: list[int]
+    policy_step: int
+    token_ids: list[list[int]]
+    logps: list[list[float | None]]
+    old_logps: list[torch.Tensor | None]
+    unfinished: set[int]
+    rewards: list[list[float]] = field(default_factory=list)
+    facts: list[RowFacts] = field(default_factory=list)
+    rollouts: list[Rollout] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls, draw: Draw, row: dict[str, Any], prompt_ids: list[int], policy_step: int, num_generations: int
+    ) -> "StreamedGroup":
+        """Returns a group without a token."""
+        samples = range(num_generations)
+        nothing: list[torch.Tensor | None] = [None] * num_generations
+        return cls(
+            draw, row, prompt_ids, policy_step, [[] for _ in samples], [[] for _ in samples], nothing, set(samples)
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens decoded so far."""
+        return sum(map(len, self.token_ids))
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the rewards are there."""
+        return bool(self.rewards)
+
+    @property
+    def keys(self) -> list[SequenceKey]:
+        """The completions that are still being decoded."""
+        return [SequenceKey(self.draw.position, sample) for sample in sorted(self.unfinished)]
+
+    def has_new_tokens(self, sample: int) -> bool:
+        """Whether a completion has tokens that the policy as it is sampled."""
+        known = self.old_logps[sample]
+        return len(self.token_ids[sample]) > (0 if known is None else len(known))
+
+    def extend(self, sample: int, decoded: Decoded, is_finished: bool) -> None:
+        """Adds tokens to a completion."""
+        self.token_ids[sample] += decoded.token_ids
+        self.logps[sample] += decoded.logps
+        if is_finished:
+            self.unfinished.discard(sample)
+
+    def keep_logps(self, sample: int, old_logps: torch.Tensor | None) -> None:
+        """Notes the log-probabilities of the policies that sampled the tokens so far."""
+        self.old_logps[sample] = old_logps
+        if self.rollouts:
+            self.rollouts[sample] = self.rollouts[sample].with_old_logps(old_logps)
+
+    def rollout_so_far(self, sample: int) -> Rollout:
+        """Returns a completion as far as it is decoded."""
+        rollout = Rollout.from_lists(self.prompt_ids, self.token_ids[sample], self.logps[sample])
+        return rollout.with_old_logps(self.old_logps[sample])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the group for a checkpoint, without its dataset row. One that is graded is graded again."""
+        return {
+            "draw": [self.draw.position, self.draw.index],
+            "prompt_ids": self.prompt_ids,
+            "policy_step": self.policy_step,
+            "token_ids": self.token_ids,
+            "logps": self.logps,
+            "old_logps": self.old_logps,
+            "unfinished": sorted(self.unfinished),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "StreamedGroup":
+        """Inverse of `state_dict`, with an empty dataset row."""
+        return cls(**{**state, "draw": Draw(*state["draw"]), "unfinished": set(state["unfinished"]), "row": {}})

@@ -1,0 +1,86 @@
+"""vLLM as an engine that takes sequences one by one."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.vllm_engine.sequence_engine import Decoded
+
+from .generation import DAPOVLLMGeneration
+
+
+class VLLMRequests:
+    """
+    A colocated vLLM engine that decodes sequences one by one; a [`SequenceEngine`].
+
+    Args:
+        generation (`DAPOVLLMGeneration`):
+            Owns the engine.
+        load_weights (`Callable[[], None]`):
+            Brings the weights to it, if the policy has changed since they came.
+    """
+
+    def __init__(self, generation: DAPOVLLMGeneration, load_weights: Any):
+        self.generation = generation
+        self.load_weights = load_weights
+        self._ids: dict[SequenceKey, str] = {}
+        self._params: Any = None
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that the engine decodes at once."""
+        slots: int = self._engine.vllm_config.scheduler_config.max_num_seqs
+        return slots
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences submitted and neither finished nor withdrawn."""
+        return len(self._ids)
+
+    def begin(self) -> None:
+        """Wakes the engine and brings the weights as they are. A collective."""
+        self.load_weights()
+        self._params = self.generation.request_params()
+
+    def submit(self, key: SequenceKey, prompt_ids: list[int], prefix: list[int]) -> None:
+        """Puts a sequence at the end of the line."""
+        params = self._params.clone()
+        params.max_tokens = self._params.max_tokens - len(prefix)
+        params.seed = self.generation.request_seed(key, len(prefix))
+        prompt = {"prompt_token_ids": [*prompt_ids, *prefix]}
+        self._ids[key] = self._engine.add_request(f"{key.position}/{key.sample}", prompt, params)
+
+    def step(self) -> Mapping[SequenceKey, Decoded]:
+        """Decodes a token of each running sequence, and returns the sequences that finished."""
+        finished = {}
+        for output in self._engine.step():
+            if output.finished:
+                key = SequenceKey(*map(int, output.request_id.split("/")))
+                (completion,) = output.outputs
+                finished[key] = _decoded(completion.token_ids, completion.logprobs)
+                del self._ids[key]
+        return finished
+
+    def withdraw(self, keys: Collection[SequenceKey]) -> Mapping[SequenceKey, Decoded]:
+        """Stops those of the sequences that it has, and returns what was decoded of each."""
+        # vLLM has no call for the tokens of a request that is not done, short of asking for all tokens at every step.
+        states = self._engine.output_processor.request_states
+        withdrawn, known = {}, [key for key in keys if key in self._ids]
+        for key in known:
+            state = states[self._ids[key]]
+            withdrawn[key] = _decoded(state.detokenizer.output_token_ids, state.logprobs_processor.logprobs)
+        self._engine.abort_request([self._ids.pop(key) for key in known], internal=True)
+        return withdrawn
+
+    @property
+    def _engine(self) -> Any:
+        return self.generation.llm.llm_engine
+
+
+def _decoded(token_ids: Any, logprobs: Any) -> Decoded:
+    logps = []
+    for token, by_token in zip(token_ids, logprobs or [{}] * len(token_ids), strict=True):
+        logp = by_token[token].logprob if token in by_token else math.nan
+        logps.append(None if math.isnan(logp) else logp)
+    return Decoded(list(token_ids), logps)
