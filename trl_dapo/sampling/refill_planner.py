@@ -1,9 +1,13 @@
 """How many prompts the next generation round samples."""
 
 import functools
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 # The first round knows nothing: 8 imagined groups, half of them informative. Old rounds fade with a memory of about 3
@@ -18,6 +22,8 @@ _FEW_ROUNDS = 2
 _NEGLIGIBLE = 1e-17
 # Kept surplus beyond this part of a batch counts for nothing: it may grow too old to train.
 _USEFUL_SURPLUS = 0.5
+# A round that fills the batch but for this probability is the largest that is thought of.
+_CERTAIN = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class RoundPlan:
         acceptance_rate (`float`):
             Estimated share of informative groups, in (0, 1).
         fill_probability (`float`):
-            Probability that the round fills the batch at that rate.
+            Probability that the round fills the batch at that rate, or with the predictions for its prompts.
         expected_seconds (`float` or `None`):
             Expected time until the batch is full. `None`: costs are not measured, or not asked for.
     """
@@ -99,6 +105,47 @@ def _fewest_trials(num_needed: int, probability: float, confidence: float, most:
         else:
             low = middle + 1
     return low
+
+
+class Prospect(NamedTuple):
+    """
+    What a round of the first so many prompts will find, as their own probabilities say.
+
+    Attributes:
+        fill_probability (`float`):
+            Probability that it finds as many informative groups as are needed.
+        shortfall (`float`):
+            Expected number of those that it does not find.
+        num_expected (`float`):
+            Expected number of informative groups, needed or not.
+    """
+
+    fill_probability: float
+    shortfall: float
+    num_expected: float
+
+
+def prospects(num_needed: int, chances: Iterable[float]) -> Iterable[Prospect]:
+    """
+    Yields the prospect of a round of 1, 2, ... of the prompts with these probabilities to be informative.
+
+    The number found has a Poisson binomial law; the part of it below `num_needed` is carried from prompt to prompt.
+
+    >>> [round(prospect.fill_probability, 6) for prospect in prospects(2, [0.5, 0.5, 1.0])]
+    [0.0, 0.25, 0.75]
+    """
+    below = np.zeros(num_needed)
+    below[0] = 1.0
+    moved = np.empty(num_needed)
+    fill_probability, shortfall, num_expected = 0.0, float(num_needed), 0.0
+    for chance in chances:
+        shortfall -= chance * (1.0 - fill_probability)
+        num_expected += chance
+        np.multiply(below, chance, out=moved)
+        below *= 1.0 - chance
+        below[1:] += moved[:-1]
+        fill_probability += float(moved[-1])
+        yield Prospect(fill_probability, max(0.0, shortfall), num_expected)
 
 
 class RoundCost:
@@ -216,7 +263,9 @@ class RefillPlanner:
         # Half a group on either side: all-wrong rounds lead to large rounds, never to infinite ones.
         return (self._num_informative + 0.5) / (self._num_sampled + 1.0)
 
-    def plan(self, num_needed: int, rounds_left: int | None = None) -> RoundPlan:
+    def plan(
+        self, num_needed: int, rounds_left: int | None = None, chances: Iterable[float] | None = None
+    ) -> RoundPlan:
         """
         Returns the round for a batch that lacks `num_needed` informative groups.
 
@@ -226,20 +275,36 @@ class RefillPlanner:
             rounds_left (`int`, *optional*):
                 Rounds that the batch may still use, this one included. With few left a round is planned to fill the batch,
                 whatever it costs. `None`: no limit.
+            chances (`Iterable[float]`, *optional*):
+                Probability to be informative of each of the prompts that would be drawn next, in their order, and so on as
+                long as is asked. `None`: all prompts have the estimated acceptance rate.
         """
         has_time = rounds_left is None or rounds_left > _FEW_ROUNDS
         if self.confidence is None and self.cost.is_measured and has_time:
-            return self._soonest(num_needed)
-        return self._smallest_confident(num_needed, self.confidence or _DEFAULT_CONFIDENCE)
+            return self._soonest(num_needed) if chances is None else self._soonest_of(num_needed, chances)
+        confidence = self.confidence or _DEFAULT_CONFIDENCE
+        if chances is None:
+            return self._smallest_confident(num_needed, confidence)
+        return self._smallest_confident_of(num_needed, confidence, chances)
 
-    def groups_in_flight(self, num_needed: int) -> RoundPlan:
+    def groups_in_flight(self, num_needed: int, chances: Iterable[float] | None = None) -> RoundPlan:
         """
         Returns how many groups should be in flight at once to find `num_needed` informative ones, without rounds.
 
         As many as a round would sample, and never more prompts than a round may have. What turns out to be missing is
         started as soon as that is known, so that the time of a round does not matter.
+
+        Args:
+            num_needed (`int`):
+                Informative groups missing.
+            chances (`Iterable[float]`, *optional*):
+                Probability to be informative of each group that is in flight, and then of the prompts that would be drawn
+                next. `None`: all have the estimated acceptance rate.
         """
-        return self._smallest_confident(num_needed, self.confidence or _DEFAULT_CONFIDENCE)
+        confidence = self.confidence or _DEFAULT_CONFIDENCE
+        if chances is None:
+            return self._smallest_confident(num_needed, confidence)
+        return self._smallest_confident_of(num_needed, confidence, chances)
 
     def observe(self, num_informative: int, num_sampled: int, seconds: float | None = None) -> None:
         """Learns from a round in which `num_informative` of `num_sampled` groups were informative, in `seconds`."""
@@ -269,6 +334,43 @@ class RefillPlanner:
         low = _fewest_trials(num_needed, rate, confidence, max(num_needed, self.max_prompts))
         num_prompts = self._shareable(low)
         return RoundPlan(num_prompts, num_needed, rate, prob_at_least(num_needed, num_prompts, rate))
+
+    def _smallest_confident_of(self, num_needed: int, confidence: float, chances: Iterable[float]) -> RoundPlan:
+        """Returns the fewest of these prompts that fill the batch with this confidence."""
+        prospect = Prospect(0.0, float(num_needed), 0.0)
+        num_prompts = 0
+        for num_prompts, prospect in enumerate(itertools.islice(prospects(num_needed, chances), self.max_prompts), 1):
+            if prospect.fill_probability >= confidence and num_prompts % self.multiple_of == 0:
+                break
+        return RoundPlan(num_prompts, num_needed, prospect.num_expected / num_prompts, prospect.fill_probability)
+
+    def _soonest_of(self, num_needed: int, chances: Iterable[float]) -> RoundPlan:
+        """Returns the round of these prompts with the least expected time to a full batch."""
+        # Up to where the batch is full for certain, and beyond that as far as surplus is of use.
+        seen: list[Prospect] = []
+        most_expected = num_needed + (_USEFUL_SURPLUS * self.num_groups if self.keeps_surplus else 0.0)
+        for prospect in itertools.islice(prospects(num_needed, chances), self.max_prompts):
+            seen.append(prospect)
+            is_certain = prospect.fill_probability >= 1.0 - _CERTAIN and prospect.num_expected >= most_expected
+            if is_certain and len(seen) % self.multiple_of == 0:
+                break
+        rate = seen[-1].num_expected / len(seen)
+        begin, per_prompt = self.cost.to_begin, self.cost.per_prompt
+
+        def expected_seconds(num_prompts: int) -> float:
+            fill_probability, shortfall, num_expected = seen[num_prompts - 1]
+            seconds = begin + per_prompt * num_prompts
+            seconds += (1.0 - fill_probability) * begin + shortfall * per_prompt / rate
+            if self.keeps_surplus:
+                surplus = num_expected - num_needed + shortfall
+                seconds -= min(surplus, _USEFUL_SURPLUS * self.num_groups) * per_prompt / rate
+            return seconds
+
+        best = min(range(self.multiple_of, len(seen) + 1, self.multiple_of), key=expected_seconds)
+        prospect = seen[best - 1]
+        return RoundPlan(
+            best, num_needed, prospect.num_expected / best, prospect.fill_probability, expected_seconds(best)
+        )
 
     def _soonest(self, num_needed: int) -> RoundPlan:
         # From the size that fills the batch on average down to half of it and up to where filling it is certain, in
