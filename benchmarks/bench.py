@@ -100,6 +100,29 @@ def _ablation(record: Mapping[str, Any]) -> dict[str, Measured]:
     return {name: value for name, value in points.items() if name.endswith(("/accuracy", "/completions"))}
 
 
+def _selection(record: Mapping[str, Any]) -> dict[str, Measured]:
+    keys = (
+        "section",
+        "num_generations",
+        "share",
+        "num_rows",
+        "num_groups",
+        "world",
+        "seed",
+        "arm",
+        "window",
+        "column",
+    )
+    cost = [row for row in record["records"] if row["section"] == "cost"]
+    # Times by that of the prompt stream in the same run.
+    times = {
+        f"{row['num_rows']} rows": {name: row[f"{name}_ms"] / row["stream_ms"] for name in ("decide", "plan", "learn")}
+        for row in cost
+    }
+    rest = [row for row in record["records"] if row["section"] in ("passes", "prior")]
+    return flatten({"simulated": rest, "times": times}, keys=keys)
+
+
 def _space(record: Mapping[str, Any]) -> dict[str, Measured]:
     figures = dict(record["figures"])
     # Reading and searching 140 MB, by the time that it takes to make them: two things in one run.
@@ -142,6 +165,7 @@ BENCHMARKS = (
     ),
     # A seed of three arms: the same to the digit on the same machine, within the error of 1,024 answers on another.
     Benchmark("ablation", _ablation, [within_errors("*/accuracy", floor=0.06), within_factor("*/completions", 1.3)]),
+    Benchmark("selection", _selection, [equal("simulated/*"), within_factor("times/*", 3.0)]),
     Benchmark("space", _space, [within_factor("* / making", 4.0), equal("*")]),
 )
 

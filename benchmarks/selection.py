@@ -54,8 +54,9 @@ from selection_worlds import (
     noisy_column,
 )
 
+from trl_dapo.sampling.group_metrics import max_rare_count
 from trl_dapo.sampling.pass_rates import Outcomes, PassRates, rate_bins
-from trl_dapo.sampling.prompt_selection import GroupOutcomes, PromptSelection, max_rare_count
+from trl_dapo.sampling.prompt_selection import GroupOutcomes, PromptSelection
 from trl_dapo.sampling.prompt_stream import PromptStream
 from trl_dapo.sampling.refill_planner import RefillPlanner
 
@@ -105,6 +106,7 @@ def simulate(
     num_passes: float = math.inf,
     num_steps: float = math.inf,
     eval_steps: int = 0,
+    confidence: float = 0.9,
 ) -> Run:
     """
     Fills batches until the passes or the steps are over.
@@ -122,9 +124,11 @@ def simulate(
             Batches.
         eval_steps (`int`, *optional*, defaults to `0`):
             The accuracy is noted after each so many batches. 0: never.
+        confidence (`float`, *optional*, defaults to `0.9`):
+            `refill_confidence`.
     """
     stream, size = selection.stream, world.num_generations
-    planner = RefillPlanner(num_groups, 0.9, max_prompts=MAX_BATCHES_PER_ROUND * num_groups)
+    planner = RefillPlanner(num_groups, confidence, max_prompts=MAX_BATCHES_PER_ROUND * num_groups)
     passes, figures, curve, num_sampled_before = [], [], [], 0
     while stream.position < num_passes * stream.num_rows and len(figures) < num_steps:
         start, missing = stream.position, num_groups
@@ -170,10 +174,10 @@ def make_selection(arm: str, world: Any, column: np.ndarray | None = None, **opt
     if arm == "streaks":
         return StreakSelection(stream)
     if arm == "oracle":
-        return PromptSelection(stream, OracleRates(world), world.num_generations, world.seed, **options)
+        return PromptSelection(stream, OracleRates(world), world.seed, **options)
     kinds, means = (None, None) if column is None else rate_bins(column)
     rates = PassRates(world.num_rows, world.num_generations, kinds=kinds, prior_rates=means)
-    return RULES.get(arm, PromptSelection)(stream, rates, world.num_generations, world.seed, **options)
+    return RULES.get(arm, PromptSelection)(stream, rates, world.seed, **options)
 
 
 def window(run: Run, blind: Run, start: float, stop: float) -> dict[str, float]:
@@ -196,9 +200,17 @@ def window(run: Run, blind: Run, start: float, stop: float) -> dict[str, float]:
     }
 
 
-def cost_at(run: Run, num_trained: float) -> float:
-    """Returns the groups sampled until so many were trained."""
-    return float(np.interp(num_trained, run.figures[:, 2].cumsum(), run.figures[:, 0].cumsum()))
+def at_equal_groups(run: Run, blind: Run, num_trained: float) -> dict[str, float]:
+    """Returns what so many trained groups cost, and how many of them are rare successes, over those of blind sampling."""
+
+    def until(one: Run, figure: int) -> float:
+        return float(np.interp(num_trained, one.figures[:, 2].cumsum(), one.figures[:, figure].cumsum()))
+
+    return {
+        "cost_of_blind": until(run, 0) / until(blind, 0),
+        "rare_of_blind": until(run, 3) / until(blind, 3),
+        "draws_of_blind": until(run, 5) / until(blind, 5),
+    }
 
 
 def run_passes(cases: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -267,26 +279,37 @@ def run_prior(short: bool) -> Iterator[dict[str, Any]]:
             selection = make_selection("ours", world, column)
             run = simulate(world, selection, 64, 8)
             one_pass = float(blind.total(0, 1)[2])
-            correlation = (
-                None if column is None else float(np.corrcoef(column, first.rates(np.arange(NUM_ROWS)))[0, 1])
-            )
+            rates = first.rates(np.arange(NUM_ROWS))
             yield {
                 "section": "prior",
                 "num_generations": size,
                 "share": share,
                 "column": name,
-                "correlation": correlation,
+                "correlation": None if column is None else float(np.corrcoef(column, rates)[0, 1]),
+                "best_kind": None if column is None else best_kind(first, column),
                 "first_pass": window(run, blind, 0, 1),
-                "groups_of_one_pass": cost_at(run, one_pass) / cost_at(blind, one_pass),
-                "groups_of_two_passes": cost_at(run, 2 * one_pass) / cost_at(blind, 2 * one_pass),
-                "groups_of_four_passes": cost_at(run, 4 * one_pass) / cost_at(blind, 4 * one_pass),
+                **{
+                    f"groups_of_{count}_passes": at_equal_groups(run, blind, number * one_pass)
+                    for count, number in (("one", 1), ("two", 2), ("four", 4))
+                },
                 "calibration_error": selection.reliability.calibration_error,
             }
 
 
-def run_rules(short: bool) -> Iterator[dict[str, Any]]:
+def best_kind(world: World, column: np.ndarray) -> float:
+    """
+    Returns the completions per trained one of who samples the best kind of prompts alone, over those of blind sampling: what
+    the column tells at most in one pass. Kinds are those of `rate_bins` with 1 % of the prompts or more.
+    """
+    chances, _ = world.chances(np.arange(world.num_rows))
+    kinds, _ = rate_bins(column)
+    means = [chances[kinds == kind].mean() for kind in np.unique(kinds) if (kinds == kind).mean() >= 0.01]
+    return float(chances.mean() / max(means))
+
+
+def run_rules() -> Iterator[dict[str, Any]]:
     """Yields one record per world, rule and exploration share."""
-    for size, share in [(16, 0.4)] if short else [(16, 0.4), (8, 0.25)]:
+    for size, share in [(16, 0.4), (8, 0.25)]:
         make = partial(World, NUM_ROWS, size, share, **USUAL)
         blind_world = make()
         blind = simulate(blind_world, make_selection("blind", blind_world), 64, NUM_PASSES)
@@ -300,15 +323,16 @@ def run_rules(short: bool) -> Iterator[dict[str, Any]]:
                 yield where | {"window": name} | window(run, blind, *WINDOWS[name])
 
 
-def run_rounds(short: bool) -> Iterator[dict[str, Any]]:
+def run_rounds() -> Iterator[dict[str, Any]]:
     """Yields one record per world, batch size, planner and window."""
-    for size, share in [(16, 0.4)] if short else [(16, 0.4), (16, 0.55), (16, 0.7), (8, 0.4), (8, 0.55), (8, 0.7)]:
+    for size, share in [(16, 0.4), (16, 0.55), (16, 0.7), (8, 0.4), (8, 0.55), (8, 0.7)]:
         for num_groups in (64, 16):
             make = partial(World, 8000, size, share, **USUAL)
             runs = {}
-            for arm in ("blind", "all prompts", "one rate for all", "ours", "oracle"):
-                world = make()
-                runs[arm] = simulate(world, make_selection(arm, world), num_groups, NUM_PASSES)
+            for arm in ("blind", "all prompts", "one rate for all", "ours", "ours, 0.85", "oracle"):
+                world, confidence = make(), 0.85 if arm == "ours, 0.85" else 0.9
+                selection = make_selection(arm.split(",")[0], world)
+                runs[arm] = simulate(world, selection, num_groups, NUM_PASSES, confidence=confidence)
             for arm, run in runs.items():
                 for name, (start, stop) in {"pass 1": (0, 1), "passes 2 to 12": (1, 12)}.items():
                     figures = window(run, runs["blind"], start, stop)
@@ -335,15 +359,15 @@ TASKS = {
 }
 
 
-def run_learning(short: bool) -> Iterator[dict[str, Any]]:
+def run_learning() -> Iterator[dict[str, Any]]:
     """Yields one record per task, arm and seed: its curve of accuracy against completions."""
     arms: list[tuple[str, dict[str, float]]] = [("blind", {}), ("streaks", {}), ("oracle", {})]
     arms += [("ours", {"min_share": share}) for share in (0.05, 0.1, 0.2, 0.4)]
     arms += [(rule, {}) for rule in ("threshold 0.5", "square, no rare value", "square up to 1", "Thompson 0.5")]
-    for task, options in list(TASKS.items())[: 1 if short else None]:
-        options = dict(options)
+    for task, described in TASKS.items():
+        options = dict(described)
         num_steps = options.pop("num_steps")
-        for seed in range(2 if short else 8):
+        for seed in range(8):
             for arm, how in arms:
                 learner = Learner(seed=seed, **options)  # type: ignore[arg-type]
                 start = learner.accuracy()
@@ -364,14 +388,16 @@ def run_learning(short: bool) -> Iterator[dict[str, Any]]:
 
 def run_cost(short: bool) -> Iterator[dict[str, Any]]:
     """Yields the time and memory of the predictor."""
-    for num_rows, num_groups in [(100_000, 64)] if short else [(1_000_000, 64), (1_000_000, 512), (10_000_000, 64)]:
+    for num_rows, num_groups in (
+        [(100_000, 64)] if short else [(100_000, 64), (1_000_000, 64), (1_000_000, 512), (10_000_000, 64)]
+    ):
         rates = PassRates(num_rows, 16, kinds=np.arange(num_rows) % 17, prior_rates=np.arange(17) / 16)
         rng = np.random.default_rng(0)
         for start in range(0, num_rows, 100_000):
             indices = np.arange(start, start + 100_000)
             counts = rng.binomial(16, rng.beta(0.2, 0.3, 100_000))
             rates.observe(Outcomes(indices, counts * 1.0, np.full(100_000, 16.0), (counts > 0) & (counts < 16)))
-        selection = PromptSelection(PromptStream(num_rows), rates, 16)
+        selection = PromptSelection(PromptStream(num_rows), rates)
         planner = RefillPlanner(num_groups, 0.9, 4 * num_groups)
         seconds: dict[str, list[float]] = {"stream": [], "decide": [], "plan": [], "learn": []}
         for _ in range(30):
@@ -414,12 +440,14 @@ def run_cost(short: bool) -> Iterator[dict[str, Any]]:
         }
 
 
+# Sections of the short version, each a part of what the full one stores.
+SHORT = ("passes", "prior", "cost")
 SECTIONS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
     "passes": lambda short: run_passes(passes_cases(short)),
     "prior": run_prior,
-    "rules": run_rules,
-    "rounds": run_rounds,
-    "learning": run_learning,
+    "rules": lambda short: run_rules(),
+    "rounds": lambda short: run_rounds(),
+    "learning": lambda short: run_learning(),
     "cost": run_cost,
 }
 
@@ -465,7 +493,7 @@ def main() -> None:
     stored = json.loads(arguments.output.read_text()) if arguments.only and arguments.output.exists() else {}
     sections = dict(stored.get("sections", {}))
     records = [r for r in stored.get("records", []) if r["section"] != arguments.only]
-    for name in [arguments.only] if arguments.only else SECTIONS:
+    for name in [arguments.only] if arguments.only else SHORT if arguments.short else SECTIONS:
         start = time.perf_counter()
         new = [rounded(record) for record in SECTIONS[name](arguments.short)]
         sections[name] = provenance(("numpy",)) | {

@@ -57,7 +57,7 @@ class _Thompson(_Rule):
     def share_of(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
         rates: Any = self.rates
         # 16 quantile-like points of the Beta law, by its own generator: the share of them above the threshold.
-        alpha, beta = rates._posteriors(indices, np.ones(len(indices), dtype=bool))
+        alpha, beta = rates._posteriors(indices, rates.predict(indices).is_seen)
         rng = np.random.default_rng(0)
         points = np.clip(rng.beta(alpha[:, None], beta[:, None], (len(indices), 16)), 1e-9, 1 - 1e-9)
         chances, rare = chances_at(points, rates.num_generations)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trl_dapo.sampling.pass_rates import Outcomes, Prediction, informative_counts, max_rare_count
+from trl_dapo.sampling.group_metrics import max_rare_count
+from trl_dapo.sampling.pass_rates import Outcomes, Prediction, informative_counts
 from trl_dapo.sampling.prompt_selection import GroupOutcomes, PromptSelection
 from trl_dapo.sampling.prompt_stream import Draw, PromptStream
 

@@ -85,5 +85,28 @@ def completion_figures(groups: Sequence[SampledGroup]) -> dict[str, float]:
     }
 
 
+def max_rare_count(num_generations: int) -> int:
+    """
+    Most correct completions of a rare success: an eighth of the group, at least 1.
+
+    >>> max_rare_count(8), max_rare_count(16)
+    (1, 2)
+    """
+    return max(1, num_generations // 8)
+
+
+def is_rare_success(group: SampledGroup) -> bool:
+    """Whether a group is informative with few of its completions correct: an eighth of them, at least 1."""
+    num_correct = sum(is_correct(reward) for reward in group.filter_rewards if math.isfinite(reward))
+    is_informative = group.verdict is GroupVerdict.INFORMATIVE
+    return is_informative and 1 <= num_correct <= max_rare_count(len(group.filter_rewards))
+
+
+def frac_rare_success(groups: Sequence[SampledGroup]) -> float:
+    """Returns the share of rare successes among informative groups."""
+    informative = [group for group in groups if group.verdict is GroupVerdict.INFORMATIVE]
+    return _mean([is_rare_success(group) for group in informative])
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan

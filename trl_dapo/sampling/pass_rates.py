@@ -8,12 +8,14 @@ alike on every machine. So ranks predict alike to the bit, and so does a resumed
 import base64
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from .group_metrics import max_rare_count
 
 
 Floats = npt.NDArray[np.float64]
@@ -31,7 +33,7 @@ _DRIFT_GAIN, _MAX_DRIFT_STEP, _DRIFT_PRIOR = 0.3, 0.2, 4.0
 _MAX_LEVEL, _MIN_STORED_LEVEL = 64.0, 2.0**-14
 _NUM_KNOTS, _CORRECTION_MEMORY, _CORRECTION_WEIGHT = 17, 3000.0, 8.0
 _MIN_CHANCE = 1e-3
-_UNKNOWN_BIN, _NUM_RATE_BINS = 16, 17
+_UNKNOWN_BIN, _NUM_RATE_BINS, _MAX_KINDS = 16, 17, 8192
 
 
 class Prediction(NamedTuple):
@@ -104,16 +106,6 @@ def informative_counts(
     return (counts[0], counts[-1]) if counts else (1, 0)
 
 
-def max_rare_count(num_generations: int) -> int:
-    """
-    Most correct completions of a rare success: an eighth of the group, at least 1.
-
-    >>> max_rare_count(8), max_rare_count(16)
-    (1, 2)
-    """
-    return max(1, num_generations // 8)
-
-
 def beta_binomial_masses(alpha: Floats, beta: Floats, num_trials: int, counts: range) -> list[Floats]:
     """
     P(K = k) for each `k` of `counts`, which begins with 0, where K ~ Binomial(num_trials, p) and p ~ Beta(alpha, beta).
@@ -164,6 +156,47 @@ def rate_bins(pass_rates: Sequence[float]) -> tuple[npt.NDArray[np.uint16], Floa
     sums = np.bincount(bins[is_known], weights=rates[is_known], minlength=_NUM_RATE_BINS)
     with np.errstate(invalid="ignore"):
         return bins, sums / np.bincount(bins[is_known], minlength=_NUM_RATE_BINS)
+
+
+def prior_kinds(
+    pass_rates: Sequence[float] | None = None, labels: Sequence[Hashable] | None = None
+) -> tuple[npt.NDArray[np.uint16] | None, Floats | None]:
+    """
+    Sorts rows into the kinds of `PassRates`: by a known pass rate, by a label (a source, a level), or by both.
+
+    Args:
+        pass_rates (`Sequence[float]`, *optional*):
+            Known pass rate of each row, in [0, 1]. NaN: unknown.
+        labels (`Sequence[Hashable]`, *optional*):
+            Label of each row.
+
+    Returns:
+        `tuple[np.ndarray or None, np.ndarray or None]`: `kinds` and `prior_rates` of `PassRates`.
+
+    Raises:
+        `ValueError`: when a rate is outside of [0, 1], or the labels tell too many rows apart.
+
+    Example:
+
+    >>> kinds, _ = prior_kinds(labels=["algebra", "geometry", "algebra"])
+    >>> kinds.tolist()
+    [0, 1, 0]
+    """
+    bins, means = (None, None) if pass_rates is None else rate_bins(pass_rates)
+    if labels is None:
+        return bins, means
+    numbers: dict[Hashable, int] = {}
+    label_numbers = np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
+    num_kinds = len(numbers) * (1 if bins is None else _NUM_RATE_BINS)
+    if num_kinds > _MAX_KINDS:
+        raise ValueError(
+            f"The labels have {len(numbers)} values, but may have at most {_MAX_KINDS * len(numbers) // num_kinds}: prompts "
+            "of one label are taken to be alike. Give a column with few values, as a source or a level."
+        )
+    if bins is None or means is None:
+        return label_numbers.astype(np.uint16), None
+    kinds = label_numbers * _NUM_RATE_BINS + bins
+    return kinds.astype(np.uint16), np.tile(means, len(numbers))
 
 
 class PassRates:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .group_filter import GroupVerdict, is_correct
+from .group_filter import GroupVerdict
+from .group_metrics import is_rare_success
 from .groups import SampledGroup
-from .pass_rates import Bools, Floats, Ints, Outcomes, Prediction, max_rare_count
+from .pass_rates import Bools, Floats, Ints, Outcomes, Prediction
 from .prompt_stream import Draw, PromptStream
 from .reliability import Reliability
 
@@ -101,13 +102,6 @@ class GroupOutcomes(NamedTuple):
         )
 
 
-def is_rare_success(group: SampledGroup) -> bool:
-    """Whether a group is informative with few of its completions correct: an eighth, at least 1."""
-    num_correct = sum(is_correct(reward) for reward in group.filter_rewards if math.isfinite(reward))
-    is_informative = group.verdict is GroupVerdict.INFORMATIVE
-    return is_informative and 1 <= num_correct <= max_rare_count(len(group.filter_rewards))
-
-
 class SelectedDraw(NamedTuple):
     """
     A draw that is to be sampled.
@@ -141,14 +135,15 @@ class PromptSelection:
             The prompt stream. Its position moves with the draws.
         rates (`Predictor`):
             Predicts the groups.
-        num_generations (`int`):
-            Completions per group G.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the decisions.
         min_share (`float`, *optional*, defaults to `0.1`):
             Lowest probability to be sampled, in (0, 1]. With 1 nothing is passed over.
         evict_above (`float`, *optional*):
             Rows whose past groups were correct to this share or more are not drawn any more. `None`: none are evicted.
+
+    Raises:
+        `ValueError`: when `min_share` or `evict_above` is outside of (0, 1].
 
     Attributes:
         num_evicted (`int`):
@@ -159,7 +154,7 @@ class PromptSelection:
     Example:
 
     >>> from trl_dapo.sampling.pass_rates import PassRates
-    >>> selection = PromptSelection(PromptStream(num_rows=100), PassRates(100, 8), num_generations=8)
+    >>> selection = PromptSelection(PromptStream(num_rows=100), PassRates(num_rows=100, num_generations=8))
     >>> [draw.position for draw in selection.draw(3)]
     [0, 1, 2]
     """
@@ -168,24 +163,25 @@ class PromptSelection:
         self,
         stream: PromptStream,
         rates: Predictor,
-        num_generations: int,
         seed: int = 0,
         min_share: float = 0.1,
         evict_above: float | None = None,
     ):
+        for name, value in (("min_share", min_share), ("evict_above", evict_above)):
+            if value is not None and not 0.0 < value <= 1.0:
+                raise ValueError(f"{name} is {value}, but must be above 0 and at most 1.")
         self.stream = stream
         self.rates = rates
         self.min_share = min_share
         self.evict_above = evict_above
         self.reliability = Reliability()
-        self._max_rare = max_rare_count(num_generations)
         self._key = np.uint64(
             int.from_bytes(hashlib.blake2b(f"{seed}/selection".encode(), digest_size=8).digest(), "little")
         )
         self._evicted = None if evict_above is None else np.zeros(stream.num_rows, dtype=np.bool_)
         self._sums = _ShareSums()
-        # Selected draws that follow `_start`, and how far the stream was looked at.
         self.num_evicted = 0
+        # Selected draws that follow `_start`, and how far the stream was looked at.
         self._ahead: list[SelectedDraw] = []
         self._start = self._end = -1
         self._best_unseen = self._find_best_unseen()
@@ -295,9 +291,8 @@ class PromptSelection:
             self._end = draws[-1].position + 1
             indices = np.array([draw.index for draw in draws])
             prediction = self.rates.predict(indices)
-            is_sampled = self._uniforms(np.array([draw.position for draw in draws])) < self._shares(
-                indices, prediction
-            )
+            uniforms = self._uniforms(np.array([draw.position for draw in draws]))
+            is_sampled = uniforms < self._shares(indices, prediction)
             self._ahead += [
                 SelectedDraw(draws[number], float(prediction.chances[number])) for number in np.flatnonzero(is_sampled)
             ]
