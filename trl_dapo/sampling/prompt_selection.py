@@ -23,7 +23,7 @@ _FULL_VALUE = 0.8
 _RARE_VALUE = 1.0
 _MIN_VALUE = 1e-3
 # Draws that are looked at together.
-_BLOCK = 128
+_BLOCK = 256
 # Groups after which older ones weigh half in the figures.
 _MEMORY = 5000.0
 
@@ -184,6 +184,8 @@ class PromptSelection:
         # Selected draws that follow `_start`, and how far the stream was looked at.
         self._ahead: list[SelectedDraw] = []
         self._start = self._end = -1
+        # Draws that were looked at, from the beginning of the batch on.
+        self._known: list[Draw] = []
         self._best_unseen = self._find_best_unseen()
 
     def chances(self) -> Iterator[float]:
@@ -284,10 +286,7 @@ class PromptSelection:
                     f"All {self.num_evicted} prompts of train_dataset are evicted: the policy solves each of them to "
                     f"{self.evict_above} or more. Train on harder prompts, or without eviction."
                 )
-            position = self.stream.position
-            self.stream.seek(self._end)
-            draws = self.stream.peek(max(_BLOCK, num_prompts - len(self._ahead)))
-            self.stream.seek(position)
+            draws = self._peek_from(self._end, max(_BLOCK, num_prompts - len(self._ahead)))
             self._end = draws[-1].position + 1
             indices = np.array([draw.index for draw in draws])
             prediction = self.rates.predict(indices)
@@ -296,6 +295,19 @@ class PromptSelection:
             self._ahead += [
                 SelectedDraw(draws[number], float(prediction.chances[number])) for number in np.flatnonzero(is_sampled)
             ]
+
+    def _peek_from(self, start: int, num_draws: int) -> list[Draw]:
+        """Returns draws of the stream from a position on. Those that were looked at before are not made anew."""
+        if self._known and not self._known[0].position <= start <= self._known[-1].position + 1:
+            self._known = []
+        number = start - self._known[0].position if self._known else 0
+        num_missing = number + num_draws - len(self._known)
+        if num_missing > 0:
+            position = self.stream.position
+            self.stream.seek(start + num_draws - num_missing)
+            self._known += self.stream.peek(num_missing)
+            self.stream.seek(position)
+        return self._known[number : number + num_draws]
 
     def _shares(self, indices: Ints, prediction: Prediction) -> Floats:
         """Returns the probability with which a draw of each of these rows is sampled."""
@@ -344,6 +356,8 @@ class PromptSelection:
     def _forget_ahead(self) -> None:
         """Forgets what was decided on later draws."""
         self._ahead, self._start = [], -1
+        position = self.stream.position
+        self._known = [draw for draw in self._known if draw.position >= position]
         self._best_unseen = self._find_best_unseen()
 
 
