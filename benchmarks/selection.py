@@ -20,7 +20,8 @@ Sections of the record:
 - `rules`: other ways to turn predictions into probabilities to be sampled, in the same worlds.
 - `rounds`: completions given back, by planner.
 - `reliability`: predicted against found.
-- `learning`: a softmax policy that really learns (`selection_learner.py`): accuracy on held-out prompts per completion.
+- `learning`: a softmax policy that really learns (`selection_learner.py`): accuracy on held-out prompts per completion, with
+  one learning rate for all arms. `GRPO` is without refill, and gets 4 times as many steps.
 - `cost`: time and memory of the predictor.
 
 Figures: `cost` is completions generated per completion trained. `rare` is the share of the trained groups that have few
@@ -109,6 +110,7 @@ def simulate(
     num_steps: float = math.inf,
     eval_steps: int = 0,
     confidence: float = 0.9,
+    refills: bool = True,
 ) -> Run:
     """
     Fills batches until the passes or the steps are over.
@@ -128,6 +130,8 @@ def simulate(
             The accuracy is noted after each so many batches. 0: never.
         confidence (`float`, *optional*, defaults to `0.9`):
             `refill_confidence`.
+        refills (`bool`, *optional*, defaults to `True`):
+            `False`: GRPO, one round of a batch, whatever it finds.
     """
     stream, size = selection.stream, world.num_generations
     planner = RefillPlanner(num_groups, confidence, max_prompts=MAX_BATCHES_PER_ROUND * num_groups)
@@ -139,7 +143,7 @@ def simulate(
         while missing and num_rounds < MAX_ROUNDS:
             chances = selection.chances() if selection.chances else None
             plan = planner.plan(missing, MAX_ROUNDS - num_rounds, chances)
-            draws = selection.draw(plan.num_prompts)
+            draws = selection.draw(plan.num_prompts if refills else num_groups)
             positions = np.array([draw.position for draw in draws])
             indices = np.array([draw.index for draw in draws])
             counts = world.sample(positions, indices)
@@ -153,6 +157,8 @@ def simulate(
             parts.append([values[:used] for values in (positions, indices, counts, is_informative)])
             missing -= int(is_informative[:used].sum())
             num_sampled, num_rounds = num_sampled + len(draws), num_rounds + 1
+            if not refills:
+                break
         positions, indices, counts, is_informative = (np.concatenate(part) for part in zip(*parts, strict=True))
         stream.seek(int(positions[-1]) + 1)
         is_rare = is_informative & (counts <= max_rare_count(size))
@@ -363,7 +369,7 @@ TASKS = {
 
 def run_learning() -> Iterator[dict[str, Any]]:
     """Yields one record per task, arm and seed: its curve of accuracy against completions."""
-    arms: list[tuple[str, dict[str, float]]] = [("blind", {}), ("streaks", {}), ("oracle", {})]
+    arms: list[tuple[str, dict[str, float]]] = [("blind", {}), ("GRPO", {}), ("streaks", {}), ("oracle", {})]
     arms += [("ours", {"min_share": share}) for share in (0.05, 0.1, 0.2, 0.4)]
     arms += [(rule, {}) for rule in ("threshold 0.5", "square, no rare value", "square up to 1", "Thompson 0.5")]
     for task, described in TASKS.items():
@@ -373,8 +379,12 @@ def run_learning() -> Iterator[dict[str, Any]]:
             for arm, how in arms:
                 learner = Learner(seed=seed, **options)  # type: ignore[arg-type]
                 start = learner.accuracy()
+                # GRPO samples less in a step, and gets more steps.
+                is_grpo = arm == "GRPO"
+                steps = 4 * num_steps if is_grpo else num_steps
+                selection = make_selection("blind" if is_grpo else arm, learner, **how)
                 run = simulate(
-                    learner, make_selection(arm, learner, **how), 32, num_steps=num_steps, eval_steps=num_steps // 40
+                    learner, selection, 32, num_steps=steps, eval_steps=num_steps // 40, refills=not is_grpo
                 )
                 sums = run.total(0, math.inf)
                 yield {

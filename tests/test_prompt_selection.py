@@ -111,6 +111,8 @@ def test_size_of_rounds_does_not_change_which_draws_are_sampled(sizes, seed):
     one, other = (PromptSelection(PromptStream(40, seed=seed), GivenRates(chances), seed=seed) for _ in range(2))
     drawn = [draw for size in sizes for draw in one.draw(size)]
     assert drawn == other.draw(sum(sizes))
+    stream = PromptStream(40, seed=seed)
+    assert drawn == [draw for draw in stream.peek(drawn[-1].position + 1) if one.samples(draw)]
     # A draw that was given back is decided on alike.
     one.stream.seek(drawn[len(drawn) // 2].position)
     assert one.draw(1) == [drawn[len(drawn) // 2]]

@@ -213,6 +213,11 @@ class PromptSelection:
         chances = self.rates.predict(np.array([draw.index for draw in draws])).chances
         return [float(chance) for chance in chances]
 
+    def samples(self, draw: Draw) -> bool:
+        """Decides whether a draw is sampled, by what was learned so far."""
+        share = self.sampling_probabilities(np.array([draw.index]))
+        return bool(self._uniforms(np.array([draw.position]))[0] < share[0])
+
     def sampling_probabilities(self, indices: Ints) -> Floats:
         """Returns the probability with which a draw of each of these rows is sampled."""
         return self._shares(indices, self.rates.predict(indices))
