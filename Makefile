@@ -96,6 +96,7 @@ bench: $(STAMP)  ## the short version of every benchmark against the stored figu
 bench-full: $(STAMP)  ## hours: all of them in full, see benchmarks/README.md for each
 	$(BIN)/python benchmarks/quickstart.py
 	$(BIN)/python benchmarks/refill.py
+	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/split_invariance.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/streaming.py

@@ -114,9 +114,11 @@ def _selection(record: Mapping[str, Any]) -> dict[str, Measured]:
         "column",
     )
     cost = [row for row in record["records"] if row["section"] == "cost"]
-    # Times by that of the prompt stream in the same run.
+    # Times by that of the plan in the same run.
     times = {
-        f"{row['num_rows']} rows": {name: row[f"{name}_ms"] / row["stream_ms"] for name in ("decide", "plan", "learn")}
+        f"{row['num_rows']} rows, {row['num_groups']} groups": {
+            name: row[f"{name}_ms"] / row["plan_ms"] for name in ("decide", "learn")
+        }
         for row in cost
     }
     rest = [row for row in record["records"] if row["section"] in ("passes", "prior")]

@@ -28,7 +28,7 @@ Figures: `cost` is completions generated per completion trained. `rare` is the s
 correct completions (an eighth of the group, at least 1). Both are told over those of `blind`. `recall` is informative groups
 found per pass, over those of `blind`. All over a window of passes of the arm itself.
 
-Run `python benchmarks/selection.py` (about 15 minutes on one core; no GPU, no torch). It writes `benchmarks/selection.json`.
+Run `python benchmarks/selection.py` (8 to 25 minutes on one core; no GPU, no torch). It writes `benchmarks/selection.json`.
 `--markdown` prints the tables of that file, `--short` runs some of the cases as they are in that file and writes to
 `--output`, `--quick` runs a few small cases and writes nothing, `--only` runs one section.
 """
@@ -456,7 +456,9 @@ def run_cost(short: bool) -> Iterator[dict[str, Any]]:
             "num_groups": num_groups,
             "num_prompts": plan.num_prompts,
             # Other work on the machine slows some rounds down, in CPU time too.
-            **{f"{name}_ms": 1000 * float(np.percentile(values, 10)) for name, values in seconds.items()},
+            **{f"{name}_ms": 1000 * float(np.percentile(seconds[name], 10)) for name in ("decide", "plan", "learn")},
+            # Most draws were looked at for the batch before.
+            "stream_ms": 1000 * float(np.mean(seconds["stream"])),
             "median_ms": 1000
             * float(np.median(np.sum([seconds[name] for name in ("decide", "plan", "learn")], axis=0))),
             "megabytes": rates.num_bytes / 1e6,

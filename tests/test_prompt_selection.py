@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_dapo.sampling.group_filter import GroupFilter
+from trl_dapo.sampling.group_metrics import frac_rare_success, is_rare_success
 from trl_dapo.sampling.groups import GroupJudge, RowFacts
 from trl_dapo.sampling.pass_rates import PassRates, Prediction
 from trl_dapo.sampling.prompt_selection import PromptSelection
@@ -282,3 +283,18 @@ def test_partial_credit_counts_in_part_and_negative_rewards_as_wrong():
     other.settle(judge.judge([Draw(0, 0)], [[0.75], [0.75], [0.0], [0.0]], [RowFacts(1, 1, 0)] * 4))
     assert partial.means(np.array([0]))[0] == pytest.approx(plain.means(np.array([0]))[0], abs=1e-12)
     assert GroupFilter().judge([row[0] for row in rewards]).value == "informative"
+
+
+def test_rare_successes_are_informative_groups_with_an_eighth_correct_or_less():
+    groups = sampled_groups([Draw(row, row) for row in range(5)], [0, 1, 2, 7, 8])
+    assert [is_rare_success(group) for group in groups] == [False, True, False, False, False]
+    # Of 3 informative groups, one.
+    assert frac_rare_success(groups) == pytest.approx(1 / 3)
+    large = sampled_groups([Draw(row, row) for row in range(3)], [1, 2, 3], size=16)
+    assert [is_rare_success(group) for group in large] == [True, True, False]
+    assert math.isnan(frac_rare_success(groups[:1]))
+    # Partial credit alone is no success.
+    rewards = [[0.5], [0.0], [0.0], [0.0]]
+    (partial,) = GroupJudge(filter_column=0).judge([Draw(0, 0)], rewards, [RowFacts(1, 1, 0)] * 4)
+    assert partial.verdict.value == "informative"
+    assert not is_rare_success(partial)
