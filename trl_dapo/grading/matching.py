@@ -1,0 +1,682 @@
+r"""Whether two answers are the same, by what they are made of.
+
+Lists, tuples, sets, equations, units, choices and words are compared here. Whether two expressions are equal is asked of a
+[`Judge`]: of exact arithmetic first, which is at once done and may not know, and of computer algebra in a worker process.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Protocol
+
+from .nodes import (
+    Apply,
+    Bracket,
+    Choice,
+    Clock,
+    Given,
+    Listing,
+    Matrix,
+    Name,
+    Node,
+    Number,
+    Phrase,
+    Quantity,
+    Relation,
+    SetBuilder,
+    Words,
+    replaced,
+    walk,
+)
+from .vocabulary import HARMLESS_WORDS
+
+
+DEGREE = Name("°")
+_REALS = Name("\\mathbb{R}")
+_MAX_ITEMS = 40
+_EQUALS = ("=", "\\approx", "\\equiv")
+_FLIPPED = {">": "<", "\\ge": "\\le"}
+_INEQUALITIES = ("<", ">", "\\le", "\\ge", "\\ne")
+_CONSTANTS = ("C", "c", "K", "k", "C_1", "const", "constant", "A", "D")
+
+
+class Judge(Protocol):
+    """Who decides about expressions."""
+
+    def equal(self, gold: Node, answer: Node) -> bool:
+        """Whether two expressions have the same value, for all values of their variables."""
+
+    def close(self, exact: Node, approximation: Node) -> bool:
+        """Whether a decimal is a number, rounded or cut."""
+
+    def proportional(self, gold: Node, answer: Node, only_positive: bool) -> bool:
+        """Whether one expression is the other times a constant that is not zero, and positive if it must be."""
+
+    def same_set(self, gold: Node, answer: Node, variable: str | None) -> bool:
+        """Whether two sets of real numbers, or inequalities in one variable, are the same set."""
+
+
+def same(gold: Node, answer: Node, judge: Judge) -> bool:
+    r"""
+    Whether two answers are the same.
+
+    Args:
+        gold (`Node`):
+            The gold answer.
+        answer (`Node`):
+            The other.
+        judge (`Judge`):
+            Who decides about expressions; what it raises is passed on.
+
+    Returns:
+        `bool`: Whether they are the same.
+    """
+    return _Comparison(judge).same(_plain(gold), _plain(answer))
+
+
+def is_listing(node: Node) -> bool:
+    r"""
+    Whether an answer consists of several: `2, 3`, `\{2, 3\}` or `x = \pm 2`.
+
+    Example:
+
+    >>> is_listing(Listing((Name("a"), Name("b")))), is_listing(Name("a"))
+    (True, False)
+    """
+    node = _plain(node)
+    return isinstance(node, Listing) or (isinstance(node, Bracket) and node.opening == "{" and len(node.items) > 1)
+
+
+def _plain(node: Node) -> Node:
+    r"""Write `\pm` as a list, and what says the same in two ways in one."""
+    if (
+        isinstance(node, Relation)
+        and len(node.sides) == 2
+        and node.operators == ("\\in",)
+        and _is_variable(node.sides[0])
+    ):
+        return _plain(node.sides[1])
+    if isinstance(node, SetBuilder):
+        return _plain_builder(node)
+    if (
+        isinstance(node, Relation)
+        and node.operators == ("=",)
+        and all(isinstance(side, Bracket) for side in node.sides)
+    ):
+        names, values = (side.items for side in node.sides)  # type: ignore[union-attr]
+        if len(names) == len(values) > 1 and all(map(_is_variable, names)):
+            return Listing(tuple(Relation(("=",), pair) for pair in zip(names, values, strict=True)))
+    if isinstance(node, Matrix) and 1 in (len(node.rows), len(node.rows[0])) and node.kind == "pmatrix":
+        return node
+    if isinstance(node, Quantity):
+        value = _plain(node.value)
+        if isinstance(value, Listing):
+            return Listing(tuple(Quantity(item, node.unit) for item in value.items), value.joiner)
+        if isinstance(value, Relation) and value.operators[-1] in _EQUALS:
+            return Relation(value.operators, (*value.sides[:-1], Quantity(value.sides[-1], node.unit)))
+        return Quantity(value, node.unit)
+    if isinstance(node, Given):
+        return Given(_plain(node.value), node.remark)
+    if isinstance(node, Listing | Bracket):
+        items: list[Node] = []
+        for item in node.items:
+            plain = _plain(item)
+            is_open = isinstance(node, Listing) or node.opening == "{"
+            items += plain.items if is_open and isinstance(plain, Listing) and plain is not item else (plain,)
+        if isinstance(node, Bracket):
+            return Bracket(node.opening, node.closing, tuple(items))
+        return _plain_listing(items, node.joiner)
+    if _has_sign_pair(node):
+        return Listing(tuple(_plain(_signed(node, sign)) for sign in (1, -1)), "or")
+    return node
+
+
+def _plain_listing(items: list[Node], joiner: str) -> Node:
+    # `x = 2, 3` says twice what x is; `(x, y) = (1, 2)` says two things at once.
+    first = items[0]
+    is_solved = isinstance(first, Relation) and first.operators == ("=",) and _is_variable(first.sides[0])
+    if is_solved and not any(isinstance(item, Relation) for item in items[1:]):
+        items = [first, *(Relation(("=",), (first.sides[0], item)) for item in items[1:])]  # type: ignore[union-attr]
+    return Listing(tuple(items), joiner) if len(items) != 1 else items[0]
+
+
+def _plain_builder(node: SetBuilder) -> Node:
+    variable = node.variable
+    if isinstance(variable, Relation) and variable.operators == ("\\in",) and variable.sides[1] == _REALS:
+        variable = variable.sides[0]
+    condition = _plain(node.condition)
+    if isinstance(variable, Name) and any(part == variable for part in walk(condition)):
+        if isinstance(condition, Listing) and condition.joiner == ",":
+            condition = Listing(condition.items, "and")
+        return condition
+    return SetBuilder(variable, condition)
+
+
+def _has_sign_pair(node: Node) -> bool:
+    return any(isinstance(part, Apply) and part.head in ("pm", "mp") for part in walk(node))
+
+
+def _signed(node: Node, sign: int) -> Node:
+    choices = {
+        part: part.args[0] if (part.head == "pm") == (sign == 1) else Apply("neg", part.args)
+        for part in walk(node)
+        if isinstance(part, Apply) and part.head in ("pm", "mp")
+    }
+    while choices and _has_sign_pair(node):
+        node = replaced(node, choices)  # type: ignore[arg-type]
+        choices = {
+            part: part.args[0] if (part.head == "pm") == (sign == 1) else Apply("neg", part.args)
+            for part in walk(node)
+            if isinstance(part, Apply) and part.head in ("pm", "mp")
+        }
+    return node
+
+
+def _is_variable(node: Node) -> bool:
+    return (
+        isinstance(node, Name) and node.text not in ("\\pi", "e", "i", "\\infty", "°") and "\\mathbb" not in node.text
+    )
+
+
+def _is_target(node: Node) -> bool:
+    """Whether a side of an equation names what the other is the value of."""
+    return _is_variable(node) or (isinstance(node, Apply) and node.head == "call")
+
+
+class _Comparison:
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+
+    def same(self, gold: Node, answer: Node) -> bool:
+        for kind, compare in self._kinds():
+            if isinstance(gold, kind) or isinstance(answer, kind):
+                return compare(gold, answer)
+        return self._same_expressions(gold, answer)
+
+    def _kinds(self) -> Sequence[tuple[type, Callable[[Node, Node], bool]]]:
+        return (
+            (Given, self._same_given),
+            (Choice, self._same_choices),
+            (Clock, self._same_clocks),
+            (Phrase, self._same_phrases),
+            (Listing, self._same_listings),
+            (Relation, self._same_relations),
+            (Quantity, self._same_quantities),
+            (SetBuilder, self._same_builders),
+            (Matrix, self._same_matrices),
+            (Bracket, self._same_brackets),
+            (Words, lambda gold, answer: gold == answer),
+        )
+
+    # Remarks, choices, words.
+
+    def _same_given(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, Given) and isinstance(answer, Given):
+            golds, answers = _parameters(gold.remark), _parameters(answer.remark)
+            if len(golds) == len(answers) == 1 and golds != answers:
+                renaming: dict[Node, Node] = {answers[0]: golds[0]}
+                if golds[0] not in set(walk(answer)):
+                    answer = Given(replaced(answer.value, renaming), replaced(answer.remark, renaming))  # type: ignore[arg-type]
+            is_same = self.same(gold.value, answer.value)
+            if not is_same or (_is_harmless(gold.remark) and _is_harmless(answer.remark)):
+                return is_same
+            return self.same(gold.remark, answer.remark)
+        remark = gold.remark if isinstance(gold, Given) else answer.remark if isinstance(answer, Given) else Phrase(())
+        values = [side.value if isinstance(side, Given) else side for side in (gold, answer)]
+        return _is_harmless(remark) and self.same(*values)
+
+    def _same_choices(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, Choice) and isinstance(answer, Choice):
+            return gold.letter == answer.letter and self._same_contents(gold.content, answer.content)
+        letter, content, other = (
+            (gold.letter, gold.content, answer) if isinstance(gold, Choice) else (answer.letter, answer.content, gold)  # type: ignore[union-attr]
+        )
+        if isinstance(other, Name) and len(other.text) == 1 and other.text.isupper():
+            return other.text == letter
+        return self.same(content, other) if isinstance(gold, Choice) else self.same(other, content)
+
+    def _same_contents(self, gold: Node, answer: Node) -> bool:
+        # The letters agree. Wordings may differ, but mathematics must agree too.
+        if any(isinstance(side, Words | Phrase) for side in (gold, answer)):
+            numbers = [[part for part in walk(side) if isinstance(part, Number)] for side in (gold, answer)]
+            return numbers[0] == numbers[1] or not numbers[0] or not numbers[1]
+        return self.same(gold, answer)
+
+    def _same_clocks(self, gold: Node, answer: Node) -> bool:
+        if not (isinstance(gold, Clock) and isinstance(answer, Clock)):
+            return False
+        if gold.is_half == answer.is_half:
+            return gold.minutes == answer.minutes
+        return (gold.minutes - answer.minutes) % 720 == 0
+
+    def _same_phrases(self, gold: Node, answer: Node) -> bool:
+        if not (isinstance(gold, Phrase) and isinstance(answer, Phrase)):
+            return False
+        return len(gold.parts) == len(answer.parts) and all(map(self.same, gold.parts, answer.parts))
+
+    # Lists.
+
+    def _same_listings(self, gold: Node, answer: Node) -> bool:
+        if any(isinstance(side, Listing) and len(side.items) > _MAX_ITEMS for side in (gold, answer)):
+            return gold == answer
+        for first, second in ((gold, answer), (answer, gold)):
+            if (letters := _letters(first)) is not None and isinstance(first, Listing):
+                others = _letters(second)
+                if others is not None:
+                    return sorted(letters) == sorted(others) and (
+                        isinstance(second, Listing) or others == sorted(others)
+                    )
+        variables = [_solved_variables(side) for side in (gold, answer)]
+        if all(variables) and set(variables[0]) == set(variables[1]) and len(variables[0]) > 1:
+            return self._same_assignments(gold, answer)
+        for side, names, is_gold in ((gold, variables[0], True), (answer, variables[1], False)):
+            other = answer if is_gold else gold
+            if names and len(set(names)) == len(names) > 1 and not isinstance(other, Relation):
+                return self._same_as_values(side, other, is_gold)  # type: ignore[arg-type]
+        if _is_about_set(gold) or _is_about_set(answer):
+            variable = self._common_variable(gold, answer)
+            if variable is not None:
+                return self.judge.same_set(gold, answer, variable)
+        golds, answers = (_solutions(side) for side in (gold, answer))
+        if golds is None or answers is None or len(golds) != len(answers):
+            return False
+        return self._same_unordered(golds, answers)
+
+    def _same_unordered(self, golds: Sequence[Node], answers: Sequence[Node]) -> bool:
+        rest = list(answers)
+        for gold in golds:
+            place = next((place for place, answer in enumerate(rest) if self.same(gold, answer)), None)
+            if place is None:
+                return False
+            del rest[place]
+        return not rest
+
+    def _same_assignments(self, gold: Node, answer: Node) -> bool:
+        assert isinstance(gold, Listing)
+        assert isinstance(answer, Listing)
+        return len(gold.items) == len(answer.items) and self._same_unordered(gold.items, answer.items)
+
+    def _same_as_values(self, assignments: Listing, other: Node, is_gold: bool) -> bool:
+        """Compare `x = 1, y = 2` with `(1, 2)`: the values in the order of the names."""
+        ordered = sorted(assignments.items, key=lambda item: item.sides[0].text)  # type: ignore[union-attr]
+        values = [_value_of(item) for item in ordered]
+        if isinstance(other, Matrix):
+            other = _vector(other) or other
+        is_vector = isinstance(other, Bracket) and other.opening in "(<" and other.closing in ")>"
+        if not is_vector and not (
+            isinstance(other, Listing) and not any(isinstance(i, Relation) for i in other.items)
+        ):
+            return False
+        others = other.items  # type: ignore[union-attr]
+        if len(others) != len(values):
+            return False
+        return all(
+            self.same(*((value, item) if is_gold else (item, value)))
+            for value, item in zip(values, others, strict=True)
+        )
+
+    def _common_variable(self, gold: Node, answer: Node) -> str | None:
+        names = {part.text for side in (gold, answer) for part in walk(side) if _is_variable(part)}  # type: ignore[union-attr]
+        return names.pop() if len(names) == 1 else "" if not names else None
+
+    # Equations and inequalities.
+
+    def _same_relations(self, gold: Node, answer: Node) -> bool:
+        gold, answer = self._settled(gold), self._settled(answer)
+        if isinstance(gold, Relation) and isinstance(answer, Relation):
+            return self._same_two_relations(gold, answer)
+        if not isinstance(gold, Relation) and not isinstance(answer, Relation):
+            return self.same(gold, answer)
+        relation, other, is_gold = (gold, answer, True) if isinstance(gold, Relation) else (answer, gold, False)
+        assert isinstance(relation, Relation)
+        if _is_equation(relation):
+            value = self._value(relation, other)
+            if value is None:
+                return False
+            return self.same(value, other) if is_gold else self.same(other, value)
+        if all(operator in _INEQUALITIES for operator in relation.operators) and _is_set(other):
+            variable = self._common_variable(gold, answer)
+            return variable is not None and self.judge.same_set(gold, answer, variable)
+        return False
+
+    def _settled(self, node: Node) -> Node:
+        r"""Take `\approx 0.577` off an exact value that it rounds, and the value from an equation of numbers."""
+        if not isinstance(node, Relation) or not _is_equation(node):
+            return node
+        exact = [node.sides[0]]
+        for operator, side in zip(node.operators, node.sides[1:], strict=True):
+            if operator != "\\approx" or not _is_constant(exact[-1]):
+                exact.append(side)
+            elif not self.judge.close(exact[-1], side):
+                return Words("a wrong approximation")
+        if len(exact) == 1:
+            return exact[0]
+        if all(map(_is_constant, exact)):
+            if not all(self.same(exact[-1], side) for side in exact[:-1]):
+                return Words("a wrong equation")
+            return exact[-1]
+        return Relation(("=",) * (len(exact) - 1), tuple(exact))
+
+    def _value(self, relation: Relation, other: Node) -> Node | None:
+        """What an equation says that something is: of `x = 5` the 5, and of `m + n = 10` the 10."""
+        sides = relation.sides
+        if _is_target(sides[0]) or (_is_sum_of_names(sides[0]) and _is_constant(sides[-1])):
+            value = sides[-1]
+        elif _is_target(sides[-1]) and len(sides) == 2:
+            value = sides[0]
+        elif isinstance(sides[0], Bracket) and isinstance(sides[-1], Bracket) and len(sides) == 2:
+            value = sides[-1]
+        else:
+            return None
+        if any(not self.same(value, side) for side in sides[1:-1]):
+            return None
+        return None if sides[0] in set(walk(value)) and sides[0] != value and _is_target(sides[0]) else value
+
+    def _same_two_relations(self, gold: Relation, answer: Relation) -> bool:
+        if _is_equation(gold) and _is_equation(answer):
+            return self._same_equations(gold, answer)
+        if all(o in _INEQUALITIES for relation in (gold, answer) for o in relation.operators):
+            variable = self._common_variable(gold, answer)
+            if variable:
+                return self.judge.same_set(gold, answer, variable)
+            return self._same_inequalities(_ascending(gold), _ascending(answer))
+        return gold.operators == answer.operators and all(map(self.same, gold.sides, answer.sides))
+
+    def _same_equations(self, gold: Relation, answer: Relation) -> bool:
+        if len(gold.sides) != len(answer.sides):
+            # `x = 2 + 3 = 5` and `x = 5`.
+            if gold.sides[0] == answer.sides[0] and _is_target(gold.sides[0]):
+                values = [self._value(side, Words("")) for side in (gold, answer)]
+                return values[0] is not None and values[1] is not None and self.same(values[0], values[1])
+            return False
+        if len(gold.sides) > 2:
+            return all(map(self.same, gold.sides, answer.sides))
+        pairs = [(relation.sides[0], relation.sides[1]) for relation in (gold, answer)]
+        for place in (0, 1):
+            if not _is_target(pairs[place][0]) and _is_target(pairs[place][1]):
+                pairs[place] = (pairs[place][1], pairs[place][0])
+        (gold_left, gold_right), (answer_left, answer_right) = pairs
+        if gold_left == answer_left:
+            return self.same(gold_right, answer_right)
+        if any(isinstance(side, Bracket | Words | Quantity | Matrix | Listing) for pair in pairs for side in pair):
+            return self.same(gold_left, answer_left) and self.same(gold_right, answer_right)
+        if _is_target(gold_left) and _is_target(answer_left):
+            functions = [side for side in (gold_left, answer_left) if isinstance(side, Apply)]
+            if len(functions) == 1 and Name("y") in (gold_left, answer_left):
+                return self.same(gold_right, answer_right)
+            if len(functions) or (_is_constant(gold_right) and _is_constant(answer_right)):
+                return False
+        differences = [Apply("+", (left, Apply("neg", (right,)))) for left, right in pairs]
+        return self.judge.proportional(differences[0], differences[1], only_positive=False)
+
+    def _same_inequalities(self, gold: Relation, answer: Relation) -> bool:
+        if gold.operators != answer.operators:
+            return False
+        if all(map(lambda left, right: left == right, gold.sides, answer.sides)):
+            return True
+        if len(gold.sides) > 2:
+            return all(map(self.same, gold.sides, answer.sides))
+        differences = [Apply("+", (side.sides[1], Apply("neg", (side.sides[0],)))) for side in (gold, answer)]
+        return self.judge.proportional(differences[0], differences[1], only_positive=gold.operators != ("\\ne",))
+
+    # Units.
+
+    def _same_quantities(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, Quantity) and isinstance(answer, Quantity):
+            if not gold.unit.is_comparable(answer.unit):
+                return False
+            if gold.unit.factor == answer.unit.factor or not (gold.unit.powers and answer.unit.powers):
+                return self.same(gold.value, answer.value)
+            scale = gold.unit.factor / answer.unit.factor
+            return self.same(Apply("*", (gold.value, Number(scale))), answer.value)
+        values = [side.value if isinstance(side, Quantity) else side for side in (gold, answer)]
+        if any(isinstance(value, Words | Bracket) for value in values):
+            return False
+        return self.same(*values)
+
+    # Sets, tuples, intervals, matrices.
+
+    def _same_builders(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, SetBuilder) and isinstance(answer, SetBuilder):
+            return self.same(gold.variable, answer.variable) and self.same(gold.condition, answer.condition)
+        return False
+
+    def _same_matrices(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+            shapes = [(len(side.rows), len(side.rows[0])) for side in (gold, answer)]
+            rows = zip(gold.rows, answer.rows, strict=False)
+            return (
+                shapes[0] == shapes[1]
+                and gold.kind == answer.kind
+                and all(self.same(left, right) for row, other in rows for left, right in zip(row, other, strict=True))
+            )
+        vectors = [_vector(side) if isinstance(side, Matrix) else side for side in (gold, answer)]
+        if isinstance(vectors[0], Bracket) and isinstance(vectors[1], Bracket):
+            return self._same_brackets(vectors[0], vectors[1])
+        if any(isinstance(side, Matrix) and side.kind == "vmatrix" for side in (gold, answer)):
+            return self._same_expressions(gold, answer)
+        return False
+
+    def _same_brackets(self, gold: Node, answer: Node) -> bool:
+        if isinstance(gold, Bracket) and isinstance(answer, Bracket):
+            if gold.opening == answer.opening == "{":
+                return self._same_sets(gold, answer)
+            kinds = [
+                "(" * (side.opening != "{") if len(side.items) != 2 else side.opening + side.closing
+                for side in (gold, answer)
+            ]
+            if kinds[0] != kinds[1] or len(gold.items) != len(answer.items):
+                return False
+            return all(map(self.same, gold.items, answer.items))
+        bracket, other = (gold, answer) if isinstance(gold, Bracket) else (answer, gold)
+        if _is_set(other):
+            return self.judge.same_set(gold, answer, "")
+        assert isinstance(bracket, Bracket)
+        if bracket.opening == "{" and len(bracket.items) == 1 and not isinstance(other, Words):
+            return self.same(*((bracket.items[0], other) if bracket is gold else (other, bracket.items[0])))
+        return False
+
+    def _same_sets(self, gold: Bracket, answer: Bracket) -> bool:
+        golds, answers = gold.items, answer.items
+        if max(len(golds), len(answers)) > _MAX_ITEMS:
+            return gold == answer
+        return all(any(self.same(item, other) for other in answers) for item in golds) and all(
+            any(self.same(other, item) for other in golds) for item in answers
+        )
+
+    # Expressions.
+
+    def _same_expressions(self, gold: Node, answer: Node) -> bool:
+        if _is_set(gold) or _is_set(answer):
+            return gold == answer or (_is_set(gold) and _is_set(answer) and self.judge.same_set(gold, answer, ""))
+        letters = [_letters(side) for side in (gold, answer)]
+        if letters[0] is not None and letters[1] is not None:
+            return letters[0] == letters[1]
+        heads = [side.head if isinstance(side, Apply) else "" for side in (gold, answer)]
+        if "base" in heads:
+            return _same_based(gold, answer)
+        if "ratio" in heads:
+            return self._same_ratios(gold, answer)
+        if "pmod" in heads:
+            return heads[0] == heads[1] and all(map(self.same, gold.args, answer.args))  # type: ignore[union-attr]
+        if "%" in heads:
+            return self._same_percentages(gold, answer)
+        gold, answer = _with_one_constant(gold, answer)
+        has_degrees = [DEGREE in set(walk(side)) for side in (gold, answer)]
+        if has_degrees[0] != has_degrees[1]:
+            # One side leaves the sign out, or is in radians.
+            bare = [replaced(side, {DEGREE: Number(Fraction(1))}) for side in (gold, answer)]
+            if self.judge.equal(bare[0], bare[1]):
+                return True
+        return self.judge.equal(gold, answer)
+
+    def _same_percentages(self, gold: Node, answer: Node) -> bool:
+        heads = [side.head if isinstance(side, Apply) else "" for side in (gold, answer)]
+        bare = [side.args[0] if head == "%" else side for side, head in zip((gold, answer), heads, strict=True)]  # type: ignore[union-attr]
+        if heads[0] == heads[1]:
+            return self.same(bare[0], bare[1])
+        # `50%` is one half, and many golds leave the sign out.
+        return self.same(bare[0], bare[1]) or self.judge.equal(gold, answer)
+
+    def _same_ratios(self, gold: Node, answer: Node) -> bool:
+        sides = [side.args if isinstance(side, Apply) and side.head == "ratio" else None for side in (gold, answer)]
+        if sides[0] is None or sides[1] is None:
+            ratio, other = (sides[0], answer) if sides[0] is not None else (sides[1], gold)
+            is_fraction = isinstance(other, Number) and not other.is_decimal and other.value.denominator > 1
+            is_fraction |= isinstance(other, Apply) and other.head == "/"
+            assert ratio is not None
+            return is_fraction and len(ratio) == 2 and self.judge.equal(Apply("/", ratio), other)
+        if len(sides[0]) != len(sides[1]):
+            return False
+        return all(
+            self.judge.equal(Apply("*", (sides[0][0], right)), Apply("*", (left, sides[1][0])))
+            for left, right in zip(sides[0][1:], sides[1][1:], strict=True)
+        )
+
+
+def _same_based(gold: Node, answer: Node) -> bool:
+    """Compare `1011_2` with `1011_{2}` and `1011`."""
+    sides = []
+    for side in (gold, answer):
+        if isinstance(side, Apply) and side.head == "base" and isinstance(side.args[0], Words):
+            assert isinstance(side.args[1], Number)
+            sides.append((side.args[0].text, int(side.args[1].value)))
+        elif isinstance(side, Number) and side.value.denominator == 1:
+            sides.append((str(side.value), 0))
+        else:
+            return False
+    (left, left_base), (right, right_base) = sides
+    if left_base and right_base:
+        return int(left, left_base) == int(right, right_base)
+    return left.lstrip("0") == right.lstrip("0")
+
+
+def _letters(node: Node) -> list[str] | None:
+    """Return the letters of `ABD`, or of `A, B and D`; `None` for anything else."""
+    if isinstance(node, Apply) and node.head == "*":
+        items: tuple[Node, ...] = node.args
+    elif isinstance(node, Listing):
+        items = node.items
+    else:
+        return None
+    letters = [item.text for item in items if isinstance(item, Name) and len(item.text) == 1 and item.text.isupper()]
+    return letters if len(letters) == len(items) > 1 else None
+
+
+def _solved_variables(node: Node) -> list[Node]:
+    """Return what the equations of a list are solved for, in order; none if it is no list of such equations."""
+    if not isinstance(node, Listing):
+        return []
+    variables: list[Node] = [
+        item.sides[0]
+        for item in node.items
+        if isinstance(item, Relation)
+        and _is_equation(item)
+        and isinstance(item.sides[0], Name)
+        and _is_target(item.sides[0])
+    ]
+    return variables if len(variables) == len(node.items) else []
+
+
+def _value_of(node: Node) -> Node:
+    return node.sides[-1] if isinstance(node, Relation) else node
+
+
+def _solutions(node: Node) -> Sequence[Node] | None:
+    """Return the items of a list or set, without `x =` where all are values of one variable."""
+    if isinstance(node, Bracket):
+        return node.items if node.opening == "{" else None
+    if not isinstance(node, Listing):
+        return None
+    variables = _solved_variables(node)
+    if variables and len(set(variables)) == 1:
+        return [_value_of(item) for item in node.items]
+    return node.items
+
+
+def _is_about_set(node: Node) -> bool:
+    """Whether a list is one of inequalities, or an answer is an interval or a union."""
+    if isinstance(node, Listing):
+        return any(isinstance(item, Relation) and not _is_equation(item) for item in node.items)
+    return _is_set(node)
+
+
+def _is_set(node: Node) -> bool:
+    r"""Whether it is a set of real numbers by its form: a union, an interval with an infinite end, `\mathbb{R}`."""
+    if isinstance(node, Apply):
+        return node.head in ("cup", "cap", "setminus")
+    if isinstance(node, Bracket):
+        return len(node.items) == 2 and node.opening in ("(", "[")
+    return isinstance(node, Name) and node.text.startswith("\\mathbb")
+
+
+def _is_equation(relation: Relation) -> bool:
+    return all(operator in ("=", "\\approx") for operator in relation.operators)
+
+
+def _is_constant(node: Node) -> bool:
+    return not any(
+        _is_variable(part) or isinstance(part, Words | Phrase) or (isinstance(part, Apply) and part.head == "call")
+        for part in walk(node)
+    )
+
+
+def _is_sum_of_names(node: Node) -> bool:
+    """Whether it is like `m + n` or `AB`: what a question asks the value of, and no equation to be solved."""
+    if isinstance(node, Apply) and node.head == "abs":
+        return _is_sum_of_names(node.args[0]) or _is_variable(node.args[0])
+    is_sum = isinstance(node, Apply) and node.head == "+" and len(set(node.args)) == len(node.args)
+    return (is_sum and all(map(_is_variable, node.args))) or (  # type: ignore[union-attr]
+        isinstance(node, Apply) and _letters(node) is not None
+    )
+
+
+def _ascending(relation: Relation) -> Relation:
+    if all(operator in _FLIPPED for operator in relation.operators):
+        return Relation(tuple(_FLIPPED[o] for o in reversed(relation.operators)), relation.sides[::-1])
+    return relation
+
+
+def _vector(matrix: Matrix) -> Bracket | None:
+    if 1 not in (len(matrix.rows), len(matrix.rows[0])) or matrix.kind != "pmatrix":
+        return None
+    return Bracket("(", ")", tuple(entry for row in matrix.rows for entry in row))
+
+
+def _parameters(remark: Phrase) -> list[Node]:
+    found: set[Node] = {part for part in walk(remark) if _is_variable(part)}
+    return sorted(found, key=str)
+
+
+def _is_harmless(remark: Phrase) -> bool:
+    """Whether a remark says of variables only in which of the usual sets they are."""
+    for part in remark.parts:
+        if isinstance(part, Words) and set(part.text.split()) <= HARMLESS_WORDS:
+            continue
+        if isinstance(part, Name):
+            continue
+        if isinstance(part, Relation) and part.operators == ("\\in",) and isinstance(part.sides[1], Name):
+            continue
+        if isinstance(part, Listing) and all(_is_harmless(Phrase((item,))) for item in part.items):
+            continue
+        return False
+    return True
+
+
+def _with_one_constant(gold: Node, answer: Node) -> tuple[Node, Node]:
+    """Give the constants of integration of `x^2 + C` and `x^2 + K` one name."""
+    constants = [_added_constant(side) for side in (gold, answer)]
+    if constants[0] is None or constants[1] is None or constants[0] == constants[1]:
+        return gold, answer
+    if constants[0] in set(walk(answer)) or constants[1] in set(walk(gold)):
+        return gold, answer
+    return gold, replaced(answer, {constants[1]: constants[0]})
+
+
+def _added_constant(node: Node) -> Node | None:
+    if not isinstance(node, Apply) or node.head != "+" or not any(_is_variable(part) for part in walk(node)):
+        return None
+    found = [arg for arg in node.args if isinstance(arg, Name) and arg.text in _CONSTANTS]
+    if len(found) != 1 or sum(part == found[0] for part in walk(node)) != 1:
+        return None
+    others = {part for part in walk(node) if _is_variable(part)} - {found[0]}
+    return found[0] if others else None
