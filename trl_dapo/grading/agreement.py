@@ -199,8 +199,10 @@ def _expressions_agree(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     points = _POINTS + _FAR_POINTS if gold.has(*_STEPS) or answer.has(*_STEPS) else _POINTS
     is_same = _agree_at_points(gold, answer, names, points)
     if not is_same and all(name.name in _WHOLE_NAMES for name in names) and _alternates(gold - answer):
+        # Of both parities, in all combinations.
         points = [
-            [sympy.Integer(start + 2 * place) for place in range(len(names))] for start in range(1, NUM_WHOLE_POINTS)
+            [sympy.Integer(start * (place + 1) + place) for place in range(len(names))]
+            for start in range(1, NUM_WHOLE_POINTS)
         ]
         return _agree_at_points(gold, answer, names, points)
     return is_same

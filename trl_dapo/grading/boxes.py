@@ -54,6 +54,8 @@ def usable(candidate: str) -> str | None:
     >>> usable(r" $\boxed{\frac12}$. "), usable("**")
     ('\\frac12', None)
     """
+    if candidate.isalnum():
+        return candidate
     answer = strip_delimiters(candidate)
     if match := _WHOLE_BOX.fullmatch(answer):
         answer = strip_delimiters(match[1])
@@ -88,7 +90,13 @@ def boxed_answers(text: str) -> Iterator[Declared]:
 def _box_spans(text: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     end, num_seen = len(text), 0
-    while num_seen < MAX_BOXES and (start := max(text.rfind(command, 0, end) for command in _COMMANDS)) >= 0:
+    while (
+        num_seen < MAX_BOXES
+        and (
+            start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end), text.rfind("\\framebox", 0, end))
+        )
+        >= 0
+    ):
         span = _box_span(text, start)
         if span[1] >= 0:
             spans.append(span)

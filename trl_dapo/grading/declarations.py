@@ -35,12 +35,15 @@ _DECLARATION = re.compile(
     r"|(?P<heading>^[ \t]{0,8}(?:#{1,6}[ \t]{0,4}|\*\*[ \t]{0,4})?(?:the\s)?(?:final\s|my\s)?(?:answer|result|solution)"
     r"[ \t*_.]{0,8}\n[\s*]{0,16})"
     rf"|(?P<short>^[ \t]{{0,8}}(?:\*\*)?A(?:\*\*)?{_COLON}(?:\*\*)?[ \t]{{0,8}})"
+    r"|(?P<choice>(?:\b(?:option|choice|answer)\s{1,4})?\*{0,2}(?<![\w(])\(?(?-i:[A-J])\)?\*{0,2}\s{1,4}is\s{1,4}(?:the\s{1,4})?"
+    r"(?:correct|right)(?:\s{1,4}(?:answer|option|choice))?)"
     rf"|(?P<phrase>\b(?:{_NOUN}|option|choice)\b{_FEW_WORDS.format('is|are|equals', 9)}\s{{1,4}}{COPULA}\b[\s:*]{{0,16}})"
     rf"|(?P<foreign>\b{_OTHER_NOUN}\b{_FEW_WORDS.format('est|ist|es|lautet', 6)}\s{{1,4}}{_OTHER_COPULA}(?=\s)[\s:*]{{0,16}})"
     r"|(?P<eastern>(?:答案|结果|結果)(?:应该|應該|就|應|应)?(?:是|为|為|等于|等於)\s{0,8}"
     rf"|故?(?:选择|选|選)\s{{0,4}}{_COLON}?\s{{0,4}}(?=[A-Z])|答えは\s{{0,4}}、?\s{{0,4}}|(?:정답|답)(?:은|는)\s{{0,4}})",
     re.IGNORECASE | re.MULTILINE,
 )
+_LETTER = re.compile(r"(?-i:[A-J])(?=\)?\*{0,2}\s)")
 _ANY_TAG = re.compile(_TAG, re.IGNORECASE)
 _HYPOTHESIS = re.compile(
     r"\b(?:if|suppose|assume|assuming|whether|unless|check|verify|confirm)\b[^.!?\n]{0,60}$", re.IGNORECASE
@@ -89,6 +92,9 @@ def last_declared(text: str, box: Declared | None) -> Declared | None:
 def _answer_at(text: str, match: re.Match[str], limit: int) -> str | None:
     """Read the answer behind a declaration; it ends where the next declaration begins."""
     start, kind = match.end(), match.lastgroup
+    if kind == "choice":
+        letter = _LETTER.search(match[0])
+        return None if letter is None else letter[0]
     if kind == "tag":
         closing = _ANY_TAG.search(text, start)
         return _answer_of_region(text[start : closing.start() if closing else len(text)], is_last=True)

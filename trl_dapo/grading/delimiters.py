@@ -8,6 +8,7 @@ _END_MARK = re.compile(
     r"(?<=\S)[\s$]*(?:\\(?:blacksquare|square|Box|qed|checkmark)(?![a-zA-Z])[\s$]*"
     "|[\u220e\u25a0\u25a1\u25fb\u25fc\u2705\u2713\u2714\u2611\u2728\u2b50\U0001f389\U0001f44d\U0001f4af\U0001f60a\ufe0f]\\s*)+$"
 )
+_BOLD = re.compile(r"(?<![\w*)\]}])\*\*([^*\n]+?)\*\*(?![\w*(\\{])")
 _BARE_DOLLAR = re.compile(r"(?<!\\)\$")
 
 
@@ -24,6 +25,8 @@ def strip_delimiters(text: str) -> str:
         text = text[: match.start()]
         # A dollar sign before the mark may have closed a formula.
         text += "$" * (text.count("$") % 2)
+    if "**" in text:
+        text = _BOLD.sub(r"\1", text)
     # Four layers are more than any answer has; a bound keeps hostile nesting linear.
     for _ in range(4):
         before = text

@@ -5,7 +5,7 @@ from typing import Any
 
 import sympy
 
-from .nodes import Apply, Bracket, Listing, Matrix, Name, Node, Number, Quantity, Relation
+from .nodes import Apply, Bracket, Listing, Matrix, Name, Node, Number, Quantity, Relation, replaced
 
 
 class NotAnExpressionError(Exception):
@@ -110,13 +110,12 @@ def _with_bound_variable(node: Apply, log_base: Any) -> Any:
         name = sympy.Symbol(variable.text, real=True)
         return sympy.limit(expression(body, log_base), name, expression(start, log_base))
     name = sympy.Symbol(variable.text, integer=True) if node.head != "int" else sympy.Symbol(variable.text, real=True)
-    bound = sympy.Symbol(variable.text, real=True)
+    bound = Name(f"bound {variable.text}")
     limits = (name, expression(start, log_base), expression(rest[0], log_base))
     made = {"sum": sympy.Sum, "prod": sympy.Product, "int": sympy.Integral}[node.head]
-    inside = expression(body, log_base)
-    if variable.text in _CONSTANTS:  # `i` as an index
-        inside = inside.subs(_CONSTANTS[variable.text], name)
-    return made(inside.subs(bound, name), limits)
+    # Under another name, as `i` and `e` would be constants.
+    inside = expression(replaced(body, {variable: bound}), log_base)
+    return made(inside.subs(sympy.Symbol(bound.text, real=True), name), limits)
 
 
 def real_set(node: Node, variable: str) -> Any:

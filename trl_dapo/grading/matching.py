@@ -6,6 +6,7 @@ Lists, tuples, sets, equations, units, choices and words are compared here. Whet
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Protocol
 
 from .nodes import (
@@ -27,6 +28,7 @@ from .nodes import (
     replaced,
     walk,
 )
+from .units import Unit
 from .vocabulary import HARMLESS_WORDS
 
 
@@ -36,6 +38,7 @@ _MAX_ITEMS = 40
 _EQUALS = ("=", "\\approx", "\\equiv")
 _FLIPPED = {">": "<", "\\ge": "\\le"}
 _INEQUALITIES = ("<", ">", "\\le", "\\ge", "\\ne")
+_UNIT_VECTORS = frozenset(mark + letter for mark in ("", "\\hat", "\\vec") for letter in "ijk")
 _CONSTANTS = ("C", "c", "K", "k", "C_1", "const", "constant", "A", "D")
 
 
@@ -131,12 +134,24 @@ def _plain(node: Node) -> Node:
 
 
 def _plain_listing(items: list[Node], joiner: str) -> Node:
+    quantities = [item for item in items if isinstance(item, Quantity)]
+    if joiner == "and" and len(quantities) == len(items) > 1 and _is_compound(quantities):
+        parts = [Apply("*", (item.value, Number(item.unit.factor))) for item in quantities]
+        unit = quantities[0].unit
+        return Quantity(Apply("+", tuple(parts)), Unit(Fraction(1), unit.powers, unit.labels))
     # `x = 2, 3` says twice what x is; `(x, y) = (1, 2)` says two things at once.
     first = items[0]
     is_solved = isinstance(first, Relation) and first.operators == ("=",) and _is_variable(first.sides[0])
     if is_solved and not any(isinstance(item, Relation) for item in items[1:]):
         items = [first, *(Relation(("=",), (first.sides[0], item)) for item in items[1:])]  # type: ignore[union-attr]
     return Listing(tuple(items), joiner) if len(items) != 1 else items[0]
+
+
+def _is_compound(quantities: list[Quantity]) -> bool:
+    """Whether quantities are parts of one, like `2 hours and 30 minutes`."""
+    units = [quantity.unit for quantity in quantities]
+    is_of_one_kind = bool(units[0].powers) and len({(unit.powers, unit.labels) for unit in units}) == 1
+    return is_of_one_kind and all(left.factor > right.factor for left, right in pairwise(units))
 
 
 def _plain_builder(node: SetBuilder) -> Node:
@@ -276,6 +291,11 @@ class _Comparison:
             variable = self._common_variable(gold, answer)
             if variable is not None:
                 return self.judge.same_set(gold, answer, variable)
+        if all(variables) and set(variables[0]) != set(variables[1]):
+            return False
+        if isinstance(answer, Listing) and answer.joiner == "or" and not isinstance(gold, Listing | Bracket):
+            # `1/2 or 0.5` says one thing twice.
+            return all(self.same(gold, item) for item in answer.items)
         golds, answers = (_solutions(side) for side in (gold, answer))
         if golds is None or answers is None or len(golds) != len(answers):
             return False
@@ -359,7 +379,7 @@ class _Comparison:
     def _value(self, relation: Relation, other: Node) -> Node | None:
         """What an equation says that something is: of `x = 5` the 5, and of `m + n = 10` the 10."""
         sides = relation.sides
-        if _is_target(sides[0]) or (_is_sum_of_names(sides[0]) and _is_constant(sides[-1])):
+        if _is_target(sides[0]) or (_is_asked_for(sides[0]) and _is_constant(sides[-1])):
             value = sides[-1]
         elif _is_target(sides[-1]) and len(sides) == 2:
             value = sides[0]
@@ -449,7 +469,7 @@ class _Comparison:
                 and gold.kind == answer.kind
                 and all(self.same(left, right) for row, other in rows for left, right in zip(row, other, strict=True))
             )
-        vectors = [_vector(side) if isinstance(side, Matrix) else side for side in (gold, answer)]
+        vectors = [_as_vector(side) for side in (gold, answer)]
         if isinstance(vectors[0], Bracket) and isinstance(vectors[1], Bracket):
             return self._same_brackets(vectors[0], vectors[1])
         if any(isinstance(side, Matrix) and side.kind == "vmatrix" for side in (gold, answer)):
@@ -468,6 +488,8 @@ class _Comparison:
                 return False
             return all(map(self.same, gold.items, answer.items))
         bracket, other = (gold, answer) if isinstance(gold, Bracket) else (answer, gold)
+        if (vector := _unit_vectors(other)) is not None:
+            return self._same_brackets(*((gold, vector) if bracket is gold else (vector, answer)))
         if _is_set(other):
             return self.judge.same_set(gold, answer, "")
         assert isinstance(bracket, Bracket)
@@ -620,14 +642,14 @@ def _is_constant(node: Node) -> bool:
     )
 
 
-def _is_sum_of_names(node: Node) -> bool:
-    """Whether it is like `m + n` or `AB`: what a question asks the value of, and no equation to be solved."""
-    if isinstance(node, Apply) and node.head == "abs":
-        return _is_sum_of_names(node.args[0]) or _is_variable(node.args[0])
-    is_sum = isinstance(node, Apply) and node.head == "+" and len(set(node.args)) == len(node.args)
-    return (is_sum and all(map(_is_variable, node.args))) or (  # type: ignore[union-attr]
-        isinstance(node, Apply) and _letters(node) is not None
-    )
+def _is_asked_for(node: Node) -> bool:
+    """Whether it is like `m + n`, `AB` or `\\sin A`: what a question asks the value of, and no equation to be solved."""
+    if len({part for part in walk(node) if _is_variable(part)}) > 1:
+        return True
+    if not isinstance(node, Apply) or len(node.args) != 1 or not isinstance(node.args[0], Name):
+        return False
+    is_angle = node.args[0].text.startswith("\\") or node.args[0].text.isupper()
+    return node.head == "abs" or (is_angle and node.head in ("sin", "cos", "tan", "cot"))
 
 
 def _ascending(relation: Relation) -> Relation:
@@ -640,6 +662,35 @@ def _vector(matrix: Matrix) -> Bracket | None:
     if 1 not in (len(matrix.rows), len(matrix.rows[0])) or matrix.kind != "pmatrix":
         return None
     return Bracket("(", ")", tuple(entry for row in matrix.rows for entry in row))
+
+
+def _as_vector(node: Node) -> Node:
+    if isinstance(node, Matrix):
+        return _vector(node) or node
+    if isinstance(node, Bracket) and node.opening in ("(", "["):
+        return Bracket("(", ")", node.items)
+    return _unit_vectors(node) or node
+
+
+def _unit_vectors(node: Node) -> Bracket | None:
+    r"""Read `2\mathbf{i} - \mathbf{j}` as `(2, -1)`; `None` for what is no sum of multiples of unit vectors."""
+    terms = node.args if isinstance(node, Apply) and node.head == "+" else (node,)
+    found: dict[int, Node] = {}
+    for term in terms:
+        is_negative = isinstance(term, Apply) and term.head == "neg"
+        bare = term.args[0] if isinstance(term, Apply) and is_negative else term
+        factors = bare.args if isinstance(bare, Apply) and bare.head == "*" else (bare,)
+        places = [
+            "ijk".index(name.text[-1]) for name in factors if isinstance(name, Name) and name.text in _UNIT_VECTORS
+        ]
+        if len(places) != 1 or places[0] in found:
+            return None
+        rest = tuple(name for name in factors if not (isinstance(name, Name) and name.text in _UNIT_VECTORS))
+        value: Node = Apply("*", rest) if len(rest) > 1 else rest[0] if rest else Number(Fraction(1))
+        found[places[0]] = Apply("neg", (value,)) if is_negative else value
+    if not found.keys() & {1, 2}:
+        return None  # `3 + 4i` and `4i` are complex numbers
+    return Bracket("(", ")", tuple(found.get(place, Number(Fraction(0))) for place in range(3 if 2 in found else 2)))
 
 
 def _parameters(remark: Phrase) -> list[Node]:

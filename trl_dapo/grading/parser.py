@@ -278,13 +278,9 @@ class Parser:
 
     def _side(self) -> Node:
         """Read one side of a relation: an expression, a set, or words before an equals sign."""
-        place = self._place
-        words = []
-        while self._kind() == "word" and not self._separator():
-            words.append(self._take())
-        if words and self._peek() in ("=", "\\approx"):
-            return Name(" ".join(words).casefold())
-        self._place = place
+        named = self._named_quantity()
+        if named is not None:
+            return named
         node = self._sum()
         while self._peek() in _SET_OPERATORS:
             operator = _SET_OPERATORS[self._take()]
@@ -294,6 +290,18 @@ class Parser:
         if self._skip("\\pmod"):
             node = Apply("pmod", (node, self._braced() if self._peek() == "{" else self._primary()))
         return node
+
+    def _named_quantity(self) -> Name | None:
+        """Read words before an equals sign, like `Area =` or `Var(X) =`."""
+        place, parts = self._place, list[str]()
+        while self._kind() == "word" and not self._separator():
+            parts.append(self._take())
+        while (parts and self._peek() in ("(", ")")) or (parts and self._kind() == "letter" and "(" in parts):
+            parts.append(self._take())
+        if parts and self._peek() in ("=", "\\approx"):
+            return Name(" ".join(parts).casefold())
+        self._place = place
+        return None
 
     # Expressions.
 
@@ -372,14 +380,14 @@ class Parser:
         node = self._factor()
         return Apply("neg", (node,)) if is_negative else node
 
-    def _begins_factor(self) -> bool:
-        if self._place >= len(self._tokens):
+    def _begins_factor(self, distance: int = 0) -> bool:
+        if self._place + distance >= len(self._tokens):
             return False
-        token = self._tokens[self._place]
+        token = self._tokens[self._place + distance]
         if token.kind == "number" or token.kind == "function":
             return True
         if token.kind == "letter":
-            if token.is_upright and token.text in LETTERS and self._peek(1) not in ("(", "_"):
+            if token.is_upright and token.text in LETTERS and self._peek(distance + 1) not in ("(", "_"):
                 return False  # a unit
             return not (self._is_in_integral and token.text == "d")
         if token.kind == "command":
@@ -596,7 +604,7 @@ class Parser:
         exponent: Node | None = None
         for _ in range(2):
             if self._skip("_"):
-                base = self._braced()
+                base = self._base_of_logarithm()
             elif self._skip("^"):
                 exponent = self._braced() if self._peek() == "{" else self._signed_power()
         if self._peek() == "[" and name == "sqrt":
@@ -609,6 +617,20 @@ class Parser:
             name, exponent = f"arc{name}", None
         node = Apply(name, args if base is None else (*args, base))
         return node if exponent is None else Apply("^", (node, exponent))
+
+    def _base_of_logarithm(self) -> Node:
+        # `\log_28` is the logarithm of 8 to the base 2, and `\log_10 8` that to the base 10.
+        text = self._peek()
+        is_split = self._kind() == "number" and text.isdigit() and len(text) > 1 and not self._begins_factor(1)
+        if is_split:
+            self._split_number()
+        return self._braced()
+
+    def _split_number(self) -> None:
+        """Make two tokens of a number: its first digit and the rest."""
+        text = self._peek()
+        parts = [Token("number", text[0]), Token("number", text[1:])]
+        self._tokens = [*self._tokens[: self._place], *parts, *self._tokens[self._place + 1 :]]
 
     def _arguments(self, name: str) -> tuple[Node, ...]:
         if self._peek() == "{" or (
@@ -631,13 +653,7 @@ class Parser:
     def _fraction_part(self) -> Node:
         # `\frac12` is one half.
         if self._kind() == "number" and len(self._peek()) > 1 and self._peek().isdigit():
-            token = self._tokens[self._place]
-            self._tokens = [
-                *self._tokens[: self._place],
-                Token("number", token.text[0]),
-                Token("number", token.text[1:]),
-                *self._tokens[self._place + 1 :],
-            ]
+            self._split_number()
         return self._braced()
 
     def _command(self) -> Node:
@@ -839,6 +855,8 @@ def _bracket(opening: str, closing: str, inside: Node, condition: Node | None) -
         return Bracket("{", "}", items)
     if opening == "{":
         return inside if len(items) == 1 else Bracket("{", "}", items)
+    if len(items) != 2 and opening + closing not in ("()", "[]", "]["):
+        raise UnreadableError("brackets that do not fit")
     if len(items) == 1:
         return inside
     # `]a, b[` is French for an open interval.

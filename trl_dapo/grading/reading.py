@@ -38,6 +38,7 @@ _LONE_CHOICE = re.compile(rf"{_TEXT}(?i:option|choice|letter)\s*\}}?\s*{_TEXT}\(
 _BASED = re.compile(
     r"(?:\\text\s*\{)?([0-9A-F]{1,60})\}?\s*_\s*(?:\{\s*(?:\\text\s*\{)?\s*([0-9]{1,2}|[a-z]{3,7})\s*\}*|([0-9]))"
 )
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|equiv|in|text)(?![a-z])")
 _BASE_NAMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
 
@@ -103,7 +104,7 @@ def _inside_braces(text: str) -> str | None:
     if not text.startswith("{") or not text.endswith("}") or text.endswith("\\}"):
         return None
     inside = text[1:-1]
-    is_set = "," in inside and "=" not in inside and "\\text" not in inside
+    is_set = "," in inside and not _RELATION.search(inside)
     return None if is_set or not _has_balanced_braces(inside) else inside.strip()
 
 

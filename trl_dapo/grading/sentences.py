@@ -36,7 +36,7 @@ _DOUBT = re.compile(
 )
 _LEADING = re.compile(
     r"^(?:(?:therefore|thus|hence|simply|just|exactly|then|indeed|clearly|now|also|again|still|equal\s+to|given\s+by"
-    r"|the\s+(?:number|value|integer|fraction|expression|option|choice|letter)|option|choice|either|equals?|is|that|:)[\s,:]+){1,4}",
+    r"|the\s+(?:number|value|integer|fraction|expression|option|choice|letter)|option|choice|either|equals?|is|that|:|(?:la|el|le|die|l'|a)\s*(?:opci[óo]n|option|r[ée]ponse|antwort|letra))[\s,:]+){1,4}",
     re.IGNORECASE,
 )
 # The end of a sentence in Japanese and Korean.
@@ -176,9 +176,12 @@ def closing_value(text: str) -> str | None:
     formulas = list(_FORMULA.finditer(sentence))
     if not formulas:
         numbers = list(_NUMBER.finditer(sentence))
-        is_conclusion = len(numbers) == 1 and _CONCLUSION.match(sentence.strip("* "))
-        is_stated = is_conclusion and _NUMBER_AFTER.search(sentence[: numbers[0].start()])
-        return _mathematical(numbers[0][0]) if is_stated else None
+        if not numbers or not _CONCLUSION.match(sentence.strip("* ")):
+            return None
+        last = numbers[-1]
+        is_result = sentence.count("=") == 1 and not sentence[last.end() :].strip(BLANK)
+        is_stated = (len(numbers) == 1 or is_result) and _NUMBER_AFTER.search(sentence[: last.start()])
+        return _mathematical(last[0]) if is_stated else None
     last = formulas[-1]
     behind, before = sentence[last.end() :].strip(BLANK), sentence[: last.start()]
     if _COPULA_BEFORE.search(sentence[: formulas[0].start()]) and (joined := _joined(sentence, formulas)) is not None:

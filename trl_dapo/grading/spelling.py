@@ -58,6 +58,8 @@ _DECIMAL_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])")
 _REPLACEMENTS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"<sup>([^<>]*)</sup>", r"^{\1}"),
+        (r"<sub>([^<>]*)</sub>", r"_{\1}"),
         # A backslash that was escaped twice; three in a row are the end of a matrix row and a command.
         (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|left|right|pi|cdot|times|pm|infty|in|cup|leq?|geq?)(?![a-zA-Z]))", r"\\"),
         (r"\\(?:left|right)\s*\.", " "),
@@ -79,8 +81,12 @@ _REPLACEMENTS = [
         (r"\\pounds(?![a-zA-Z])", "£"),
         # The degree sign; and ordinal numbers are read as numbers.
         (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\})|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])", "°"),
-        (r"(?<=[0-9])\s*(?:\^\s*)?\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?", " "),
-        (r"(?<=[0-9])\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\}|(?<=[0-9])(?:st|nd|rd|th)(?![a-zA-Z])", " "),
+        (r"(?<=[0-9])\s*\^?\s*(?:\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|\{\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}"
+         r"|\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)(?![a-zA-Z]))", " "),
+        (r"(?<![A-Za-z])(?:USD?|HK|AUD?|CAD?|NT|S)\s*\\\$|(?<![A-Za-z])USD\s*(?=[0-9])", r"\\$"),
+        (r"(?<![A-Za-z])(?:Rs\.?|INR)\s*(?=[0-9])", "\u20b9"),
+        (r"\+\s*/\s*-(?=\s*[0-9a-zA-Z\\(])", r"\\pm "),
+        (r"(?<=[)\]}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
         (r"(?<=[0-9}])\s*[xX]\s*(?=10\s*\^)", "*"),
         (r"\*\*(?=\S)", "^"),
         (r"(?<!\\)\{\s*([-+=:;,<>]?)\s*\}", r"\1"),

@@ -86,7 +86,8 @@ def _table() -> dict[str, tuple[Fraction, dict[str, int]]]:
     add("g gm gram 克", "0.001", kg=1)
     add("mg milligram 毫克", "0.000001", kg=1)
     add("tonne 吨", 1000, kg=1)
-    add("lb lbs pound", "0.45359237", kg=1)
+    # A pound may be money too, which nobody converts.
+    add("lb lbs pound £ GBP", "0.45359237", kg=1)
     add("oz ounce", "0.028349523125", kg=1)
     add("s sec second 秒", 1, s=1)
     add("ms millisecond", "0.001", s=1)
@@ -102,7 +103,6 @@ def _table() -> dict[str, tuple[Fraction, dict[str, int]]]:
     add("$ dollar usd USD buck", 1, dollar=1)
     add("¢ cent", "0.01", dollar=1)
     add("€ euro EUR", 1, euro=1)
-    add("£ GBP", 1, pound=1)
     add("元 yuan rmb RMB CNY", 1, yuan=1)
     add("yen 円 JPY", 1, yen=1)
     add("₹ Rs rupee INR", 1, rupee=1)
