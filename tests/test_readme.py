@@ -28,6 +28,7 @@ import trl_dapo
 from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
 from trl_dapo.command_line.eval import EvaluationArguments
+from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 
@@ -153,6 +154,8 @@ def check_trl_dapo(words):
         parse_script(words[2:], TrainingScriptArguments)
     elif words[2:] and words[1] == "push":
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
+    elif words[2:] and words[1] == "grade":
+        TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
     elif words[2:]:
         assert words[1] == "eval", f"write here how the options of `trl-dapo {words[1]}` are parsed"
         TrlParser((EvaluationArguments, ModelConfig)).parse_args_and_config(words[2:])

@@ -166,12 +166,13 @@ def _read_gold(gold: str) -> _Gold | None:
         return None
     value = parse_rational(text)
     node = read(text)
-    if node is None or _num_words(node) > MAX_GOLD_WORDS:
+    if node is None or num_words(node) > MAX_GOLD_WORDS:
         return None
     return _Gold(text, value, node, _is_certain(node), is_listing(node))
 
 
-def _num_words(node: Node) -> int:
+def num_words(node: Node) -> int:
+    """Return how many words an answer has outside its mathematics."""
     return sum(len(part.text.split()) for part in walk(node) if isinstance(part, Words))
 
 

@@ -20,7 +20,7 @@ _PARTS = {
     "eighth": 8,
     "tenth": 10,
 }
-_TEXT = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[ -]+[A-Za-z]+){0,11})\s*\}?")
+_TEXT = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[ -]+[A-Za-z]+){0,24})\s*\}?")
 
 
 def number_of_words(text: str) -> Fraction | None:

@@ -125,10 +125,10 @@ def _grade(
     log_extra: Callable[[str, list[Any]], None] | None,
     log_metric: Callable[[str, float], None] | None,
 ) -> list[GradedAnswer]:
-    golds = _gold_texts(solution)
+    golds = gold_texts(solution)
     pool = shared_pool()
     start, num_restarts = time.perf_counter(), pool.num_restarts
-    graded = grade(golds, _texts(completions), pool)
+    graded = grade(golds, completion_texts(completions), pool)
     seconds = time.perf_counter() - start
     for gold, result in zip(golds, graded, strict=True):
         if result.grade is Grade.UNPARSEABLE_GOLD:
@@ -208,7 +208,13 @@ def _joined_parts(parts: Sequence[object]) -> str:
     return "".join(texts)
 
 
-def _texts(completions: Sequence[object]) -> list[str]:
+def completion_texts(completions: Sequence[object]) -> list[str]:
+    """
+    Return the texts of completions, see [`completion_text`].
+
+    Raises:
+        `TypeError`: If a completion is no text; the message names its row.
+    """
     texts = []
     for row, completion in enumerate(completions):
         try:
@@ -221,7 +227,18 @@ def _texts(completions: Sequence[object]) -> list[str]:
     return texts
 
 
-def _gold_texts(solution: Sequence[object]) -> list[str]:
+def gold_texts(solution: Sequence[object]) -> list[str]:
+    """
+    Return gold solutions as texts: numbers as they are written, lists as their elements, the empty text for `None`.
+
+    Raises:
+        `TypeError`: If a gold is anything else; the message names its row.
+
+    Example:
+
+    >>> gold_texts([18, None, ["2", "3"]])
+    ['18', '', '2, 3']
+    """
     texts = []
     for row, gold in enumerate(solution):
         # Datasets hold integers too, and lists of the elements of an answer; `None` is a missing gold.
