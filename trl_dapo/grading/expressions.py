@@ -25,13 +25,12 @@ _ONE_ARGUMENT: dict[str, Callable[[Any], Any]] = {
     "lg": lambda value: sympy.log(value, 10),
 }  # fmt: skip
 _MANY_ARGUMENTS: dict[str, Callable[..., Any]] = {
-    "+": sympy.Add, "*": sympy.Mul, "max": sympy.Max, "min": sympy.Min, "gcd": lambda *args: sympy.gcd_list(args),
+    "+": sympy.Add, "*": lambda *factors: _product(*factors), "max": sympy.Max, "min": sympy.Min, "gcd": lambda *args: sympy.gcd_list(args),
     "lcm": lambda *args: sympy.lcm_list(args),
 }  # fmt: skip
 _TWO_ARGUMENTS: dict[str, Callable[[Any, Any], Any]] = {
-    "/": lambda top, bottom: top / bottom, "^": lambda base, exponent: _power(base, exponent), "binom": sympy.binomial,
+    "/": lambda top, bottom: _quotient(top, bottom), "^": lambda base, exponent: _power(base, exponent), "binom": sympy.binomial,
     "mod": sympy.Mod, "log": sympy.log, "sqrt": lambda value, degree: sympy.root(value, degree),
-    "ratio": lambda left, right: left / right,
 }  # fmt: skip
 # Powers of integers with more bits stay as they are: their logarithm is enough to tell most of them apart.
 MAX_POWER_BITS = 100_000
@@ -94,12 +93,23 @@ def expression(node: Node, log_base: Any = 10) -> Any:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    is_large = (
-        base.is_Rational
-        and exponent.is_Integer
-        and abs(exponent) * max(base.p.bit_length(), base.q.bit_length()) > MAX_POWER_BITS
-    )
-    return sympy.Pow(base, exponent, evaluate=False) if is_large else base**exponent
+    return sympy.Pow(base, exponent, evaluate=not _is_large(base, exponent))
+
+
+def _is_large(base: Any, exponent: Any) -> bool:
+    bits = max(base.p.bit_length(), base.q.bit_length()) if base.is_Rational else 0
+    return bool(exponent.is_Integer and abs(exponent) * bits > MAX_POWER_BITS)
+
+
+def _product(*factors: Any) -> Any:
+    has_large = any(factor.is_Pow and _is_large(factor.base, factor.exp) for factor in factors)
+    return sympy.Mul(*factors, evaluate=not has_large)
+
+
+def _quotient(top: Any, bottom: Any) -> Any:
+    if bottom.is_Pow and _is_large(bottom.base, bottom.exp):
+        return _product(top, _power(bottom.base, -bottom.exp))
+    return _product(top, 1 / bottom)
 
 
 def _with_bound_variable(node: Apply, log_base: Any) -> Any:
