@@ -165,7 +165,7 @@ def _is_whole_answer(gold: str) -> bool:
 def _items_of_json(text: str) -> str:
     """Return the items of a list in JSON like `["6"]`, in which some datasets hold their golds."""
     bare = text.strip()
-    if bare.startswith(('["', "['")) and bare.endswith(('"]', "']")):
+    if bare.startswith(('["', "['")) and bare.endswith(('"]', "']")) and "[" not in bare[1:]:
         try:
             return ", ".join(map(str, json.loads(bare if bare[1] == '"' else bare.replace("'", '"'))))
         except ValueError:

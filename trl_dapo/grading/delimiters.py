@@ -5,8 +5,8 @@ import re
 
 # The end of a proof, and the marks with which chat models decorate an answer.
 _END_MARK = re.compile(
-    r"(?<=\S)[\s$]*(?:\\(?:blacksquare|square|Box|qed|checkmark)(?![a-zA-Z])[\s$]*"
-    "|[\u220e\u25a0\u25a1\u25fb\u25fc\u2705\u2713\u2714\u2611\u2728\u2b50\U0001f389\U0001f44d\U0001f4af\U0001f60a\ufe0f]\\s*)+$"
+    r"(?<=\S)[\s$]{0,4}(?:\\(?:blacksquare|square|Box|qed|checkmark)(?![a-zA-Z])[\s$]{0,4}"
+    "|[\u220e\u25a0\u25a1\u25fb\u25fc\u2705\u2713\u2714\u2611\u2728\u2b50\U0001f389\U0001f44d\U0001f4af\U0001f60a\ufe0f]\\s{0,4}){1,8}$"
 )
 _BOLD = re.compile(r"(?<![\w*)\]}])\*\*([^*\n]+?)\*\*(?![\w*(\\{])")
 _BARE_DOLLAR = re.compile(r"(?<!\\)\$")

@@ -33,6 +33,8 @@ MAX_DEPTH = 40
 MAX_EXPONENT = 400
 # Digits of a number, which would else take long.
 MAX_DIGITS = 1_000
+# Parts of a quantity like `2 h 30 min 15 s`, after the first.
+MAX_COMPOUNDS = 3
 # Words of a unit.
 MAX_UNIT_PARTS = 16
 
@@ -169,8 +171,9 @@ class Parser:
             if unit.labels and not unit.powers and all(isinstance(part, Name | Apply) for part in walk(node)):
                 raise UnreadableError("words behind letters")
             node = Quantity(node, unit)
-            while self._kind() == "number" and unit.powers:
-                node, unit = self._compound(node, unit)
+            for _ in range(MAX_COMPOUNDS):
+                if self._kind() == "number" and unit.powers:
+                    node, unit = self._compound(node, unit)
         if self._peek() == "(":
             domain = self._brackets()
             if not isinstance(domain, Relation) or domain.operators != ("\\in",):

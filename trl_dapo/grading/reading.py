@@ -131,10 +131,10 @@ def _choice(text: str) -> Choice | Name | None:
             return Name(letter)
         # `(A) + B` and `(A)(B)` are no choices with content, and `(A), (C)` are several.
         if not _NO_CONTENT.match(content):
-            node = read(content)
+            node = _clock(content) or _mathematics(content)
             return Name(letter) if node is None else Choice(letter, node)
     if match := _CHOICE_BEHIND.fullmatch(text):
-        node = read(match["content"])
+        node = _mathematics(match["content"])
         # Behind letters and operations the bracket is a factor.
         return None if node is None or isinstance(node, Name | Apply) else Choice(match["letter"], node)
     return None

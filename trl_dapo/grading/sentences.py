@@ -11,6 +11,8 @@ from .vocabulary import COMMENTS
 
 COPULA = r"(?:is|are|was|equals|equal|would\s{1,4}be|must\s{1,4}be|should\s{1,4}be|will\s{1,4}be|becomes)"
 
+# Runs of blanks make patterns slow, and say nothing.
+_BLANKS = re.compile(r"[ \t\u00a0]{2,}")
 _SENTENCE_END = re.compile("[.!?](?=\\s|$|\\*|\"|')|[\u3002\uff01\uff1f]")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[A-Za-z]|ft|in|sq|yd|lb|lbs|oz|cm|km|mi|hr|min|sec|no|vs|approx|ca|resp|[ap]\.m)$"
@@ -102,6 +104,7 @@ def answer_of_clause(text: str, max_words: int) -> str | None:
     >>> answer_of_clause("therefore $42$, which is even. I hope it helps.", 3), answer_of_clause("5, or maybe 6", 3)
     ('42', None)
     """
+    text = _BLANKS.sub(" ", text)
     sentence = first_sentence(text)
     if sentence.rstrip("*_ ").endswith("?") or text[len(sentence) : len(sentence) + 1] == "?":
         return None
@@ -132,7 +135,7 @@ def stated_value(sentence: str) -> str | None:
     >>> stated_value("Natalia sold 72 clips altogether."), stated_value("the pair is $(7,6)$"), stated_value("from 5 to 6")
     ('72', '(7,6)', None)
     """
-    sentence = sentence.strip().rstrip(".").strip("*")
+    sentence = _BLANKS.sub(" ", sentence).strip().rstrip(".").strip("*")
     words = _outside_formulas(sentence)
     if _DOUBT.search(words) or _HEDGE.search(words):
         return None
@@ -169,7 +172,7 @@ def closing_value(text: str) -> str | None:
     'x \\geq 5'
     >>> closing_value("I think that $x = 5$.")
     """
-    sentence = _last_sentence(text)
+    sentence = _last_sentence(_BLANKS.sub(" ", text).rstrip())
     words = _outside_formulas(sentence)
     if not sentence or _DOUBT.search(words) or _HEDGE.search(words):
         return None
@@ -217,11 +220,11 @@ def first_sentence(text: str) -> str:
 
 
 def _last_sentence(text: str) -> str:
-    text = text.rstrip()
     if text.endswith(("\\]", "$$")):
+        # A display formula belongs to the sentence before it.
         start = text.rfind("\\[" if text.endswith("\\]") else "$$", 0, len(text) - 2)
         head = text[: max(start, 0)].rstrip().rstrip(".:")
-        return f"{_last_sentence(head)} {text[start:]}" if head else text
+        return text if head.endswith(("\\]", "$$")) else f"{_last_sentence(head)} {text[max(start, 0) :]}"
     text = re.sub("[.!\u3002\\s*]+$", "", text)
     start = text.rfind("\n") + 1
     for match in _SENTENCE_END.finditer(text):
