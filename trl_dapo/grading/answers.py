@@ -28,6 +28,7 @@ _END_OF_THINKING = re.compile(
     rf"</{_THINKING}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final(?:<\|message\|>)?|assistantfinal"
 )
 _START_OF_THINKING = re.compile(rf"<{_THINKING}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>analysis")
+_END_OF_TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|end|user)\|>|</s>|<end_of_turn>")
 _TAG = re.compile(r"</?[a-z]|<\|")
 _RETRACTION = re.compile(
     r"\b(?:wait|mistake|wrong|incorrect|error|actually|correction|recheck|oops|sorry|hmm)\b|\bno,", re.IGNORECASE
@@ -120,12 +121,14 @@ def gold_answer(gold: str) -> str | None:
 
 
 def _without_thinking(text: str) -> str | None:
-    """Return what follows the thinking; `None` if the thinking has no end."""
+    """Return what follows the thinking, up to the end of the turn; `None` if the thinking has no end."""
     if ("<" in text and _TAG.search(text)) or "think\u25b7" in text or "THINK]" in text or "assistantfinal" in text:
         ends = list(_END_OF_THINKING.finditer(text))
         text = text[ends[-1].end() :] if ends else text
         if _START_OF_THINKING.search(text):
             return None
+        if (end := _END_OF_TURN.search(text)) and text[: end.start()].strip():
+            text = text[: end.start()]
     return text
 
 

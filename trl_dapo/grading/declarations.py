@@ -5,7 +5,7 @@ import re
 
 from .boxes import BLANK, Declared, boxed_answers, has_box, usable
 from .reading import MAX_CHARACTERS, is_mathematical, read
-from .sentences import COPULA, answer_of_clause, is_answer, stated_value
+from .sentences import COPULA, answer_of_clause, first_sentence, is_answer, stated_value
 
 
 # The last declarations that are looked at.
@@ -31,7 +31,7 @@ _DECLARATION = re.compile(
     r"|(?P<gsm8k>^[ \t]{0,8}####[ \t]{0,8})"
     r'|(?P<json>"(?:final[_ ]?)?(?:answer|result)"\s{0,8}:\s{0,8})'
     rf"|(?P<line>(?:(?<![A-Za-z]){_NOUN}|(?<!\w){_OTHER_NOUN}|{_EASTERN_NOUN})(?:\s{{0,4}}\([^()\n]{{0,30}}\))?[\s*_]{{0,8}}"
-    rf"(?:{_COLON}|=)[\s*_]{{0,16}}(?:(?:is|are)\s{{1,4}})?)"
+    rf"(?:{_COLON}|=|(?=[$]|\\[(\[]))[\s*_]{{0,16}}(?:(?:is|are)\s{{1,4}})?)"
     r"|(?P<heading>^[ \t]{0,8}(?:#{1,6}[ \t]{0,4}|\*\*[ \t]{0,4})?(?:the\s)?(?:final\s|my\s)?(?:answer|result|solution)"
     r"[ \t*_.]{0,8}\n[\s*]{0,16})"
     rf"|(?P<short>^[ \t]{{0,8}}(?:\*\*)?A(?:\*\*)?{_COLON}(?:\*\*)?[ \t]{{0,8}})"
@@ -133,7 +133,7 @@ def _answer_of_region(region: str, is_last: bool) -> str | None:
     if answer is not None and is_answer(answer, 0):
         return answer
     max_words = MAX_WORDS_OF_LINE if is_last else MAX_WORDS_OF_PHRASE
-    found = answer_of_clause(region, max_words) or stated_value(region)
+    found = answer_of_clause(region, max_words) or stated_value(first_sentence(region))
     return found or (answer if answer is not None and is_last and is_answer(answer, MAX_WORDS_OF_LINE) else None)
 
 

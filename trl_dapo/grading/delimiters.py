@@ -30,7 +30,7 @@ def strip_delimiters(text: str) -> str:
     # Four layers are more than any answer has; a bound keeps hostile nesting linear.
     for _ in range(4):
         before = text
-        text = text.strip("`*_ \t\r\n")
+        text = text.strip('`*_"\u201c\u201d \t\r\n')
         if not text.endswith(("\\,", "\\;", "\\:", "\\.", "\\right.")):
             text = text.rstrip(".,;: ")
         for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):

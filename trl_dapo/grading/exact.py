@@ -9,8 +9,9 @@ from functools import lru_cache
 
 from .answers import declared_answer, gold_answer
 from .arithmetic import rational_value
+from .canonical import is_listing
 from .grades import Comparison, Grade, GradedAnswer
-from .matching import is_listing, same
+from .matching import same
 from .nodes import Apply, Bracket, Choice, Clock, Listing, Name, Node, Number, Phrase, Quantity, Words, parts_of, walk
 from .rationals import parse_rational, rationals_agree
 from .reading import MAX_CHARACTERS, read

@@ -6,9 +6,9 @@ Lists, tuples, sets, equations, units, choices and words are compared here. Whet
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from itertools import pairwise
 from typing import Protocol
 
+from .canonical import INEQUALITIES, canonical, is_variable
 from .nodes import (
     Apply,
     Bracket,
@@ -28,16 +28,12 @@ from .nodes import (
     replaced,
     walk,
 )
-from .units import Unit
 from .vocabulary import HARMLESS_WORDS
 
 
 DEGREE = Name("°")
-_REALS = Name("\\mathbb{R}")
 _MAX_ITEMS = 40
-_EQUALS = ("=", "\\approx", "\\equiv")
 _FLIPPED = {">": "<", "\\ge": "\\le"}
-_INEQUALITIES = ("<", ">", "\\le", "\\ge", "\\ne")
 _UNIT_VECTORS = frozenset(mark + letter for mark in ("", "\\hat", "\\vec") for letter in "ijk")
 _CONSTANTS = ("C", "c", "K", "k", "C_1", "const", "constant", "A", "D")
 
@@ -73,128 +69,12 @@ def same(gold: Node, answer: Node, judge: Judge) -> bool:
     Returns:
         `bool`: Whether they are the same.
     """
-    return _Comparison(judge).same(_plain(gold), _plain(answer))
-
-
-def is_listing(node: Node) -> bool:
-    r"""
-    Whether an answer consists of several: `2, 3`, `\{2, 3\}` or `x = \pm 2`.
-
-    Example:
-
-    >>> is_listing(Listing((Name("a"), Name("b")))), is_listing(Name("a"))
-    (True, False)
-    """
-    node = _plain(node)
-    return isinstance(node, Listing) or (isinstance(node, Bracket) and node.opening == "{" and len(node.items) > 1)
-
-
-def _plain(node: Node) -> Node:
-    r"""Write `\pm` as a list, and what says the same in two ways in one."""
-    if (
-        isinstance(node, Relation)
-        and len(node.sides) == 2
-        and node.operators == ("\\in",)
-        and _is_variable(node.sides[0])
-    ):
-        return _plain(node.sides[1])
-    if isinstance(node, SetBuilder):
-        return _plain_builder(node)
-    if (
-        isinstance(node, Relation)
-        and node.operators == ("=",)
-        and all(isinstance(side, Bracket) for side in node.sides)
-    ):
-        names, values = (side.items for side in node.sides)  # type: ignore[union-attr]
-        if len(names) == len(values) > 1 and all(map(_is_variable, names)):
-            return Listing(tuple(Relation(("=",), pair) for pair in zip(names, values, strict=True)))
-    if isinstance(node, Matrix) and 1 in (len(node.rows), len(node.rows[0])) and node.kind == "pmatrix":
-        return node
-    if isinstance(node, Quantity):
-        value = _plain(node.value)
-        if isinstance(value, Listing):
-            return Listing(tuple(Quantity(item, node.unit) for item in value.items), value.joiner)
-        if isinstance(value, Relation) and value.operators[-1] in _EQUALS:
-            return Relation(value.operators, (*value.sides[:-1], Quantity(value.sides[-1], node.unit)))
-        return Quantity(value, node.unit)
-    if isinstance(node, Given):
-        return Given(_plain(node.value), node.remark)
-    if isinstance(node, Listing | Bracket):
-        items: list[Node] = []
-        for item in node.items:
-            plain = _plain(item)
-            is_open = isinstance(node, Listing) or node.opening == "{"
-            items += plain.items if is_open and isinstance(plain, Listing) and plain is not item else (plain,)
-        if isinstance(node, Bracket):
-            return Bracket(node.opening, node.closing, tuple(items))
-        return _plain_listing(items, node.joiner)
-    if _has_sign_pair(node):
-        return Listing(tuple(_plain(_signed(node, sign)) for sign in (1, -1)), "or")
-    return node
-
-
-def _plain_listing(items: list[Node], joiner: str) -> Node:
-    quantities = [item for item in items if isinstance(item, Quantity)]
-    if joiner == "and" and len(quantities) == len(items) > 1 and _is_compound(quantities):
-        parts = [Apply("*", (item.value, Number(item.unit.factor))) for item in quantities]
-        unit = quantities[0].unit
-        return Quantity(Apply("+", tuple(parts)), Unit(Fraction(1), unit.powers, unit.labels))
-    # `x = 2, 3` says twice what x is; `(x, y) = (1, 2)` says two things at once.
-    first = items[0]
-    is_solved = isinstance(first, Relation) and first.operators == ("=",) and _is_variable(first.sides[0])
-    if is_solved and not any(isinstance(item, Relation) for item in items[1:]):
-        items = [first, *(Relation(("=",), (first.sides[0], item)) for item in items[1:])]  # type: ignore[union-attr]
-    return Listing(tuple(items), joiner) if len(items) != 1 else items[0]
-
-
-def _is_compound(quantities: list[Quantity]) -> bool:
-    """Whether quantities are parts of one, like `2 hours and 30 minutes`."""
-    units = [quantity.unit for quantity in quantities]
-    is_of_one_kind = bool(units[0].powers) and len({(unit.powers, unit.labels) for unit in units}) == 1
-    return is_of_one_kind and all(left.factor > right.factor for left, right in pairwise(units))
-
-
-def _plain_builder(node: SetBuilder) -> Node:
-    variable = node.variable
-    if isinstance(variable, Relation) and variable.operators == ("\\in",) and variable.sides[1] == _REALS:
-        variable = variable.sides[0]
-    condition = _plain(node.condition)
-    if isinstance(variable, Name) and any(part == variable for part in walk(condition)):
-        if isinstance(condition, Listing) and condition.joiner == ",":
-            condition = Listing(condition.items, "and")
-        return condition
-    return SetBuilder(variable, condition)
-
-
-def _has_sign_pair(node: Node) -> bool:
-    return any(isinstance(part, Apply) and part.head in ("pm", "mp") for part in walk(node))
-
-
-def _signed(node: Node, sign: int) -> Node:
-    choices = {
-        part: part.args[0] if (part.head == "pm") == (sign == 1) else Apply("neg", part.args)
-        for part in walk(node)
-        if isinstance(part, Apply) and part.head in ("pm", "mp")
-    }
-    while choices and _has_sign_pair(node):
-        node = replaced(node, choices)  # type: ignore[arg-type]
-        choices = {
-            part: part.args[0] if (part.head == "pm") == (sign == 1) else Apply("neg", part.args)
-            for part in walk(node)
-            if isinstance(part, Apply) and part.head in ("pm", "mp")
-        }
-    return node
-
-
-def _is_variable(node: Node) -> bool:
-    return (
-        isinstance(node, Name) and node.text not in ("\\pi", "e", "i", "\\infty", "°") and "\\mathbb" not in node.text
-    )
+    return _Comparison(judge).same(canonical(gold), canonical(answer))
 
 
 def _is_target(node: Node) -> bool:
     """Whether a side of an equation names what the other is the value of."""
-    return _is_variable(node) or (isinstance(node, Apply) and node.head == "call")
+    return is_variable(node) or (isinstance(node, Apply) and node.head == "call")
 
 
 class _Comparison:
@@ -211,10 +91,10 @@ class _Comparison:
         return (
             (Given, self._same_given),
             (Choice, self._same_choices),
-            (Clock, self._same_clocks),
             (Phrase, self._same_phrases),
             (Listing, self._same_listings),
             (Relation, self._same_relations),
+            (Clock, self._same_clocks),
             (Quantity, self._same_quantities),
             (SetBuilder, self._same_builders),
             (Matrix, self._same_matrices),
@@ -257,6 +137,11 @@ class _Comparison:
         return self.same(gold, answer)
 
     def _same_clocks(self, gold: Node, answer: Node) -> bool:
+        for clock, other in ((gold, answer), (answer, gold)):
+            if isinstance(clock, Clock) and isinstance(other, Apply) and other.head == "ratio":
+                # `7:32` may be meant as a ratio.
+                terms = (Number(Fraction(clock.minutes // 60)), Number(Fraction(clock.minutes % 60)))
+                return clock.is_half and clock.minutes % 60 > 9 and other.args == terms
         if not (isinstance(gold, Clock) and isinstance(answer, Clock)):
             return False
         if gold.is_half == answer.is_half:
@@ -287,7 +172,7 @@ class _Comparison:
             other = answer if is_gold else gold
             if names and len(set(names)) == len(names) > 1 and not isinstance(other, Relation):
                 return self._same_as_values(side, other, is_gold)  # type: ignore[arg-type]
-        if _is_about_set(gold) or _is_about_set(answer):
+        if _is_union(gold, answer) or _is_union(answer, gold):
             variable = self._common_variable(gold, answer)
             if variable is not None:
                 return self.judge.same_set(gold, answer, variable)
@@ -329,13 +214,19 @@ class _Comparison:
         others = other.items  # type: ignore[union-attr]
         if len(others) != len(values):
             return False
+        if isinstance(other, Listing):
+            # Without brackets the values may stand in the order of the equations.
+            given = [_value_of(item) for item in assignments.items]
+            pairs = [(value, item) if is_gold else (item, value) for value, item in zip(given, others, strict=True)]
+            if all(self.same(*pair) for pair in pairs):
+                return True
         return all(
             self.same(*((value, item) if is_gold else (item, value)))
             for value, item in zip(values, others, strict=True)
         )
 
     def _common_variable(self, gold: Node, answer: Node) -> str | None:
-        names = {part.text for side in (gold, answer) for part in walk(side) if _is_variable(part)}  # type: ignore[union-attr]
+        names = {part.text for side in (gold, answer) for part in walk(side) if is_variable(part)}  # type: ignore[union-attr]
         return names.pop() if len(names) == 1 else "" if not names else None
 
     # Equations and inequalities.
@@ -353,7 +244,7 @@ class _Comparison:
             if value is None:
                 return False
             return self.same(value, other) if is_gold else self.same(other, value)
-        if all(operator in _INEQUALITIES for operator in relation.operators) and _is_set(other):
+        if all(operator in INEQUALITIES for operator in relation.operators) and _is_set(other):
             variable = self._common_variable(gold, answer)
             return variable is not None and self.judge.same_set(gold, answer, variable)
         return False
@@ -394,7 +285,7 @@ class _Comparison:
     def _same_two_relations(self, gold: Relation, answer: Relation) -> bool:
         if _is_equation(gold) and _is_equation(answer):
             return self._same_equations(gold, answer)
-        if all(o in _INEQUALITIES for relation in (gold, answer) for o in relation.operators):
+        if all(o in INEQUALITIES for relation in (gold, answer) for o in relation.operators):
             variable = self._common_variable(gold, answer)
             if variable:
                 return self.judge.same_set(gold, answer, variable)
@@ -457,6 +348,11 @@ class _Comparison:
 
     def _same_builders(self, gold: Node, answer: Node) -> bool:
         if isinstance(gold, SetBuilder) and isinstance(answer, SetBuilder):
+            # The name of a bound variable says nothing.
+            golds, answers = _parameters(gold.condition), _parameters(answer.condition)
+            if len(golds) == len(answers) == 1 and golds[0] not in set(walk(answer)):
+                renaming = {answers[0]: golds[0]}
+                answer = SetBuilder(replaced(answer.variable, renaming), replaced(answer.condition, renaming))
             return self.same(gold.variable, answer.variable) and self.same(gold.condition, answer.condition)
         return False
 
@@ -615,11 +511,23 @@ def _solutions(node: Node) -> Sequence[Node] | None:
     return node.items
 
 
-def _is_about_set(node: Node) -> bool:
-    """Whether a list is one of inequalities, or an answer is an interval or a union."""
-    if isinstance(node, Listing):
-        return any(isinstance(item, Relation) and not _is_equation(item) for item in node.items)
-    return _is_set(node)
+def _is_union(listing: Node, other: Node) -> bool:
+    """Whether a list is a set of real numbers like another answer: inequalities, or intervals joined by "or"."""
+    if not isinstance(listing, Listing):
+        return False
+    if all(map(_is_set, listing.items)):
+        # Without the union `(1, 2) or (2, 1)` are points.
+        return listing.joiner == "or" and isinstance(other, Apply) and other.head == "cup"
+    are_relations = all(isinstance(item, Relation) for item in listing.items)
+    return (
+        are_relations
+        and any(map(_is_inequality, listing.items))
+        and (_is_set(other) or _is_inequality(other) or isinstance(other, Listing))
+    )
+
+
+def _is_inequality(node: Node) -> bool:
+    return isinstance(node, Relation) and all(operator in INEQUALITIES for operator in node.operators)
 
 
 def _is_set(node: Node) -> bool:
@@ -637,19 +545,27 @@ def _is_equation(relation: Relation) -> bool:
 
 def _is_constant(node: Node) -> bool:
     return not any(
-        _is_variable(part) or isinstance(part, Words | Phrase) or (isinstance(part, Apply) and part.head == "call")
+        is_variable(part) or isinstance(part, Words | Phrase) or (isinstance(part, Apply) and part.head == "call")
         for part in walk(node)
     )
 
 
 def _is_asked_for(node: Node) -> bool:
     """Whether it is like `m + n`, `AB` or `\\sin A`: what a question asks the value of, and no equation to be solved."""
-    if len({part for part in walk(node) if _is_variable(part)}) > 1:
-        return True
-    if not isinstance(node, Apply) or len(node.args) != 1 or not isinstance(node.args[0], Name):
+    if not isinstance(node, Apply):
         return False
-    is_angle = node.args[0].text.startswith("\\") or node.args[0].text.isupper()
-    return node.head == "abs" or (is_angle and node.head in ("sin", "cos", "tan", "cot"))
+    if _letters(node) is not None:
+        return True
+    if node.head in ("+", "*", "/", "ratio"):
+        are_names = all(_is_target(arg) or _letters(arg) is not None for arg in node.args)
+        return are_names and len(set(node.args)) == len(node.args)
+    if len(node.args) != 1:
+        return False
+    name = node.args[0]
+    is_angle = isinstance(name, Name) and (name.text.startswith("\\") or name.text.isupper())
+    return (node.head == "abs" and (is_variable(name) or _is_asked_for(name))) or (
+        is_angle and node.head in ("sin", "cos", "tan", "cot")
+    )
 
 
 def _ascending(relation: Relation) -> Relation:
@@ -693,8 +609,8 @@ def _unit_vectors(node: Node) -> Bracket | None:
     return Bracket("(", ")", tuple(found.get(place, Number(Fraction(0))) for place in range(3 if 2 in found else 2)))
 
 
-def _parameters(remark: Phrase) -> list[Node]:
-    found: set[Node] = {part for part in walk(remark) if _is_variable(part)}
+def _parameters(remark: Node) -> list[Node]:
+    found: set[Node] = {part for part in walk(remark) if is_variable(part)}
     return sorted(found, key=str)
 
 
@@ -724,10 +640,10 @@ def _with_one_constant(gold: Node, answer: Node) -> tuple[Node, Node]:
 
 
 def _added_constant(node: Node) -> Node | None:
-    if not isinstance(node, Apply) or node.head != "+" or not any(_is_variable(part) for part in walk(node)):
+    if not isinstance(node, Apply) or node.head != "+" or not any(is_variable(part) for part in walk(node)):
         return None
     found = [arg for arg in node.args if isinstance(arg, Name) and arg.text in _CONSTANTS]
     if len(found) != 1 or sum(part == found[0] for part in walk(node)) != 1:
         return None
-    others = {part for part in walk(node) if _is_variable(part)} - {found[0]}
+    others = {part for part in walk(node) if is_variable(part)} - {found[0]}
     return found[0] if others else None

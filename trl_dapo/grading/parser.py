@@ -262,13 +262,11 @@ class Parser:
             sides.append(self._side())
         if not operators:
             return sides[0]
-        if set(operators) == {":"}:
-            return Apply("ratio", tuple(sides))
         return Relation(tuple(operators), tuple(sides))
 
     def _relation_operator(self) -> str | None:
         text = self._peek()
-        if text == "|" or (text == ":" and self._is_in_set) or text not in _RELATIONS:
+        if text == "|" or (text == ":" and self._peek(1) != "=") or text not in _RELATIONS:
             if not (self._kind() == "word" and text == "in" and self._peek(1) in ("(", "[", "\\{", "\\mathbb")):
                 return None
             text = "\\in"
@@ -280,7 +278,15 @@ class Parser:
         return text
 
     def _side(self) -> Node:
-        """Read one side of a relation: an expression, a set, or words before an equals sign."""
+        """Read one side of a relation, which may be a ratio."""
+        parts = [self._set()]
+        while not self._is_in_set and self._peek() == ":" and self._peek(1) != "=":
+            self._take(":")
+            parts.append(self._set())
+        return parts[0] if len(parts) == 1 else Apply("ratio", tuple(parts))
+
+    def _set(self) -> Node:
+        """Read an expression, a set, or words before an equals sign."""
         named = self._named_quantity()
         if named is not None:
             return named
@@ -541,7 +547,7 @@ class Parser:
             return ""
         self._skip(".") if "." not in number else None
         digits = ""
-        if self._skip("\\overline", "\\bar"):
+        if self._skip("\\overline"):
             digits = self._digits()
         elif self._peek() == "\\dot":
             self._place += 1

@@ -22,7 +22,7 @@ from .vocabulary import ALL_REALS, CONDITIONALS, NO_SOLUTION
 MAX_CHARACTERS = 1_000
 
 _HALF = r"(?:\s|\\text\s*\{|\})*(?:(?P<half>[aApP])\.?\s?[mM]\.?(?:\s|\})*)?"
-_CLOCK = re.compile(rf"(?P<hours>[0-9]{{1,2}})(?:\s*:\s*(?P<minutes>[0-9]{{2}}))?{_HALF}")
+_CLOCK = re.compile(rf"(?:\\text\s*\{{\s*)?(?P<hours>[0-9]{{1,2}})(?:\s*:\s*(?P<minutes>[0-9]{{2}}))?{_HALF}")
 _NOON = re.compile(r"(?:12(?::00)?\s*)?(?:\\text\s*\{\s*)?(noon|midnight)\s*\}?", re.IGNORECASE)
 _TEXT = r"(?:\\text\s*\{\s*)?"
 _CHOICE = re.compile(

@@ -9,6 +9,8 @@ from .reading import MAX_CHARACTERS, is_mathematical, read
 from .vocabulary import COMMENTS
 
 
+# Farewells behind the last sentence that are skipped.
+MAX_FAREWELLS = 4
 COPULA = r"(?:is|are|was|equals|equal|would\s{1,4}be|must\s{1,4}be|should\s{1,4}be|will\s{1,4}be|becomes)"
 
 # Runs of blanks make patterns slow, and say nothing.
@@ -29,11 +31,15 @@ _CUT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _HEDGE = re.compile(
-    r"\b(?:or|either|maybe|perhaps|possibly|probably|might|could|alternatively|otherwise|if|unless|oder|ou)\b|\?|或",
+    r"\b(?:or|either|maybe|perhaps|possibly|probably|alternatively|otherwise|if|unless|oder|ou)\b|\?|或",
     re.IGNORECASE,
 )
+_DIGIT = re.compile("[0-9]")
+_DENIAL = re.compile(
+    r"\b(?:not|cannot|can't|isn't|aren't|doesn't|never|no|suppose|assume|guess|wait|whether)\b", re.IGNORECASE
+)
 _DOUBT = re.compile(
-    r"\b(?:not|cannot|can't|isn't|aren't|doesn't|never|no|suppose|assume|would|guess|wait|hmm|let|check|try|think|whether)\b",
+    r"\b(?:not|cannot|can't|isn't|aren't|doesn't|never|no|suppose|assume|would|could|might|guess|wait|hmm|let|check|try|think|whether)\b",
     re.IGNORECASE,
 )
 _LEADING = re.compile(
@@ -48,6 +54,13 @@ _CONCLUSION = re.compile(
     r"\b(?:therefore|thus|hence|so|consequently|finally|in\s+conclusion|we\s+conclude|we\s+(?:get|have|find|obtain))\b",
     re.IGNORECASE,
 )
+# From here on a sentence says what follows, even where the period before it is missing.
+_THEREFORE = re.compile(r"(?:Therefore|Thus|Hence|Consequently|So),?\s")
+# What models say when they are done.
+_FAREWELL = re.compile(
+    r"(?:I hope|Hope|Hopefully|Let me know|Please|Feel free|If you have|If you need|Thank|Is there anything|Good luck|Done)\b",
+    re.IGNORECASE,
+)
 _SOLVED = re.compile(
     r"\s*\b(?:is|are)\s+(?:the|our|a)?\s*(?:\w+\s+){0,3}?(?:answers?|solutions?|values?|results?|set|range|interval)\b",
     re.IGNORECASE,
@@ -55,7 +68,7 @@ _SOLVED = re.compile(
 _COPULA_BEFORE = re.compile(
     rf"(?:\b{COPULA}|=|:|\bthat|\bget|\bobtain|\bhave|\bexactly|\bonly)\s*\**\s*$", re.IGNORECASE
 )
-_NUMBER_AFTER = re.compile(rf"(?:\b{COPULA}|=)\s*\\?\$?$", re.IGNORECASE)
+_NUMBER_AFTER = re.compile(rf"(?:\b{COPULA}|\bby|=)\s*\\?\$?$", re.IGNORECASE)
 
 
 def is_answer(text: str, max_words: int) -> bool:
@@ -137,15 +150,23 @@ def stated_value(sentence: str) -> str | None:
     """
     sentence = _BLANKS.sub(" ", sentence).strip().rstrip(".").strip("*")
     words = _outside_formulas(sentence)
-    if _DOUBT.search(words) or _HEDGE.search(words):
+    if _DENIAL.search(words) or _HEDGE.search(words):
         return None
     formulas = list(_FORMULA.finditer(sentence))
+    numbers = list(_NUMBER.finditer(words))
+    is_sentence = len(_PLAIN_WORD.findall(words)) > 1
+    if (
+        len(numbers) == 1
+        and is_sentence
+        and not _SIGNS.search(words)
+        and not any(_DIGIT.search(f[0]) for f in formulas)
+    ):
+        # Formulas without digits name what the number is the value of.
+        return _mathematical(numbers[0][0])
     if not formulas:
-        numbers = list(_NUMBER.finditer(sentence))
-        is_sentence = len(_PLAIN_WORD.findall(sentence)) > 1 and not _SIGNS.search(sentence)
-        return _mathematical(numbers[0][0]) if is_sentence and len(numbers) == 1 else None
+        return None
     behind = sentence[formulas[-1].end() :].strip(BLANK)
-    if len(formulas) == 1 and not (behind and _NUMBER.search(words)):
+    if len(formulas) == 1 and not (behind and numbers):
         return _mathematical(formulas[0][0])
     if (joined := _joined(sentence, formulas)) is not None:
         return joined
@@ -220,17 +241,31 @@ def first_sentence(text: str) -> str:
 
 
 def _last_sentence(text: str) -> str:
+    """Return the last sentence that is about the problem, from its "therefore" on."""
+    for _ in range(MAX_FAREWELLS):
+        sentence, start = _sentence_at_end(text)
+        if not _FAREWELL.match(sentence):
+            break
+        text = text[:start].rstrip()
+    conclusions = [match.start() for match in _THEREFORE.finditer(sentence)]
+    return sentence[conclusions[-1] :] if conclusions else sentence
+
+
+def _sentence_at_end(text: str) -> tuple[str, int]:
     if text.endswith(("\\]", "$$")):
         # A display formula belongs to the sentence before it.
         start = text.rfind("\\[" if text.endswith("\\]") else "$$", 0, len(text) - 2)
         head = text[: max(start, 0)].rstrip().rstrip(".:")
-        return text if head.endswith(("\\]", "$$")) else f"{_last_sentence(head)} {text[max(start, 0) :]}"
+        if not head.endswith(("\\]", "$$")):
+            before, head_start = _sentence_at_end(head)
+            return f"{before} {text[max(start, 0) :]}", head_start
+        return text[start:], start
     text = re.sub("[.!\u3002\\s*]+$", "", text)
     start = text.rfind("\n") + 1
     for match in _SENTENCE_END.finditer(text):
         if not _is_inside_formula(text, match.start()):
             start = max(start, match.end())
-    return text[start:].strip()
+    return text[start:].strip(), start
 
 
 def _joined(sentence: str, formulas: list[re.Match[str]]) -> str | None:

@@ -49,7 +49,7 @@ _OVERLINED_DIGITS = re.compile("((?:[0-9]\u0305)+)")
 _DOTTED_DIGIT = re.compile("([0-9])\u0307")
 
 # Thousands are separated by the same mark throughout; a plain comma or blank does it outside brackets only.
-_MARK = r"(?:\{,\}|,\\!|(?<!\\)\\[,;: ]|~|[,\u00a0\u2009\u202f ])"
+_MARK = r"(?:\{,\}|,\\! ?|(?<!\\)\\[,;: ]|~|[,\u00a0\u2009\u202f ])"
 _THOUSANDS = re.compile(
     rf"(?<![0-9.,])[1-9][0-9]{{0,2}}(?P<mark>{_MARK})[0-9]{{3}}(?:(?P=mark)[0-9]{{3}})*(?![0-9]|,[0-9])"
 )
@@ -66,7 +66,7 @@ _REPLACEMENTS = [
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[()\[\]]", " "),
         (r"\\!", ""),
-        (r"\\(?:quad|qquad|enspace|thinspace|medspace|thickspace|displaystyle|textstyle|limits|nolimits|strut|hfill)"
+        (r"\\q?quad|\\(?:enspace|thinspace|medspace|thickspace|displaystyle|textstyle|limits|nolimits|strut|hfill)"
          r"(?![a-zA-Z])|(?<!\\)\\[,;:> ]|~|\\(?:hspace|vspace|hskip|phantom|vphantom|label|tag)\*?\s*\{[^{}]*\}", " "),
         (r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])", r"\\frac"),
         (r"\\dbinom(?![a-zA-Z])|\\tbinom(?![a-zA-Z])", r"\\binom"),

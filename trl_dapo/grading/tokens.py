@@ -33,7 +33,14 @@ class Token:
     is_spaced: bool = False
 
 
-_VARIANTS = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi", "varrho": "rho", "varsigma": "sigma"}
+_VARIANTS = {
+    "bar": "overline",
+    "varepsilon": "epsilon",
+    "vartheta": "theta",
+    "varphi": "phi",
+    "varrho": "rho",
+    "varsigma": "sigma",
+}
 # Other names of commands and of symbols.
 _SYNONYMS = {
     "cdot": "*", "times": "*", "ast": "*", "bullet": "*", "div": "/", "lt": "<", "gt": ">", "leq": "\\le",
@@ -177,6 +184,8 @@ def _letter_tokens(match: re.Match[str], before: Token | None, is_upright: bool,
 
 def _is_word(match: re.Match[str], before: Token | None, is_spaced: bool) -> bool:
     run, rest = match[0], match.string[match.end() :]
+    if run in ("and", "or") and match.string[: match.start()].endswith((")", "]", "}", " ")):
+        return True
     if rest[:1] in ("^", "_", "("):
         # `ab^2` and `sum(x)` are no words, but `cm^2` may be a unit behind a number.
         return bool(rest[:1] == "^" and before and before.kind == "number" and is_measure(run))
