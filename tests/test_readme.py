@@ -72,6 +72,8 @@ NOT_RUN = {
     "accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm false": (
         "DIR and FILE_OR_DIR stand for a model and data"
     ),
+    "trl-dapo grade --dataset_name rows.jsonl": "rows.jsonl stands for a file; tests/test_grade_command.py runs the command",
+    "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
     "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
     "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "

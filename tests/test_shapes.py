@@ -9,6 +9,7 @@ from typing import Any
 import perturbations
 import pytest
 from gsm8k_shapes import SHAPES
+from hostile import HOSTILE
 
 from trl_dapo.grading import symbolic
 from trl_dapo.grading.equivalence import Grade, grade
@@ -52,6 +53,13 @@ def test_the_shapes_are_many_and_none_stands_twice(shapes: list[dict[str, Any]])
     counts = Counter(row["grade"] for row in shapes)
     assert counts["correct"] > 300
     assert counts["wrong"] > 200
+
+
+def test_the_documentation_counts_right(shapes: list[dict[str, Any]]):
+    text = (DATA.parents[1] / "docs" / "grading.md").read_text(encoding="utf-8")
+    assert f"[{len(shapes)} shapes]" in text
+    assert f"{len(HOSTILE)} hostile completions" in text
+    assert f"each of {len(SHAPES)} shapes" in " ".join(text.split())
 
 
 def test_public_reports_are_graded_as_labelled(shared_data: Path, pool: GradingPool):
