@@ -5,11 +5,13 @@ a worker process. Everything here takes time linear in the text, and cannot hang
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from .answers import declared_answer, gold_answer
 from .arithmetic import rational_value
 from .canonical import is_listing
+from .delimiters import strip_delimiters
 from .grades import Comparison, Grade, GradedAnswer
 from .matching import same
 from .nodes import Apply, Bracket, Choice, Clock, Listing, Name, Node, Number, Phrase, Quantity, Words, parts_of, walk
@@ -98,8 +100,8 @@ _JUDGE = PlainArithmetic()
 @dataclass(frozen=True, slots=True)
 class _Gold:
     text: str
-    value: object  # the rational number that it plainly is, or `None`
-    node: Node | None
+    value: Fraction | None  # the rational number that it plainly is
+    node: Node | None  # not yet read, if it is such a number
     is_certain: bool  # whether it can be read for sure, without computer algebra
     is_list: bool
 
@@ -150,7 +152,7 @@ def _settled(gold: _Gold, grade: Grade, extracted: str | None, raw_gold: str) ->
 def _is_same(gold: _Gold, extracted: str) -> bool | None:
     value = parse_rational(extracted)
     if value is not None and gold.value is not None:
-        return rationals_agree(gold.value, value, "." in extracted or "." in gold.text)  # type: ignore[arg-type]
+        return rationals_agree(gold.value, value, "." in extracted or "." in gold.text)
     answer, node = read(extracted), gold.node or read(gold.text)
     if answer is None or node is None:
         return False
@@ -162,14 +164,15 @@ def _is_same(gold: _Gold, extracted: str) -> bool | None:
 
 @lru_cache(maxsize=4096)
 def _read_gold(gold: str) -> _Gold | None:
+    # The usual case first: a number needs no more than that.
+    value = parse_rational(gold)
+    if value is not None:
+        return _Gold(strip_delimiters(gold), value, None, is_certain=True, is_list=False)
     text = gold_answer(gold)
-    if text is None or len(text) > MAX_CHARACTERS:
+    node = None if text is None else read(text)
+    if text is None or node is None or num_words(node) > MAX_GOLD_WORDS:
         return None
-    value = parse_rational(text)
-    node = read(text)
-    if node is None or num_words(node) > MAX_GOLD_WORDS:
-        return None
-    return _Gold(text, value, node, _is_certain(node), is_listing(node))
+    return _Gold(text, parse_rational(text), node, _is_certain(node), is_listing(node))
 
 
 def num_words(node: Node) -> int:
