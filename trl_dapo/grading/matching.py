@@ -35,7 +35,9 @@ DEGREE = Name("°")
 _MAX_ITEMS = 40
 _FLIPPED = {">": "<", "\\ge": "\\le"}
 _UNIT_VECTORS = frozenset(mark + letter for mark in ("", "\\hat", "\\vec") for letter in "ijk")
-_CONSTANTS = ("C", "c", "K", "k", "C_1", "const", "constant", "A", "D")
+# Names of constants of integration; one of two different ones must be among the first.
+_USUAL_CONSTANTS = ("C", "c")
+_CONSTANTS = (*_USUAL_CONSTANTS, "K", "k", "C_1", "const", "constant")
 
 
 class Judge(Protocol):
@@ -232,7 +234,13 @@ class _Comparison:
     # Equations and inequalities.
 
     def _same_relations(self, gold: Node, answer: Node) -> bool:
-        gold, answer = self._settled(gold), self._settled(answer)
+        if gold == answer:
+            return True
+        # A rounded value beside the exact one of a gold is not for grading to judge.
+        settled_gold, settled_answer = self._settled(gold, is_gold=True), self._settled(answer, is_gold=False)
+        if settled_gold is None or settled_answer is None:
+            return False
+        gold, answer = settled_gold, settled_answer
         if isinstance(gold, Relation) and isinstance(answer, Relation):
             return self._same_two_relations(gold, answer)
         if not isinstance(gold, Relation) and not isinstance(answer, Relation):
@@ -249,21 +257,25 @@ class _Comparison:
             return variable is not None and self.judge.same_set(gold, answer, variable)
         return False
 
-    def _settled(self, node: Node) -> Node:
-        r"""Take `\approx 0.577` off an exact value that it rounds, and the value from an equation of numbers."""
+    def _settled(self, node: Node, is_gold: bool) -> Node | None:
+        r"""
+        Take `\approx 0.577` off an exact value that it rounds, and the value from an equation of numbers.
+
+        An equation of numbers that is false, and a wrong approximation, are worth nothing: `None`.
+        """
         if not isinstance(node, Relation) or not _is_equation(node):
             return node
         exact = [node.sides[0]]
         for operator, side in zip(node.operators, node.sides[1:], strict=True):
             if operator != "\\approx" or not _is_constant(exact[-1]):
                 exact.append(side)
-            elif not self.judge.close(exact[-1], side):
-                return Words("a wrong approximation")
+            elif not is_gold and not self.judge.close(exact[-1], side):
+                return None
         if len(exact) == 1:
             return exact[0]
         if all(map(_is_constant, exact)):
             if not all(self.same(exact[-1], side) for side in exact[:-1]):
-                return Words("a wrong equation")
+                return None
             return exact[-1]
         return Relation(("=",) * (len(exact) - 1), tuple(exact))
 
@@ -633,6 +645,8 @@ def _with_one_constant(gold: Node, answer: Node) -> tuple[Node, Node]:
     """Give the constants of integration of `x^2 + C` and `x^2 + K` one name."""
     constants = [_added_constant(side) for side in (gold, answer)]
     if constants[0] is None or constants[1] is None or constants[0] == constants[1]:
+        return gold, answer
+    if not {constants[0], constants[1]} & {Name(text) for text in _USUAL_CONSTANTS}:
         return gold, answer
     if constants[0] in set(walk(answer)) or constants[1] in set(walk(gold)):
         return gold, answer

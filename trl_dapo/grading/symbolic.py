@@ -5,6 +5,7 @@ Its limits are those that the operating system puts on a worker, and nothing her
 
 import random
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -143,17 +144,12 @@ class ComputerAlgebra:
             return False
         if not (value.is_number and rough.is_number and value.is_real and rough.is_real):
             return False
-        if not any(isinstance(part, Number) and part.is_decimal for part in walk(approximation)):
-            # `\approx 4000`: right to the leading digits.
-            return bool(abs(value - rough) <= abs(value) / 20)
-        digits = str(next(part.value for part in walk(approximation) if isinstance(part, Number) and part.is_decimal))
-        del digits
-        places = _num_places(approximation)
-        step = sympy.Rational(1, 10**places)
+        step = _last_place(approximation)
         difference = abs(sympy.N(value - rough, 40))
-        return bool(difference <= step / 2 + step / 10**6) or bool(
-            abs(sympy.N(rough, 40)) <= abs(sympy.N(value, 40)) and difference < step
-        )
+        if step is None:
+            return bool(difference <= abs(sympy.N(value, 40)) / 200)
+        is_rounded = bool(difference <= step / 2 + step / 10**6)
+        return is_rounded or bool(abs(sympy.N(rough, 40)) <= abs(sympy.N(value, 40)) and difference < step)
 
     def proportional(self, gold: Node, answer: Node, only_positive: bool) -> bool:
         """Whether one expression is the other times a constant that is not zero, and positive if it must be."""
@@ -183,14 +179,17 @@ class ComputerAlgebra:
         return bool(compare_expressions(*sides))
 
 
-def _num_places(approximation: Node) -> int:
-    for part in walk(approximation):
-        if isinstance(part, Number) and part.is_decimal:
-            denominator, places = part.value.denominator, 0
-            while 10**places % denominator and places < MAX_PLACES:
-                places += 1
-            return places
-    return 0
+def _last_place(approximation: Node) -> Any:
+    """Return what one is worth in the last digit of a number that is not 0; `None` for what is not written as one number."""
+    number = (
+        approximation.args[0] if isinstance(approximation, Apply) and approximation.head == "neg" else approximation
+    )
+    if not isinstance(number, Number) or not number.value:
+        return None
+    for places in range(-MAX_PLACES, MAX_PLACES):
+        if (number.value * Fraction(10) ** places).denominator == 1:
+            return sympy.Rational(10) ** -places
+    return None
 
 
 def _has_bare_logarithm(*sides: Node) -> bool:
