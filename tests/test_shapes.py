@@ -79,6 +79,8 @@ def test_a_gold_equals_itself_and_equality_has_no_direction(shapes: list[dict[st
         nodes = [read(row["gold"]), read(row["completion"].removeprefix("\\boxed{").removesuffix("}"))]
         if nodes[0] is None or nodes[1] is None or row["grade"] not in ("correct", "wrong"):
             continue
+        if "\\approx" in row["gold"] + row["completion"]:
+            continue  # a rounded value is checked in an answer, and not in a gold
         assert same(nodes[0], nodes[0], judge), row["gold"]
         assert same(nodes[0], nodes[1], judge) == same(nodes[1], nodes[0], judge), row
 
