@@ -177,7 +177,7 @@ def test_random_expressions_have_the_values_that_python_computes():
         ("E_{1}", Name("E_1")),
         ("f(2)", Apply("call", (Name("f"), number(2)))),
         (r"0.1\overline{6}", number(Fraction(1, 6))),
-        ("3.5", Number(Fraction(7, 2), is_decimal=True)),
+        ("3.5", Number(Fraction(7, 2), places=1)),
         ("1e3", number(1000)),
         ("(1, 2)", Bracket("(", ")", (number(1), number(2)))),
         ("]1, 2[", Bracket("(", ")", (number(1), number(2)))),

@@ -16,12 +16,17 @@ class Number:
     Args:
         value (`Fraction`):
             Its value.
-        is_decimal (`bool`, *optional*, defaults to `False`):
-            Whether it is written with a decimal point, and so may have been rounded.
+        places (`int`, *optional*):
+            Decimal places that it is written with, as it may have been rounded to them; `None` if it is no decimal.
     """
 
     value: Fraction
-    is_decimal: bool = False
+    places: int | None = None
+
+    @property
+    def is_decimal(self) -> bool:
+        """Whether it is written with a decimal point."""
+        return self.places is not None
 
 
 @dataclass(frozen=True, slots=True)

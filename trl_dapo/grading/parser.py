@@ -538,7 +538,9 @@ class Parser:
         if repeated:
             places = len(mantissa.partition(".")[2])
             return Number(value + Fraction(int(repeated), 10**places * (10 ** len(repeated) - 1)))
-        return Number(value, is_decimal="." in mantissa or "-" in exponent)
+        if "." not in mantissa and "-" not in exponent:
+            return Number(value)
+        return Number(value, places=max(0, len(mantissa.partition(".")[2]) - int(exponent or 0)))
 
     def _repeated_digits(self, number: str) -> str:
         r"""Read the digits that repeat in `0.1\overline{6}`, `0.\dot{3}`, `0.(3)` and `0.333...`; mostly none."""

@@ -59,7 +59,7 @@ def read(text: str) -> Node | None:
     Example:
 
     >>> read("1,234"), read(r"\text{Monday}")
-    (Number(value=Fraction(1234, 1), is_decimal=False), Words(text='monday'))
+    (Number(value=Fraction(1234, 1), places=None), Words(text='monday'))
     """
     if len(text) > MAX_CHARACTERS:
         return None

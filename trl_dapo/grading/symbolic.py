@@ -186,6 +186,8 @@ def _last_place(approximation: Node) -> Any:
     )
     if not isinstance(number, Number) or not number.value:
         return None
+    if number.places is not None:
+        return sympy.Rational(10) ** -number.places
     for places in range(-MAX_PLACES, MAX_PLACES):
         if (number.value * Fraction(10) ** places).denominator == 1:
             return sympy.Rational(10) ** -places
