@@ -16,7 +16,7 @@ from trl_dapo.data.checks import check_problems
 from trl_dapo.data.hub_access import require_local_or_hub
 from trl_dapo.data.source import DataSource
 from trl_dapo.grading.equivalence import grade
-from trl_dapo.sampling.truncation import TruncationRule
+from trl_dapo.sampling.judge import TruncationRule
 
 from .completion_log import CompletionLog
 from .completion_sampler import CompletionSampler, SamplingSettings, TransformersSampler, load_sampler
