@@ -6,7 +6,6 @@ layers are quantized, vLLM packs weights once they are loaded. There the weights
 them again.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +18,7 @@ from trl.trainer import grpo_trainer
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
+from trl_dapo.sampling.keyed_hash import keyed_hash
 from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.trl_seams import replaced
 
@@ -153,7 +153,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if not self._seeds_requests:
             return None
         name = f"{self.dapo_args.seed}/{key.position}/{key.sample}/{num_tokens}"
-        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+        return keyed_hash(name, num_bytes=7)
 
     def request_params(self) -> Any:
         """Returns TRL's sampling parameters, and leaves the engine awake inside `kept_awake`. A collective."""
