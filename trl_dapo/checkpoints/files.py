@@ -9,15 +9,16 @@ is wrong with it. Nothing is pickled: JSON and safetensors.
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from trl_dapo.atomic_write import atomic_write, sync_to_disk
 
 
 MANIFEST = "dapo_manifest.json"
@@ -98,7 +99,7 @@ def mark_whole(folder: str | Path, records: Iterable[FileRecord]) -> None:
         name = path.relative_to(folder).as_posix()
         # By the end of the name: a sharded checkpoint has an index that is called `.metadata`, which is no suffix.
         if name not in own and (path.name == TRAINER_STATE or path.name.endswith(_LISTED_SUFFIXES)):
-            _sync(path)
+            sync_to_disk(path)
             own[name] = FileRecord.of(folder, name, is_hashed=path.stat().st_size <= _MAX_HASHED_BYTES)
     files = [asdict(record) for record in own.values()]
     _write_json(Path(folder, MANIFEST), {"version": _MANIFEST_VERSION, "is_whole": True, "files": files})
@@ -181,7 +182,7 @@ def write_state(folder: str | Path, name: str, state: Mapping[str, Any]) -> list
     _write_json(Path(folder, names[0]), values)
     if tensors:
         names.append(f"{STATE_FOLDER}/{name}.safetensors")
-        _write(Path(folder, names[1]), lambda path: save_file(tensors, path))
+        atomic_write(Path(folder, names[1]), lambda path: save_file(tensors, path))
     return [FileRecord.of(folder, written) for written in names]
 
 
@@ -224,25 +225,4 @@ def _plain(value: Any) -> Any:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    text = json.dumps(values, default=_plain)
-    _write(path, lambda temporary: temporary.write_text(text))
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file, and gives it its name when it is on disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic_write(path, json.dumps(values, default=_plain))

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.sampling.groups import SampledGroup
 
 
@@ -102,13 +103,7 @@ class RolloutShards:
         table = pa.Table.from_pylist(
             [{name: _storable(value) for name, value in row.items()} for row in rows], schema=schema
         )
-        # Readers of the folder pass over names with a dot in front.
-        unfinished = path.with_name(f".{path.name}.tmp")
-        with unfinished.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        atomic_write(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
         self.num_batches += 1
         return path
 
