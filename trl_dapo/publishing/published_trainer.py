@@ -12,15 +12,15 @@ from datasets import Dataset
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from transformers import is_wandb_available
 from transformers.trainer_pt_utils import get_model_param_count
+from transformers.trainer_utils import SaveStrategy
 from trl import GRPOTrainer
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.departures import departures, describe_method
 from trl_dapo.data.source import DataSource, is_hub_id
-from trl_dapo.report.curves import plot_curves
 
-from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, render_card, write_card
+from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
 from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
 from .hub_errors import explained
 
@@ -32,7 +32,9 @@ class PublishedTrainer(GRPOTrainer):
     """
     A [`~trl.GRPOTrainer`] that writes a full model card at every save.
 
-    `README.md`, `curves.png` and `run_facts.json` lie in `output_dir` and are pushed with the weights.
+    `README.md` and `run_facts.json` lie in `output_dir` and are pushed with the weights. `curves.png` joins them when
+    training ends and whenever `create_model_card` or `push_to_hub` is called. A save does not draw it: that would take
+    longer than the rest of the save.
     """
 
     _tag_names = ["trl", "dapo"]
@@ -44,6 +46,24 @@ class PublishedTrainer(GRPOTrainer):
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
     card_license: str | None = None
+    _is_saving_checkpoint = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains, as in `GRPOTrainer`. At the end, a run that saves checkpoints draws its curves and writes its card."""
+        output = super().train(*args, **kwargs)
+        if self.args.save_strategy != SaveStrategy.NO:
+            try:
+                self.create_model_card()
+            except Exception:
+                logger.warning("Training is complete, but its model card could not be written.", exc_info=True)
+        return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._is_saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving_checkpoint = False
 
     def create_model_card(  # type: ignore[override]  # the signature of TRL's, and a licence
         self,
@@ -53,7 +73,7 @@ class PublishedTrainer(GRPOTrainer):
         license: str | None = None,
     ) -> None:
         """
-        Writes the model card, the curves and the facts of the run into `output_dir`.
+        Writes the model card, the facts of the run and, unless a checkpoint is being saved, the curves into `output_dir`.
 
         Args:
             model_name (`str`, *optional*):
@@ -79,8 +99,11 @@ class PublishedTrainer(GRPOTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             facts = self._facts_of_run(model_name, {tags} if isinstance(tags, str) else set(tags or []))
             facts.write(folder)
-            has_curves = _draw_curves(facts, folder)
+            has_curves = not self._is_saving_checkpoint and draw_curves(facts, folder)
             write_card(render_card(facts, self.hub_model_id, has_curves=has_curves), folder)
+            if not has_curves:
+                # It may show an earlier step, or another run.
+                (folder / CURVES_FILE).unlink(missing_ok=True)
         except Exception:
             if not self.is_in_train:
                 raise
@@ -193,23 +216,6 @@ def _tags_of_place(trackio_url: str | None) -> set[str]:
     """Returns the tags by which the Hub finds models of its Jobs and of Trackio, as TRL sets them."""
     tags = {"hf_jobs"} if "JOB_ID" in os.environ else set()
     return tags | ({f"trackio:{trackio_url}"} if trackio_url else set())
-
-
-def _draw_curves(facts: RunFacts, folder: Path) -> bool:
-    """Draws the curves, all or nothing; returns whether there is a picture."""
-    history = [entry for entry in facts.log_history if "step" in entry]
-    unfinished = folder / f"{CURVES_FILE}.tmp"
-    if not history:
-        return False
-    try:
-        plot_curves({"DAPO": history}, unfinished, format="png", num_columns=2)
-        unfinished.replace(folder / CURVES_FILE)
-    except ImportError:
-        return False
-    finally:
-        # On a full disk there is a part of it.
-        unfinished.unlink(missing_ok=True)
-    return True
 
 
 def _adapter_of(model: Any) -> dict[str, Any]:
