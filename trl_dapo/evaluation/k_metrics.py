@@ -183,7 +183,20 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Returns a quantile of Student's t: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5."""
+    """
+    Returns a quantile of Student's t distribution: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5.
+
+    Args:
+        probability (`float`):
+            Probability of values below the quantile, in (0, 1).
+        freedom (`int`):
+            Degrees of freedom, at least 1.
+
+    Example:
+
+    >>> round(student_quantile(0.975, 30), 3)
+    2.042
+    """
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))
     if freedom == 2:
@@ -195,7 +208,8 @@ def student_quantile(probability: float, freedom: int) -> float:
         (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
         (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
     )
-    return x + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+    corrections: list[float] = [term / freedom ** (power + 1) for power, term in enumerate(terms)]
+    return x + sum(corrections)
 
 
 def _check_k(k: int, num_samples: int) -> None:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, RepoFile, get_token
 
@@ -197,7 +196,7 @@ def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None, folder: 
         )
 
 
-def _is_same(path: Path, entry: Any) -> bool:
+def _is_same(path: Path, entry: RepoFile) -> bool:
     if path.stat().st_size != entry.size:
         return False
     with path.open("rb") as file:
