@@ -74,7 +74,7 @@ def test_dataset_without_a_readable_gold_is_refused():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (Dataset.from_list([{"question": "a", "answer": "1"}]), r"needs \['prompt', 'solution'\]"),
+        (Dataset.from_list([{"question": "a", "answer": "1"}]), "must have 'prompt' and 'solution'"),
         (Dataset.from_dict({"prompt": [], "solution": []}), "has no rows"),
     ],
 )

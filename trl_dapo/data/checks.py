@@ -134,11 +134,10 @@ def check_problems(dataset: Dataset, first_row: int = 0) -> ProblemReport:
     >>> check_problems(Dataset.from_list(rows)).bad_rows
     [BadRow(row=1, reason='empty prompt', detail='the prompt has no text')]
     """
-    missing = {"prompt", "solution"} - set(dataset.column_names)
-    if missing:
+    if not {"prompt", "solution"} <= set(dataset.column_names):
         raise ValueError(
-            f"The dataset has the columns {sorted(dataset.column_names)}, but {sorted(missing)} must be among them. Convert "
-            "rows of another shape with `as_problems`."
+            f"The dataset has the columns {sorted(dataset.column_names)}, but must have 'prompt' and 'solution'. Convert rows "
+            "of another shape with `as_problems`."
         )
     if len(dataset) == 0:
         raise ValueError("The dataset has no rows. Check the file, the split and the filters.")

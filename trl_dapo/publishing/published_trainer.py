@@ -1,4 +1,4 @@
-"""What a trained model takes to the Hub: the card, filled from the run, and a push that says what to do when it fails."""
+"""Writes the model card of a run, and pushes model and card to the Hub with error messages that say how to go on."""
 
 import functools
 import logging
@@ -42,7 +42,7 @@ class PublishedTrainer(GRPOTrainer):
     _paper = {"title": DAPO_TITLE, "id": "2503.14476", "citation": DAPO_CITATION}
 
     args: DAPOConfig
-    # What the user said of the data and the licence; it holds for the cards of later saves too.
+    # Given by the user. They also apply to the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
     card_license: str | None = None
@@ -77,14 +77,14 @@ class PublishedTrainer(GRPOTrainer):
 
         Args:
             model_name (`str`, *optional*):
-                Name of the model. `None`: that of the repository, or of the folder.
+                Name of the model. `None`: the name of the repository or of the folder.
             dataset_name (`str`, *optional*):
-                Hub id or path of the training data. `None`: what was given before, or what the dataset itself recorded.
+                Hub id or path of the training data. `None`: the one given before, or the one that the dataset recorded.
             tags (`str` or `list[str]`, *optional*):
-                More tags.
+                Additional tags.
             license (`str`, *optional*):
-                Licence in the Hub's words (`apache-2.0`). `None`: what was given before, or that of the base model's card
-                where it can be read without the network.
+                Hub identifier of the licence (`apache-2.0`). `None`: the one given before, or the licence in the base model's
+                card if it is in a local folder or in the cache.
         """
         if not self.is_world_process_zero():
             return
@@ -92,7 +92,7 @@ class PublishedTrainer(GRPOTrainer):
             self.card_data_source = DataSource.named(dataset_name)
         self.card_license = license or self.card_license
         if self.is_in_train and not self._may_change_pushed_files():
-            # This save will not be pushed either.
+            # `Trainer` does not push this save either.
             return
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # TRL's default is resolved by now
         try:
@@ -107,16 +107,16 @@ class PublishedTrainer(GRPOTrainer):
         except Exception:
             if not self.is_in_train:
                 raise
-            # A card is not worth a run.
+            # A missing card must not stop the training.
             logger.warning("The model card could not be written; training goes on.", exc_info=True)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Pushes weights, tokenizer, card and curves to `hub_model_id`; arguments as in `GRPOTrainer`, and `license`.
+        Pushes weights, tokenizer, card and curves to `hub_model_id`. Arguments as in `GRPOTrainer`, and `license`.
 
         Raises:
-            `HubPushError`: the Hub refused or did not answer. The model is in `output_dir`, and the message says how to
-                push it from there.
+            `HubPushError`, `HubUnreachableError`: the Hub refused or did not answer. The model is in `output_dir`, and the
+                message has the command that pushes it from there.
         """
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]
         with explained(self.hub_model_id or self.args.hub_model_id, folder):
@@ -124,7 +124,7 @@ class PublishedTrainer(GRPOTrainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """
-        Makes the repository, as in `GRPOTrainer`: with `push_to_hub=True` before anything is trained.
+        Creates the repository, as in `GRPOTrainer`: with `push_to_hub=True` before training starts.
 
         Raises:
             `HubPushError`, `HubUnreachableError`: as in [`~PublishedTrainer.push_to_hub`].
@@ -134,9 +134,9 @@ class PublishedTrainer(GRPOTrainer):
 
     def _may_change_pushed_files(self) -> bool:
         """
-        Whether nothing in `output_dir` is on its way to the Hub: files must not change under an upload.
+        Returns whether no upload of `output_dir` is in progress: files must not change during an upload.
 
-        With `hub_always_push` a push in progress is waited for.
+        With `hub_always_push` it waits for an upload in progress.
         """
         if self.args.hub_always_push:
             self._finish_current_push()
@@ -144,7 +144,7 @@ class PublishedTrainer(GRPOTrainer):
         return push is None or push.is_done()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # `Trainer` would copy these weights over those that are being sent.
+        # `Trainer` copies the weights of this checkpoint into `output_dir`, which may still be uploading.
         if self.is_world_process_zero():
             self._may_change_pushed_files()
         before = getattr(self, "push_in_progress", None)
@@ -152,10 +152,10 @@ class PublishedTrainer(GRPOTrainer):
         push: Any = getattr(self, "push_in_progress", None)
         if push is not before:
             for job in push.jobs:
-                job.add_done_callback(self._tell_of_failed_push)
+                job.add_done_callback(self._warn_if_push_failed)
 
-    def _tell_of_failed_push(self, job: Future[Any]) -> None:
-        """`Trainer` asks no push in the background how it went."""
+    def _warn_if_push_failed(self, job: Future[Any]) -> None:
+        """Logs the error of a push in the background, which `Trainer` never reads."""
         error = None if job.cancelled() else job.exception()
         if error is None:
             return
@@ -182,7 +182,7 @@ class PublishedTrainer(GRPOTrainer):
         trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
         named = ("temperature", "top_p", "max_completion_length", "seed")
         sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
-        # Once it has trained, a trainer with this option has the best weights, not the last.
+        # With this option, the trainer loads the best weights at the end of training.
         best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
         return RunFacts(
             model_name=model_name or (self.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ class PublishedTrainer(GRPOTrainer):
 
 
 def _tags_of_place(trackio_url: str | None) -> set[str]:
-    """Returns the tags by which the Hub finds models of its Jobs and of Trackio, as TRL sets them."""
+    """Returns the tags that TRL sets for models from Hub Jobs and from runs tracked by Trackio."""
     tags = {"hf_jobs"} if "JOB_ID" in os.environ else set()
     return tags | ({f"trackio:{trackio_url}"} if trackio_url else set())
 
@@ -229,7 +229,7 @@ def _adapter_of(model: Any) -> dict[str, Any]:
 
 @functools.cache
 def _license_of(base: str) -> str | None:
-    """Returns the licence in the card of a local or cached model. Nothing is asked of the Hub."""
+    """Returns the licence in the card of a local or cached model. It does not ask the Hub."""
     card: Any = Path(base) / CARD_FILE
     if not card.is_file():
         card = try_to_load_from_cache(base, CARD_FILE) if is_hub_id(base) else None
@@ -237,7 +237,7 @@ def _license_of(base: str) -> str | None:
         return None
     try:
         named = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except Exception:  # somebody else's card: any YAML may be in it
+    except Exception:  # the card of another model can hold any YAML
         return None
     return named if isinstance(named, str) else None
 
