@@ -1,4 +1,4 @@
-"""What a trained model takes to the Hub: the card, filled from the run, and a push that says what to do when it fails."""
+"""The trainer's model card, filled from the run, and a push that says what to do when it fails."""
 
 import functools
 import logging
@@ -32,7 +32,7 @@ class PublishedTrainer(GRPOTrainer):
     """
     A [`~trl.GRPOTrainer`] that writes a full model card at every save.
 
-    `README.md`, `curves.png` and `run_facts.json` lie in `output_dir` and are pushed with the weights.
+    `README.md`, `curves.png` and `run_facts.json` are in `output_dir` and are pushed with the weights.
     """
 
     _tag_names = ["trl", "dapo"]
@@ -40,12 +40,12 @@ class PublishedTrainer(GRPOTrainer):
     _paper = {"title": DAPO_TITLE, "id": "2503.14476", "citation": DAPO_CITATION}
 
     args: DAPOConfig
-    # What the user said of the data and the licence; it holds for the cards of later saves too.
+    # The user's data and licence. They are also in the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
     card_license: str | None = None
 
-    def create_model_card(  # type: ignore[override]  # the signature of TRL's, and a licence
+    def create_model_card(  # type: ignore[override]  # TRL's signature, and a licence
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
@@ -57,14 +57,14 @@ class PublishedTrainer(GRPOTrainer):
 
         Args:
             model_name (`str`, *optional*):
-                Name of the model. `None`: that of the repository, or of the folder.
+                Name of the model. `None`: the name of the repository, or of the folder.
             dataset_name (`str`, *optional*):
-                Hub id or path of the training data. `None`: what was given before, or what the dataset itself recorded.
+                Hub id or path of the training data. `None`: the one given before, or the one in the dataset's own record.
             tags (`str` or `list[str]`, *optional*):
                 More tags.
             license (`str`, *optional*):
-                Licence in the Hub's words (`apache-2.0`). `None`: what was given before, or that of the base model's card
-                where it can be read without the network.
+                Licence in the Hub's words (`apache-2.0`). `None`: the one given before, or that of the base model's card
+                if it can be read without the network.
         """
         if not self.is_world_process_zero():
             return
@@ -72,7 +72,7 @@ class PublishedTrainer(GRPOTrainer):
             self.card_data_source = DataSource.named(dataset_name)
         self.card_license = license or self.card_license
         if self.is_in_train and not self._may_change_pushed_files():
-            # This save will not be pushed either.
+            # This save is not pushed either.
             return
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # TRL's default is resolved by now
         try:
@@ -84,7 +84,7 @@ class PublishedTrainer(GRPOTrainer):
         except Exception:
             if not self.is_in_train:
                 raise
-            # A card is not worth a run.
+            # A missing card does not justify ending the run.
             logger.warning("The model card could not be written; training goes on.", exc_info=True)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,8 +92,8 @@ class PublishedTrainer(GRPOTrainer):
         Pushes weights, tokenizer, card and curves to `hub_model_id`; arguments as in `GRPOTrainer`, and `license`.
 
         Raises:
-            `HubPushError`: the Hub refused or did not answer. The model is in `output_dir`, and the message says how to
-                push it from there.
+            `HubPushError`, `HubUnreachableError`: the Hub refused or did not answer. The model is in `output_dir`, and the
+                message says how to push it from there.
         """
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]
         with explained(self.hub_model_id or self.args.hub_model_id, folder):
@@ -101,7 +101,7 @@ class PublishedTrainer(GRPOTrainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """
-        Makes the repository, as in `GRPOTrainer`: with `push_to_hub=True` before anything is trained.
+        Creates the repository, as in `GRPOTrainer`. With `push_to_hub=True` this happens before the training.
 
         Raises:
             `HubPushError`, `HubUnreachableError`: as in [`~PublishedTrainer.push_to_hub`].
@@ -111,9 +111,9 @@ class PublishedTrainer(GRPOTrainer):
 
     def _may_change_pushed_files(self) -> bool:
         """
-        Whether nothing in `output_dir` is on its way to the Hub: files must not change under an upload.
+        Whether no upload from `output_dir` is in progress: its files must not change during an upload.
 
-        With `hub_always_push` a push in progress is waited for.
+        With `hub_always_push` this waits for the push in progress.
         """
         if self.args.hub_always_push:
             self._finish_current_push()
@@ -121,7 +121,7 @@ class PublishedTrainer(GRPOTrainer):
         return push is None or push.is_done()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # `Trainer` would copy these weights over those that are being sent.
+        # `Trainer` would overwrite the weights that are being sent with these.
         if self.is_world_process_zero():
             self._may_change_pushed_files()
         before = getattr(self, "push_in_progress", None)
@@ -132,7 +132,7 @@ class PublishedTrainer(GRPOTrainer):
                 job.add_done_callback(self._tell_of_failed_push)
 
     def _tell_of_failed_push(self, job: Future[Any]) -> None:
-        """`Trainer` asks no push in the background how it went."""
+        """Logs a failed push in the background, which `Trainer` does not report."""
         error = None if job.cancelled() else job.exception()
         if error is None:
             return
@@ -159,7 +159,7 @@ class PublishedTrainer(GRPOTrainer):
         trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
         named = ("temperature", "top_p", "max_completion_length", "seed")
         sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
-        # Once it has trained, a trainer with this option has the best weights, not the last.
+        # After training, a trainer with this option has the best weights, not the last.
         best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
         return RunFacts(
             model_name=model_name or (self.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ class PublishedTrainer(GRPOTrainer):
 
 
 def _tags_of_place(trackio_url: str | None) -> set[str]:
-    """Returns the tags by which the Hub finds models of its Jobs and of Trackio, as TRL sets them."""
+    """Returns the tags by which the Hub finds models from its Jobs and from Trackio, as TRL sets them."""
     tags = {"hf_jobs"} if "JOB_ID" in os.environ else set()
     return tags | ({f"trackio:{trackio_url}"} if trackio_url else set())
 
@@ -223,7 +223,7 @@ def _adapter_of(model: Any) -> dict[str, Any]:
 
 @functools.cache
 def _license_of(base: str) -> str | None:
-    """Returns the licence in the card of a local or cached model. Nothing is asked of the Hub."""
+    """Returns the licence in the card of a local or cached model, without asking the Hub."""
     card: Any = Path(base) / CARD_FILE
     if not card.is_file():
         card = try_to_load_from_cache(base, CARD_FILE) if is_hub_id(base) else None
@@ -231,7 +231,7 @@ def _license_of(base: str) -> str | None:
         return None
     try:
         named = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except Exception:  # somebody else's card: any YAML may be in it
+    except Exception:  # the card of another model may have any YAML
         return None
     return named if isinstance(named, str) else None
 
