@@ -146,7 +146,7 @@ def name_data(trainer: DAPOTrainer, script_args: TrainingScriptArguments) -> Non
         trainer (`DAPOTrainer`):
             A trainer that has not trained yet.
         script_args (`TrainingScriptArguments`):
-            Names of the data. Without a `dataset_name` nothing is told.
+            Names of the data. Without a `dataset_name` nothing is set.
     """
     name, config = script_args.dataset_name, script_args.dataset_config
     if not name:
