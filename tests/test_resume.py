@@ -228,7 +228,7 @@ def test_checkpoint_of_grpo_begins_the_stream_and_says_so(tmp_path, caplog):
     resumed = make_trainer(tmp_path / "b", max_steps=3)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert "holds no state of trl-dapo" in caplog.text
-    assert resumed.batches[0][0][0][0][0] == resumed.dynamic_sampler.stream._index_at(0)
+    assert resumed.batches[0][0][0][0][0] == resumed.dynamic_sampler.source.stream._index_at(0)
 
 
 def test_checkpoint_of_grpo_goes_on_in_the_phase_of_its_generation_batch(tmp_path):

@@ -1,4 +1,4 @@
-"""Optimizer steps for which no group with a learning signal was found: they move nothing."""
+"""Optimizer steps without a token that carries loss: they must not move the weights."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,18 +1,15 @@
-"""How TRL's computation of rewards is called: each function within its time, and the failure of one rank told to all."""
+"""How rewards are computed: by TRL, each function within its deadline, and the failure of one rank told to all."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from trl.extras.profiling import profiling_context
-from trl.trainer import grpo_trainer
 
 from trl_dapo.errors import naming_rewards
 from trl_dapo.ranks.collectives import Ranks
-from trl_dapo.trl_seams import replaced
+from trl_dapo.trl_seams import TrainerSeams
 
-from .reward_watch import RewardWatch, timing_by
+from .reward_watch import RewardWatch
 
 
 class RewardCalls:
@@ -20,66 +17,75 @@ class RewardCalls:
     Computes rewards with TRL's own method.
 
     Args:
+        seams (`TrainerSeams`):
+            Owns the reward functions.
         ranks (`Ranks`):
             The ranks of the run.
         timeout (`float`, *optional*):
             Most wall seconds of a call of a reward function. `None`: no limit.
+        penalty_column (`int`, *optional*):
+            Column of the rewards that holds the soft overlong punishment. `None`: there is none.
 
     Attributes:
         watch (`RewardWatch`):
-            Ends what takes longer.
-        is_alone (`bool`):
-            Whether this rank computes rewards by itself, for no other rank to know: nothing is gathered.
+            Ends calls that take longer.
     """
 
-    def __init__(self, ranks: Ranks, timeout: float | None):
+    def __init__(self, seams: TrainerSeams, ranks: Ranks, timeout: float | None, penalty_column: int | None = None):
+        self.seams = seams
         self.ranks = ranks
         self.watch = RewardWatch(timeout)
-        self.is_alone = False
+        self.penalty_column = penalty_column
 
-    def compute(self, compute: Callable[[], torch.Tensor], num_completions: int, trainer: Any) -> torch.Tensor:
+    def compute(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
         """
-        Returns the rewards of all ranks; of this one, if it is alone. A collective, if not.
+        Returns the rewards of all ranks. A collective.
 
         Args:
-            compute (`Callable[[], torch.Tensor]`):
-                TRL's `_calculate_rewards`, which gathers nothing in here.
-            num_completions (`int`):
-                Completions R of this rank, equally many on each.
-            trainer (`GRPOTrainer`):
-                Whose reward functions they are.
+            inputs (`Sequence[Mapping]`), prompts (`Sequence`), completions (`Sequence`), completion_ids (`Sequence`):
+                The R completions of this rank, equally many on each, as in `GRPOTrainer._calculate_rewards`.
 
         Returns:
-            `torch.Tensor`: shape `(W * R, F)`, or `(R, F)` alone, float32. NaN: no reward.
+            `torch.Tensor`: shape `(W * R, F)`, float32. NaN: no reward.
 
         Raises:
             `RewardTimeoutError`: a function of this rank took longer than it may.
-            `RankFailedError`: on another rank it did, or raised something.
+            `RankFailedError`: on another rank a function did, or raised something.
         """
-        names, step = trainer.reward_func_names, trainer.state.global_step
-        where = f"the rewards of {num_completions} completions at optimizer step {step} on rank {self.ranks.rank}"
-        failure, rewards = None, torch.zeros(num_completions, len(names), device=self.ranks.device)
+        failure: Exception | None = None
         try:
-            with ExitStack() as stack:
-                stack.enter_context(naming_rewards(names, num_completions))
-                stack.enter_context(self.watch.computation(where))
-                # TRL opens this one around each call, whatever kind of function it is.
-                timed = timing_by(self.watch, profiling_context)
-                stack.enter_context(replaced(grpo_trainer, "profiling_context", timed))
-                stack.enter_context(replaced(grpo_trainer, "gather", lambda rewards: rewards))
-                rewards = compute()
-            # What UTF-8 cannot hold (a completion that says \ud800, read as JSON) would end the run in TRL's log.
-            for values in trainer._pending_extra_logs.values():
-                values[:] = [_encodable(value) for value in values]
+            rewards = self.compute_alone(inputs, prompts, completions, completion_ids)
         except Exception as error:
+            if self.ranks.num_ranks == 1:
+                raise
             # The others wait for these rewards.
             failure = error
-        if self.is_alone or self.ranks.num_ranks == 1:
-            if failure is not None:
-                raise failure
-            return rewards
-        return self.ranks.gather_unless_failed(rewards, failure)
+            rewards = torch.zeros(len(prompts), len(self.seams.reward_names), device=self.ranks.device)
+        return rewards if self.ranks.num_ranks == 1 else self.ranks.gather_unless_failed(rewards, failure)
 
-
-def _encodable(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    def compute_alone(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """As `compute`, the rewards of this rank alone, shape `(R, F)`. No collective, from any thread."""
+        names = self.seams.reward_names
+        where = (
+            f"the rewards of {len(prompts)} completions at optimizer step {self.seams.step} on rank {self.ranks.rank}"
+        )
+        with naming_rewards(names, len(prompts)), self.watch.computation(where):
+            rewards = self.seams.compute_rewards(inputs, prompts, completions, completion_ids, self.watch.call)
+        column = self.penalty_column
+        if column is not None:
+            # A completion that no function scored stays unscored, whatever its length; and evaluation is unshaped.
+            is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.seams.is_training)
+            rewards[is_unscored, column] = torch.nan
+        return rewards

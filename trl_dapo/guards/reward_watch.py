@@ -1,10 +1,11 @@
 """
-A limit on the time of each call of a reward function, and the end of what does not keep it.
+A deadline for each call of a reward function: a call that takes longer is interrupted.
 
-A function that waits (for a server, a lock, another process) is interrupted by a signal, and one that computes by a timer
-of the kernel, which needs nobody to hold the interpreter's lock: a regular expression that backtracks for ever is ended
-so, too. What cannot be interrupted is code in C that looks at no signals, and a function that swallows everything: then
-the process ends, since nobody else could go on. Off the main thread nothing can be interrupted but Python code.
+A function that waits (for a server, a lock, another process) is interrupted by a signal. A function that computes is
+interrupted by a timer of the kernel, which does not need the interpreter's lock: this also ends a regular expression that
+backtracks for ever. Code in C that ignores signals, and a function that catches every exception, cannot be interrupted:
+then the process ends, because the other ranks could not continue without it. Outside the main thread only Python code can
+be interrupted.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ GRACE_SECONDS = 30.0
 # Signals come once a second, since a function may catch the first.
 _SECONDS_BETWEEN_SIGNALS = 1.0
 _STDERR = 2
-# Nobody's by default, and without effect where nobody asks for it. (By name: Windows has neither.)
+# Signals that Python does not use by default and that do nothing without a handler. (By name: Windows has neither.)
 _WAKING: Any = getattr(signal, "SIGURG", None)
 _COMPUTING: Any = getattr(signal, "SIGVTALRM", None)
 
@@ -121,7 +122,7 @@ class _Computation:
             # With the traceback of the interruption: it says where the function was.
             raise self.error.with_traceback(interruption.__traceback__) from None
         if self.error is not None:
-            # It swallowed the interruption, and came back with something.
+            # The function caught the interruption, and returned something.
             raise self.error
 
     @contextlib.contextmanager
@@ -143,7 +144,7 @@ class _Computation:
         if not self.is_main:
             yield
             return
-        # Somebody else's timer stays theirs.
+        # A timer that someone else has set is left alone.
         is_timer_free = signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
         numbers = (_WAKING, _COMPUTING) if is_timer_free else (_WAKING,)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -196,9 +197,9 @@ class _Computation:
 
     def _expire(self, name: str) -> None:
         """
-        Says what happened, once: the watch and the timer may find out side by side.
+        Prints what happened, once: watch thread and timer may both find a call overdue.
 
-        Who comes second waits, since the stack of the call is to be on paper before the call is interrupted. In one thread
+        The second one waits, because the stack is printed before the call is interrupted. In one thread
         a signal may come while another is handled, hence the lock that the same thread can take again.
         """
         self.error = self.error or RewardTimeoutError(name, self.seconds, self.where)
@@ -236,14 +237,3 @@ def _say(text: str) -> None:
     # Not through `sys.stderr`, whose lock the interrupted thread may hold.
     with contextlib.suppress(OSError):
         os.write(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
-
-
-def timing_by(watch: RewardWatch, inner: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """Returns what TRL opens around each call of a reward function, `inner`, with the call bounded by a watch."""
-
-    @contextlib.contextmanager
-    def timed(trainer: Any, name: str) -> Iterator[None]:
-        with watch.call(name), inner(trainer, name):
-            yield
-
-    return timed

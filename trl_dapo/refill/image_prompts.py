@@ -1,6 +1,6 @@
 """Images in prompts: put in as TRL does it before it samples, and taken out where a batch is made of what was sampled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -39,6 +39,22 @@ def with_images(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
             'put: [{"role": "user", "content": "..."}].'
         )
     return [prepare_multimodal_messages(prompt, images=row) for prompt, row in zip(prompts, images, strict=True)]
+
+
+def prepared_prompts(rows: Sequence[Mapping[str, Any]], check_images: Callable[[], None]) -> list[Any]:
+    """
+    Returns the prompts of dataset rows as TRL would sample them.
+
+    Args:
+        rows (`Sequence[Mapping[str, Any]]`):
+            Dataset rows.
+        check_images (`Callable[[], None]`):
+            Called when there are images: that is not known before, where the dataset is a stream.
+    """
+    prompts = with_images(rows)
+    if images_of(prompts) is not None:
+        check_images()
+    return prompts
 
 
 def images_of(prompts: Sequence[Any]) -> list[list[Any] | None] | None:

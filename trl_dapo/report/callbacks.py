@@ -1,11 +1,9 @@
-"""What the trainer does at fixed points of the training loop."""
+"""What the run prints and writes at fixed points of the training loop."""
 
+from collections.abc import Callable
 from typing import Any
 
-from datasets import Dataset
 from transformers import TrainerCallback
-
-from trl_dapo.config.departures import describe_run
 
 from .group_table import print_groups
 from .recorder import RolloutRecorder
@@ -16,26 +14,22 @@ class RunAnnouncement(TrainerCallback):
     Prints what a run is going to do, once, before it begins.
 
     Args:
-        trainer (`DAPOTrainer`):
-            The trainer of the run.
+        describe (`Callable[[int], str]`):
+            Returns the text, given the optimizer steps of the run.
     """
 
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
+    def __init__(self, describe: Callable[[int], str]):
+        self.describe = describe
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prints it on the first rank."""
-        if not state.is_world_process_zero:
-            return
-        sampler, dataset = self.trainer.dynamic_sampler, self.trainer.train_dataset
-        plan = None if sampler is None else sampler.planner.plan(args.num_groups_per_batch)
-        num_rows = len(dataset) if isinstance(dataset, Dataset) else None
-        print(describe_run(args, state.max_steps, num_rows, plan, self.trainer.reward_func_names))
+        if state.is_world_process_zero:
+            print(self.describe(state.max_steps))
 
 
 class RunRecord(TrainerCallback):
     """
-    Writes down what the trainer logs beside the record of rollout groups, and prints a table of groups at each line.
+    Writes what the trainer logs beside the record of rollout groups, and prints a table of groups at each log line.
 
     Args:
         recorder (`RolloutRecorder`):

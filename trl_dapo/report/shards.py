@@ -11,14 +11,13 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trl_dapo.sampling.groups import SampledGroup
+from trl_dapo.sampling.judge import SampledGroup
 
 
 ROLLOUTS_FOLDER = "rollouts"
@@ -47,15 +46,6 @@ _COLUMNS: dict[str, pa.DataType] = {
     "is_truncated": pa.bool_(),
     "extra": pa.string(),
 }
-
-
-class Fate(str, Enum):
-    """What became of a sampled group."""
-
-    TRAINED = "trained"
-    FILTERED = "filtered"  # its verdict says why
-    SURPLUS = "surplus"  # informative, but the batch had no room, and no later one took it
-    STALE = "stale"  # carried for a later batch, and too old when that came
 
 
 class RolloutShards:
@@ -121,7 +111,7 @@ class RolloutShards:
             file.write(b"\n" * is_torn + json.dumps({"start": self.start, **finite}, default=str).encode() + b"\n")
 
 
-def completion_figures(
+def completion_columns(
     group: SampledGroup, sample: int, reward_names: Sequence[str], reward_weights: Sequence[float]
 ) -> dict[str, Any]:
     """

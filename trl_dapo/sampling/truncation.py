@@ -1,12 +1,18 @@
-"""How the generation of a completion ended: of itself, or because the length was spent."""
+"""How the generation of a completion ended: by itself, or at a length limit."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from .judge import RowFacts
+
+
+class EmptyCompletion(list[int]):
+    """The one padding token that stands in for a completion without tokens."""
+
 
 class TruncationRule:
     """
-    Tells a completion that ended of itself from one that was cut off.
+    Tells a completion that ended by itself from one that was cut off.
 
     An end-of-sequence token or a stop string ends a completion; the length limit, or the end of the context window, cuts
     it off. A completion that is shorter than every limit was stopped by something, whatever its last token is. So a stop
@@ -68,6 +74,25 @@ class TruncationRule:
         stop_strings = [stop] if isinstance(stop, str) else stop
         end_token_ids = [*eos_token_ids, *(kwargs.get("stop_token_ids") or ())]
         return cls(end_token_ids, max_completion_length, max_sequence_length, stop_strings, decode)
+
+    def facts(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> list[RowFacts]:
+        """
+        Returns length and truncation of each completion.
+
+        Args:
+            prompt_ids (`Sequence[Sequence[int]]`), completion_ids (`Sequence[Sequence[int]]`):
+                The tokens, without padding. An [`EmptyCompletion`] has none.
+
+        >>> rule = TruncationRule(end_token_ids=[2], max_completion_length=3)
+        >>> [tuple(row) for row in rule.facts([[5], [5, 6]], [[7, 8, 9], EmptyCompletion([0])])]
+        [(1, 3, True), (2, 0, False)]
+        """
+        return [
+            RowFacts(len(prompt), 0, False)
+            if isinstance(ids, EmptyCompletion)
+            else RowFacts(len(prompt), len(ids), self.is_truncated(len(prompt), ids))
+            for prompt, ids in zip(prompt_ids, completion_ids, strict=True)
+        ]
 
     def is_truncated(self, prompt_length: int, completion_ids: Sequence[int]) -> bool:
         """
