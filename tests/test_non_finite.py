@@ -59,7 +59,7 @@ def test_step_without_finite_gradients_moves_nothing(tmp_path, value, shape, cap
 
 
 @pytest.mark.fault(
-    "gradients are NaN or infinite, 5 times in a row",
+    "gradients are NaN or infinite in 5 consecutive steps",
     "optimizer step",
     "`NonFiniteGradientError` with a diagnosis; the weights are finite",
 )

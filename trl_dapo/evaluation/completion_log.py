@@ -28,8 +28,8 @@ class CompletionRecord(TypedDict):
             Number of the problem in the dataset, from 0.
         sample (`int`):
             Number of the completion among those of its problem, 0 to k - 1.
-        verdict (`str`):
-            Value of the `Verdict` that grading gave.
+        grade (`str`):
+            Value of the `Grade` of its answer.
         answer (`str`, *optional*):
             The answer that was read from the completion. `None`: it has none.
         num_tokens (`int`):
@@ -42,7 +42,7 @@ class CompletionRecord(TypedDict):
 
     problem: int
     sample: int
-    verdict: str
+    grade: str
     answer: str | None
     num_tokens: int
     is_truncated: bool

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from trl_dapo.atomic_write import atomic_write
 from trl_dapo.data.source import DataSource
-from trl_dapo.grading.equivalence import Verdict
+from trl_dapo.grading.equivalence import Grade
 
 from .answer_classes import problem_metrics
 from .completion_log import CompletionRecord
@@ -124,20 +124,20 @@ def summarize(
         `EvaluationResult`: The result.
     """
     # All completions of a problem have the same gold answer: if it cannot be read, none of them can be graded.
-    graded = [group for group in records if group[0]["verdict"] != Verdict.UNPARSEABLE_GOLD.value]
+    graded = [group for group in records if group[0]["grade"] != Grade.UNPARSEABLE_GOLD.value]
     values = problem_metrics(
         [[record["answer"] for record in group] for group in graded],
-        [[record["verdict"] == Verdict.CORRECT.value for record in group] for group in graded],
+        [[record["grade"] == Grade.CORRECT.value for record in group] for group in graded],
     )
     per_problem = {name: [problem[name] for problem in values] for name in values[0]}
     k = settings["k"]
 
-    def shares(verdict: Verdict) -> list[float]:
-        return [sum(record["verdict"] == verdict.value for record in group) / k for group in graded]
+    def shares(grade: Grade) -> list[float]:
+        return [sum(record["grade"] == grade.value for record in group) / k for group in graded]
 
     per_problem["frac_truncated"] = [sum(record["is_truncated"] for record in group) / k for group in records]
-    per_problem["frac_no_answer"] = shares(Verdict.NO_ANSWER)
-    per_problem["frac_gave_up"] = shares(Verdict.GAVE_UP)
+    per_problem["frac_no_answer"] = shares(Grade.NO_ANSWER)
+    per_problem["frac_gave_up"] = shares(Grade.GAVE_UP)
     per_problem["mean_length"] = [sum(record["num_tokens"] for record in group) / k for group in records]
     packages = ("trl-dapo", "torch", "transformers", "math-verify")
     return EvaluationResult(
@@ -174,7 +174,7 @@ def write_result(
         dict(problem)
         | {
             "solution": str(problem["solution"]),
-            "num_correct": sum(record["verdict"] == Verdict.CORRECT.value for record in group),
+            "num_correct": sum(record["grade"] == Grade.CORRECT.value for record in group),
             "num_truncated": sum(record["is_truncated"] for record in group),
             "mean_length": sum(record["num_tokens"] for record in group) / k,
         }

@@ -1,4 +1,4 @@
-"""The model card: a template, filled from what the run recorded. It says nothing that was not recorded."""
+"""The model card: a template, filled from what the run recorded. It contains only what was recorded."""
 
 import hashlib
 import re
@@ -49,11 +49,11 @@ def render_card(
         facts (`RunFacts`):
             What the run recorded.
         repo_id (`str`, *optional*):
-            Where the model is published. `None`: nowhere yet, and no code to load it from there is shown.
+            Repository of the model. `None`: none yet, so the card shows no code to load it.
         evaluations (`Sequence[Evaluation]`, *optional*):
-            Evaluations of these weights.
+            Evaluations of these weights by `trl-dapo eval`.
         has_curves (`bool`, *optional*, defaults to `False`):
-            Whether `curves.png` lies beside the card.
+            Whether `curves.png` is beside the card.
         license (`str`, *optional*):
             Licence, in the Hub's words (`apache-2.0`). `None`: the one that the run recorded, if any.
     """
@@ -127,7 +127,7 @@ def draw_curves(facts: RunFacts, folder: str | Path) -> bool:
 
 
 def is_unedited(folder: str | Path) -> bool:
-    """Returns whether the card in a folder is one that `write_card` wrote, and nobody changed."""
+    """Returns whether the card in a folder was written by `write_card` and not changed since."""
     text = (Path(folder) / CARD_FILE).read_text(encoding="utf-8")
     found = _SEAL.search(text)
     return found is not None and found["digest"] == _digest(text[: found.start()])
@@ -170,7 +170,7 @@ def _adapter(facts: RunFacts) -> str | None:
 
 
 def _run_time(facts: RunFacts) -> str | None:
-    """Returns how long training took, where it was logged: at its end."""
+    """Returns how long training took, or `None` if it has not ended."""
     seconds: Any = [entry["train_runtime"] for entry in facts.log_history if entry.get("train_runtime")]
     if not seconds:
         return None

@@ -65,7 +65,7 @@ class PublishedTrainer(GRPOTrainer):
         finally:
             self._is_saving_checkpoint = False
 
-    def create_model_card(  # type: ignore[override]  # the signature of TRL's, and a licence
+    def create_model_card(  # type: ignore[override]  # TRL's signature, and a licence
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
