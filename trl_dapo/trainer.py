@@ -56,7 +56,7 @@ from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
 from .report.batch_metrics import BatchReporter, completion_metrics
-from .report.callbacks import RunAnnouncement, RunRecord
+from .report.callbacks import RunAnnouncement, RunRecord, shorten_log_lines
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
@@ -259,6 +259,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         guard = NonFiniteGuard(self.seams, self.ranks, self.args.max_non_finite_steps, self._log_train)
         self.run_state.add("non_finite", guard.state_dict, guard.load_state_dict)
         self.add_callback(guard)
+        shorten_log_lines(self.callback_handler.callbacks)
         self.add_callback(RunAnnouncement(self._describe_run))
         if self.recorder is not None:
             self.add_callback(RunRecord(self.recorder))
