@@ -42,11 +42,11 @@ class CollectingTrainer(DAPOTrainer):
         self.held = []
         collect = self.dynamic_sampler.collect
 
-        def collect_and_keep(policy_step):
+        def collect_and_keep(policy_step, raises_if_exhausted=False):
             policy = merged_copy(self.model)
             if self.args.refill == "stream":
                 self.held.append(copy.deepcopy(self.dynamic_sampler.refill.groups.by_position))
-            batch = collect(policy_step)
+            batch = collect(policy_step, raises_if_exhausted)
             self.collected.append((policy, batch))
             return batch
 
