@@ -231,8 +231,10 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             score=compute_logps,
         )
         source = sampler.source
-        row_of = source.row
-        source.row = lambda draw: {**row_of(draw), "position": draw.position}
+        rows_of = source.rows
+        source.rows = lambda draws: [
+            {**row, "position": draw.position} for draw, row in zip(draws, rows_of(draws), strict=True)
+        ]
         for number in range(scenario.num_batches):
             record = RankRecord(policy_step=number * scenario.num_updates)
             records.append(record)

@@ -44,9 +44,8 @@ from .config.dataset_checks import check_single_turn, check_train_dataset, find_
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
 from .errors import RefillExhaustedError
-from .guards.empty_updates import EmptyUpdateGuard
-from .guards.non_finite import NonFiniteGuard
-from .guards.reward_calls import RewardCalls
+from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
+from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
 from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
 from .publishing.published_trainer import PublishedTrainer
@@ -55,18 +54,16 @@ from .refill.assembly import GenerationBatch
 from .refill.dynamic_sampling import DynamicSampler
 from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
-from .refill.rollout_sampler import RolloutSampler
-from .refill.rounds import SampleRound
+from .refill.rounds import RolloutSampler, SampleRound
 from .report.batch_metrics import BatchReporter, completion_metrics
-from .report.callbacks import RunAnnouncement, RunRecord
+from .report.callbacks import RunAnnouncement, RunRecord, shorten_log_lines
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
 from .report.recorder import RewardColumns, RolloutRecorder
 from .rewards import SoftOverlongPunishment
-from .sampling.judge import GroupJudge, RowFacts
+from .sampling.judge import GroupJudge, RowFacts, TruncationRule
 from .sampling.prompt_stream import Draw
-from .sampling.truncation import TruncationRule
 from .streaming.dynamic_sampler import make_dynamic_sampler
 from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
@@ -262,6 +259,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         guard = NonFiniteGuard(self.seams, self.ranks, self.args.max_non_finite_steps, self._log_train)
         self.run_state.add("non_finite", guard.state_dict, guard.load_state_dict)
         self.add_callback(guard)
+        shorten_log_lines(self.callback_handler.callbacks)
         self.add_callback(RunAnnouncement(self._describe_run))
         if self.recorder is not None:
             self.add_callback(RunRecord(self.recorder))
@@ -395,8 +393,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self.recorder.observe_plain(groups, inputs, completions, self._pending_extra_logs)
         if self.args.truncated_in_statistics:
             return rewards
-        samples = range(self.num_generations)
-        return rewards.new_tensor([group.rewards_in_statistics(row) for group in groups for row in samples])
+        return rewards.new_tensor([row for group in groups for row in group.rewards_in_statistics()])
 
     # Loss
 
@@ -472,6 +469,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self._log_train(self.diagnostics.flush(self.accelerator.gather))
             if self.dynamic_sampler is not None:
                 self.reporter.drop_always_zero(self._metrics["train"])
-        logs |= self.evaluation_metrics.flush(logs, self._metrics["eval"])
-        with printing_plainly():
+        else:
+            logs |= self.evaluation_metrics.flush(logs, self._metrics["eval"])
+        with printing_plainly() if self.log_completions else nullcontext():
             super().log(logs, start_time)

@@ -48,7 +48,14 @@ OVERRIDDEN: dict[str, str] = {
     "log": "metrics of the trained tokens; text of a model as text",
     "push_to_hub": "errors of the Hub with a fix",
     "save_model": "arguments as the user gave them",
-    "train": "which checkpoint to resume from",
+    "train": "which checkpoint to resume from; curves and card at the end",
+}
+# Methods of `VLLMGeneration` that are overridden.
+OVERRIDDEN_IN_VLLM_GENERATION: dict[str, str] = {
+    "_init_vllm": "engine options",
+    "_iter_named_params": "weights that the engine has to pack again",
+    "generate": "a seed for each request; one sleep per batch",
+    "sync_weights": "counts the syncs",
 }
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData, constants
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.data.source import is_hub_id
+from trl_dapo.report.curves import plot_curves
 
 from .card_results import Evaluation, evaluation_section, logged_table, model_index, training_table
 from .card_text import as_code, as_markdown, as_table, single_line
@@ -101,17 +103,27 @@ def render_card(
 
 
 def write_card(card: ModelCard, folder: str | Path) -> Path:
-    """Writes a card into a folder, all or nothing, and returns its path. A seal lets `is_unedited` recognize the card."""
-    path = Path(folder) / CARD_FILE
-    unfinished = path.with_suffix(".tmp")
-    text = str(card)
-    try:
-        unfinished.write_text(f"{text}<!-- trl-dapo {_digest(text)} -->\n", encoding="utf-8", newline="")
-        unfinished.replace(path)
-    finally:
-        # On a full disk there is a part of it.
-        unfinished.unlink(missing_ok=True)
+    """Writes a card into a folder, all or nothing, with a seal by which `is_unedited` knows it; returns its path."""
+    path, text = Path(folder) / CARD_FILE, str(card)
+    atomic_write(path, f"{text}<!-- trl-dapo {_digest(text)} -->\n")
     return path
+
+
+def draw_curves(facts: RunFacts, folder: str | Path) -> bool:
+    """
+    Draws `curves.png` beside the card.
+
+    Args:
+        facts (`RunFacts`):
+            What the run recorded.
+        folder (`str` or `Path`):
+            The folder of the card.
+
+    Returns:
+        `bool`: Whether it was drawn. `False`: the run logged nothing, or matplotlib is not installed (a warning is logged).
+    """
+    history = [entry for entry in facts.log_history if "step" in entry]
+    return bool(history) and plot_curves({"DAPO": history}, Path(folder) / CURVES_FILE, num_columns=2) is not None
 
 
 def is_unedited(folder: str | Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.config.dapo_config import GROUPS_TO_LOG, DAPOConfig
 from trl_dapo.config.secrets import without_secrets
 from trl_dapo.data.source import DataSource
@@ -128,16 +129,8 @@ class RunFacts:
 
     def write(self, folder: str | Path) -> None:
         """Writes the facts into a folder, all or nothing."""
-        path = Path(folder) / FACTS_FILE
-        unfinished = path.with_suffix(".tmp")
-        try:
-            unfinished.write_text(
-                json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
-            unfinished.replace(path)
-        finally:
-            # On a full disk there is a part of it.
-            unfinished.unlink(missing_ok=True)
+        text = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        atomic_write(Path(folder) / FACTS_FILE, text + "\n")
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunFacts":

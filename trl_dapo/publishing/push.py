@@ -2,19 +2,18 @@
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, RepoFile, get_token
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.data.source import is_hub_id
 from trl_dapo.errors import HubPushError
 from trl_dapo.evaluation.completion_sampler import load_sampler
 
-from .card import CARD_FILE, CURVES_FILE, is_unedited, render_card, write_card
+from .card import CARD_FILE, CURVES_FILE, draw_curves, is_unedited, render_card, write_card
 from .card_results import Evaluation, result_file
 from .facts import FACTS_FILE, RunFacts
 from .hub_errors import explained, no_token
@@ -197,7 +196,7 @@ def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None, folder: 
         )
 
 
-def _is_same(path: Path, entry: Any) -> bool:
+def _is_same(path: Path, entry: RepoFile) -> bool:
     if path.stat().st_size != entry.size:
         return False
     with path.open("rb") as file:
@@ -213,8 +212,10 @@ def _write_card(
     """Writes the card again, with the repository and the evaluations. A card that was edited stays as it is."""
     has_facts, has_card = (folder / FACTS_FILE).is_file(), (folder / CARD_FILE).is_file()
     if has_facts and (not has_card or is_unedited(folder)):
-        has_curves = (folder / CURVES_FILE).is_file()
-        write_card(render_card(RunFacts.read(folder), repo_id, evaluations, has_curves, license), folder)
+        facts = RunFacts.read(folder)
+        # A run that was killed has no picture yet.
+        has_curves = (folder / CURVES_FILE).is_file() or draw_curves(facts, folder)
+        write_card(render_card(facts, repo_id, evaluations, has_curves, license), folder)
         return
     what = f"{CARD_FILE} stays as it is" if has_card else "There is no model card"
     why = "it was edited" if has_facts else f"the folder has no {FACTS_FILE} to write one from"
@@ -234,7 +235,7 @@ def _keep_results(folder: Path, results: Sequence[str]) -> None:
         settings = evaluation.settings
         copy = folder / EVALUATIONS_FOLDER / f"{data}-{settings['problems']}-k{settings['k']}.json"
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(result_file(path), copy)
+        atomic_write(copy, result_file(path).read_bytes())
 
 
 def _kept_results(folder: Path) -> list[str]:

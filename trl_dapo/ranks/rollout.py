@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trl_dapo.sampling.truncation import EmptyCompletion
+from trl_dapo.sampling.judge import EmptyCompletion
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """From the groups that were collected, scattered over the ranks, to the batch that each rank trains."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
@@ -11,6 +11,7 @@ from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout, packed_size, with_placeholders
 from trl_dapo.sampling.judge import Location, RowFacts, SampledGroup
 from trl_dapo.sampling.placement import Move, place_groups
+from trl_dapo.sampling.prompt_stream import Draw
 from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RoundPlan
 from trl_dapo.trl_seams import Generated
@@ -18,7 +19,63 @@ from trl_dapo.trl_seams import Generated
 from .completion_decoder import decode_completion
 from .image_prompts import images_of
 from .prompt_source import PromptSource
-from .protocol import RefillResult
+
+
+# Is shown groups as soon as they are judged: the groups, the rollouts of this rank by location, and the rows of draws.
+ObserveGroups = Callable[
+    [Sequence[SampledGroup], Callable[[Location], Rollout], Callable[[Draw], Mapping[str, Any]]], None
+]
+
+
+class Unfinished(Protocol):
+    """A completion of this rank that goes on in the next batch, and that the present policy sampled tokens of."""
+
+    @property
+    def rollout(self) -> Rollout:
+        """The completion as far as it is decoded."""
+
+    def keep_logps(self, old_logps: torch.Tensor | None) -> None:
+        """Notes the log-probabilities of the policies that sampled its tokens so far, shape `(C,)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefillResult:
+    """
+    What filled a generation batch on this rank.
+
+    Attributes:
+        kept (`dict[Location, Rollout]`):
+            The rollouts of informative groups that this rank sampled.
+        spare (`tuple[Draw, Rollout]`, *optional*):
+            Any rollout of this rank. `None`: it sampled nothing.
+        seconds (`float`):
+            Seconds of sampling on the slowest rank.
+        plan (`RoundPlan`, *optional*):
+            The last plan that was made. `None`: none was needed.
+        metrics (`dict[str, float]`):
+            Metrics by their names below `dapo/`, beside those of any refill.
+        num_uncounted_tokens (`int`):
+            Tokens of prompts and completions over all ranks that TRL has not counted.
+        unchecked (`list[Rollout]`, *optional*):
+            Rollouts by which the weights of the engine can be checked. `None`: they are checked.
+        unfinished (`list[Unfinished]`):
+            Completions of this rank that need the log-probabilities of the present policy before it changes.
+        num_unfinished (`Sequence[int]`):
+            How many each rank has. Empty: none has any.
+        first_suspended (`int`, *optional*):
+            Stream position of the first group that goes on in the next batch. `None`: there is none.
+    """
+
+    kept: dict[Location, Rollout]
+    spare: tuple[Draw, Rollout] | None
+    seconds: float
+    plan: RoundPlan | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    num_uncounted_tokens: int = 0
+    unchecked: list[Rollout] | None = None
+    unfinished: list[Unfinished] = field(default_factory=list)
+    num_unfinished: Sequence[int] = ()
+    first_suspended: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +217,7 @@ class BatchAssembler:
         )
         arrived, num_moved_words = self._exchange(moves, ledger, kept)
         local = [move for move in moves if move.target == self.ranks.rank]
-        inputs, rollouts = [], []
+        draws, rollouts = [], []
         for move in local:
             if move.group is None:
                 # A batch that is not full was sampled for. Cut to one token: it has no weight and should cost nothing.
@@ -170,17 +227,15 @@ class BatchAssembler:
                 group = accepted[move.group]
                 draw = group.draw
                 rollout = arrived.get(move) or kept[group.locations[move.sample]]
-            inputs.append(self.source.row(draw))
+            draws.append(draw)
             rollouts.append(rollout)
         not_scored = [math.nan] * self.num_rewards
+        rewards = [group.rewards_in_statistics() for group in accepted]
         return GenerationBatch(
-            inputs=inputs,
+            inputs=self.source.rows(draws),
             rollouts=rollouts,
             rewards=torch.tensor(
-                [
-                    not_scored if move.group is None else accepted[move.group].rewards_in_statistics(move.sample)
-                    for move in moves
-                ]
+                [not_scored if move.group is None else rewards[move.group][move.sample] for move in moves]
             ),
             is_filler=torch.tensor([move.group is None for move in local]),
             is_truncated=torch.tensor(

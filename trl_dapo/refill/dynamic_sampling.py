@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,11 +13,42 @@ from trl_dapo.errors import RefillExhaustedError
 from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.sampling.judge import Location, SampledGroup
 from trl_dapo.sampling.refill_ledger import RefillLedger
-from trl_dapo.sampling.refill_planner import RoundPlan
+from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
 
-from .assembly import BatchAssembler, GenerationBatch
+from .assembly import BatchAssembler, GenerationBatch, RefillResult
 from .prompt_source import PromptSource
-from .protocol import Refill, RefillResult
+
+
+class Refill(Protocol):
+    """
+    Samples the groups of a generation batch.
+
+    Attributes:
+        planner (`RefillPlanner`):
+            Plans how many prompts to sample, and learns from what was found.
+    """
+
+    planner: RefillPlanner
+
+    def fill(self, ledger: RefillLedger, policy_step: int) -> RefillResult:
+        """
+        Samples until the batch is full or the prompts that it may sample are used up. A collective.
+
+        Args:
+            ledger (`RefillLedger`):
+                Gets the sampled groups. It has those that an earlier batch kept.
+            policy_step (`int`):
+                Optimizer steps that the policy has taken.
+
+        Raises:
+            `RankFailedError`: another rank failed. A rank that failed itself raises its own failure.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of this rank between two batches."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state."""
 
 
 class DynamicSampler:

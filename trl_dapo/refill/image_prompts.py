@@ -9,7 +9,7 @@ from trl.data_utils import is_conversational, prepare_multimodal_messages
 from trl_dapo.config.dapo_config import DAPOConfig
 
 
-_COLUMNS = ("images", "image")
+IMAGE_COLUMNS = frozenset({"images", "image"})
 
 
 def with_images(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -93,7 +93,7 @@ def check_image_dataset(dataset: Dataset | IterableDataset | None, args: DAPOCon
         `ValueError`: see [`check_image_options`].
     """
     columns = getattr(dataset, "column_names", None) or []
-    has_images = any(column in columns for column in _COLUMNS)
+    has_images = not IMAGE_COLUMNS.isdisjoint(columns)
     if isinstance(dataset, Dataset) and len(dataset) and "prompt" in columns:
         has_images |= images_of([dataset[0]["prompt"]]) is not None
     if has_images:

@@ -1,8 +1,8 @@
 """Where the prompts of a run come from: which dataset row is drawn next, and what is in it."""
 
 import copy
-import functools
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -41,8 +41,6 @@ class PromptSource:
             self.stream = PromptStream(len(dataset), seed=seed, shuffle=shuffle)
             if is_selective:
                 self.history = PromptHistory(len(dataset), seed=seed)
-        # The completions of a group stand in consecutive rows: each dataset row is read once.
-        self._read = functools.lru_cache(maxsize=1)(self._row_of)
 
     @property
     def position(self) -> int:
@@ -66,7 +64,16 @@ class PromptSource:
 
     def row(self, draw: Draw) -> dict[str, Any]:
         """Returns the dataset row of a draw: a copy, which reward functions may change."""
-        return copy.deepcopy(self._read(draw))
+        return self.rows([draw])[0]
+
+    def rows(self, draws: Sequence[Draw]) -> list[dict[str, Any]]:
+        """Returns the dataset row of each draw: copies. Equal draws in a row are read once."""
+        rows = []
+        for _, equal in itertools.groupby(draws, key=lambda draw: draw.position):
+            first, *others = equal
+            row = self._read(first)
+            rows += [copy.deepcopy(row) for _ in range(1 + len(others))]
+        return rows
 
     def seek(self, position: int) -> None:
         """Continues the stream at a position: draws from there on are drawn again."""
@@ -101,7 +108,7 @@ class PromptSource:
         if self.history is not None and state["history"] is not None:
             self.history.load_state_dict(state["history"])
 
-    def _row_of(self, draw: Draw) -> dict[str, Any]:
+    def _read(self, draw: Draw) -> dict[str, Any]:
         if isinstance(self.stream, IterablePromptStream):
             return self.stream.row_of(draw)
         row: dict[str, Any] = self.dataset[draw.index]

@@ -6,16 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trl_dapo.config.batch_shape import BatchShape
+from trl_dapo.guards.reward_deadline import RewardCalls
 from trl_dapo.ranks.collectives import Ranks
-from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.sampling.judge import GroupJudge, GroupVerdict, Location, RowFacts, SampledGroup
+from trl_dapo.ranks.rollout import Rollout, rollouts_of
+from trl_dapo.sampling.judge import GroupJudge, GroupVerdict, Location, RowFacts, SampledGroup, TruncationRule
 from trl_dapo.sampling.placement import deal_prompts
 from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
 from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner
+from trl_dapo.trl_seams import TrainerSeams
+from trl_dapo.vllm_engine.canary import WeightCanary
 
+from .assembly import ObserveGroups, RefillResult
+from .image_prompts import IMAGE_COLUMNS, prepared_prompts
 from .prompt_source import PromptSource
-from .protocol import ObserveGroups, RefillResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,74 @@ class Sampled:
 
 # Samples one completion for each dataset row, and scores it. The keys name the completions.
 SampleRound = Callable[[list[dict[str, Any]], list[SequenceKey]], Sampled]
+
+
+class RolloutSampler:
+    """
+    Samples a completion for each row of a round, and scores it.
+
+    Args:
+        seams (`TrainerSeams`):
+            Owns generation.
+        rewards (`RewardCalls`):
+            Computes the rewards.
+        truncation_rule (`TruncationRule`):
+            Tells which completions ran into a length limit.
+        canary (`WeightCanary`, *optional*):
+            Compares the engine with the trained model. `None`: the trained model generates.
+        check_images (`Callable[[], None]`):
+            Called when prompts have images.
+    """
+
+    def __init__(
+        self,
+        seams: TrainerSeams,
+        rewards: RewardCalls,
+        truncation_rule: TruncationRule,
+        canary: WeightCanary | None,
+        check_images: Callable[[], None],
+    ):
+        self.seams = seams
+        self.rewards = rewards
+        self.truncation_rule = truncation_rule
+        self.canary = canary
+        self.check_images = check_images
+
+    def sample(self, inputs: list[dict[str, Any]], keys: list[SequenceKey]) -> Sampled:
+        """Samples a completion for each row, named by the keys, and scores it. A collective."""
+        # A text model has no images, unless the dataset has a column of them: then this says what is wrong.
+        has_images = self.seams.is_multimodal or not IMAGE_COLUMNS.isdisjoint(inputs[0])
+        prompts = prepared_prompts(inputs, self.check_images) if has_images else [row["prompt"] for row in inputs]
+        # Above TRL's tokenizer prompts with images can still be cut; below it the pixels of all rows are one tensor.
+        part = self.seams.rows_at_once(len(prompts)) if self.seams.is_multimodal else len(prompts)
+        prompt_ids: list[list[int]] = []
+        completion_ids: list[list[int]] = []
+        completions: list[Any] = []
+        logps: list[list[float | None]] = []
+        facts: list[RowFacts] = []
+        metrics: dict[str, float] = {}
+        for start in range(0, len(prompts), part):
+            rows = slice(start, start + part)
+            generated = self.seams.generate(prompts[rows], keys[rows])
+            if self.canary is not None:
+                metrics |= self.canary.check(generated)
+            prompt_ids += generated.prompt_ids
+            completion_ids += generated.completion_ids
+            completions += generated.completions
+            logps += generated.logps or []
+            facts += self.truncation_rule.facts(generated.prompt_ids, generated.completion_ids)
+        rewards = self.rewards.compute(inputs, prompts, completions, completion_ids)
+        # Placeholders of empty completions are no tokens.
+        lengths = [row.completion_length for row in facts]
+        rollouts = rollouts_of(
+            prompt_ids,
+            [ids[:length] for ids, length in zip(completion_ids, lengths, strict=True)],
+            [row[:length] for row, length in zip(logps, lengths, strict=True)] if logps else None,
+            completions,
+            # Only columns with one value a completion can follow their completions into the batch.
+            self.seams.take_logged_columns(len(completions)),
+        )
+        return Sampled(rollouts, rewards.tolist(), facts, metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +173,7 @@ class RoundSampler:
         rows = [divmod(row, self.num_generations) for row in range(rank * num_rows, (rank + 1) * num_rows)]
         local_draws = [draws[order[number]] for number, _ in rows]
         keys = [SequenceKey(draw.position, sample) for draw, (_, sample) in zip(local_draws, rows, strict=True)]
-        sampled = self.sample([self.source.row(draw) for draw in local_draws], keys)
+        sampled = self.sample(self.source.rows(local_draws), keys)
         microseconds = round((time.perf_counter() - start) * 1e6)
         facts = self.ranks.gather_rows([[*row, microseconds] for row in sampled.facts])
         groups = self.judge.judge(
@@ -152,8 +224,8 @@ class RoundRefill:
         kept: dict[Location, Rollout] = {}
         metrics: dict[str, float] = {}
         seconds, spare, plan = 0.0, None, None
-        while ledger.num_missing and ledger.num_rounds < self.shape.max_rounds:
-            plan = self.planner.plan(ledger.num_missing, self.shape.max_rounds - ledger.num_rounds)
+        while (num_missing := ledger.num_missing) and ledger.num_rounds < self.shape.max_rounds:
+            plan = self.planner.plan(num_missing, self.shape.max_rounds - ledger.num_rounds)
             sampled = self.sampler.sample_round(self.source.draw(plan.num_prompts), policy_step)
             num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in sampled.groups)
             self.planner.observe(num_informative, len(sampled.groups), sampled.seconds)

@@ -8,7 +8,7 @@ from accelerate.logging import get_logger
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.refill.assembly import GenerationBatch
-from trl_dapo.sampling.judge import GroupVerdict, SampledGroup, is_correct
+from trl_dapo.sampling.judge import GroupVerdict, SampledGroup
 from trl_dapo.sampling.refill_ledger import RefillLedger, verdict_counts
 
 
@@ -170,8 +170,7 @@ def ledger_metrics(ledger: RefillLedger) -> dict[str, float]:
 
 def accuracy(groups: Sequence[SampledGroup]) -> float:
     """Returns the share of correct completions among the scored ones."""
-    scored = [reward for group in groups for reward in group.filter_rewards if math.isfinite(reward)]
-    return _mean([is_correct(reward) for reward in scored])
+    return _mean([mark for group in groups for mark in group.marks if mark is not None])
 
 
 def group_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
@@ -184,9 +183,9 @@ def group_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
     counts = verdict_counts(groups)
     lengths: dict[bool, list[int]] = {True: [], False: []}
     for group in groups:
-        for reward, (_, length) in zip(group.filter_rewards, group.lengths, strict=True):
-            if math.isfinite(reward):
-                lengths[is_correct(reward)].append(length)
+        for mark, (_, length) in zip(group.marks, group.lengths, strict=True):
+            if mark is not None:
+                lengths[mark].append(length)
 
     def share(verdict: GroupVerdict) -> float:
         return counts[verdict.value] / len(groups) if groups else math.nan

@@ -1,7 +1,8 @@
 """Which of the groups of a batch to keep for people to look at: a random few, whatever became of them."""
 
-import hashlib
 import heapq
+
+from trl_dapo.sampling.keyed_hash import keyed_hash
 
 
 class GroupSample:
@@ -50,7 +51,7 @@ class GroupSample:
             `tuple[bool, int | None]`: whether it is chosen, and the position of the one that has to go for it.
         """
         name = f"{self.seed}/look/{self.num_batches}/{position}"
-        entry = (-int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"), position)
+        entry = (-keyed_hash(name), position)
         if len(self._heap) < self.size:
             heapq.heappush(self._heap, entry)
             return True, None

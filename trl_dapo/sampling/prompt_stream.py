@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .keyed_hash import keyed_hash
+
 
 _NUM_FEISTEL_ROUNDS = 8
 
@@ -133,12 +135,11 @@ class PromptStream:
         left, right = divmod(value, self._right_size)
         for round_number in range(_NUM_FEISTEL_ROUNDS):
             if round_number % 2 == 0:
-                left = (left + _keyed_hash(key, round_number, right)) % self._left_size
+                left = (left + _round_value(key, round_number, right)) % self._left_size
             else:
-                right = (right + _keyed_hash(key, round_number, left)) % self._right_size
+                right = (right + _round_value(key, round_number, left)) % self._right_size
         return left * self._right_size + right
 
 
-def _keyed_hash(key: bytes, round_number: int, value: int) -> int:
-    message = bytes([round_number]) + value.to_bytes(16, "little")
-    return int.from_bytes(hashlib.blake2b(message, key=key, digest_size=8).digest(), "little")
+def _round_value(key: bytes, round_number: int, value: int) -> int:
+    return keyed_hash(bytes([round_number]) + value.to_bytes(16, "little"), key=key)

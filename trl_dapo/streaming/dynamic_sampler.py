@@ -10,10 +10,9 @@ from datasets import Dataset, IterableDataset
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.refill.assembly import BatchAssembler
-from trl_dapo.refill.dynamic_sampling import DynamicSampler
+from trl_dapo.refill.assembly import BatchAssembler, ObserveGroups
+from trl_dapo.refill.dynamic_sampling import DynamicSampler, Refill
 from trl_dapo.refill.prompt_source import PromptSource
-from trl_dapo.refill.protocol import ObserveGroups, Refill
 from trl_dapo.refill.rounds import RoundRefill, RoundSampler, SampleRound
 from trl_dapo.sampling.judge import GroupJudge
 from trl_dapo.sampling.placement import prompts_multiple

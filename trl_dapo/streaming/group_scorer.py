@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from trl_dapo.guards.reward_calls import RewardCalls
+from trl_dapo.guards.reward_deadline import RewardCalls
 from trl_dapo.ranks.rollout import rollouts_of, with_placeholders
 from trl_dapo.refill.completion_decoder import decode_completion
 from trl_dapo.refill.image_prompts import prepared_prompts
-from trl_dapo.sampling.judge import RowFacts
-from trl_dapo.sampling.truncation import TruncationRule
+from trl_dapo.sampling.judge import RowFacts, TruncationRule
 from trl_dapo.trl_seams import TrainerSeams
 
 from .streamed_group import StreamedGroup

@@ -14,8 +14,8 @@ from typing import Any
 from trl_dapo.config.batch_shape import BatchShape
 from trl_dapo.ranks.collectives import PendingRows
 from trl_dapo.ranks.rollout import Rollout
+from trl_dapo.refill.assembly import ObserveGroups, RefillResult
 from trl_dapo.refill.prompt_source import PromptSource
-from trl_dapo.refill.protocol import ObserveGroups, RefillResult
 from trl_dapo.sampling.judge import GroupVerdict, Location
 from trl_dapo.sampling.prompt_stream import Draw
 from trl_dapo.sampling.refill_flow import RefillFlow
@@ -175,7 +175,7 @@ class StreamRefill:
             self._draws[draw.position] = draw
             if flow.start(draw.position) == self.ranks.rank:
                 mine.append(draw)
-        rows = [self.source.row(draw) for draw in mine]
+        rows = self.source.rows(mine)
         for draw, row, prompt_ids in zip(mine, rows, self.groups.tokenize(rows) if rows else [], strict=True):
             group = StreamedGroup.begin(draw, row, prompt_ids, self._policy_step, self.shape.num_generations)
             self.groups.start(group)

@@ -6,7 +6,6 @@ layers are quantized, vLLM packs weights once they are loaded. There the weights
 them again.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
+from trl_dapo.sampling.keyed_hash import keyed_hash
 from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.trl_seams import engine_built_by, model_runner_of, reload_weights, repacks_weights, replaced
 
@@ -148,7 +148,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if not self._seeds_requests:
             return None
         name = f"{self.dapo_args.seed}/{key.position}/{key.sample}/{num_tokens}"
-        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+        return keyed_hash(name, num_bytes=7)
 
     def request_params(self) -> Any:
         """Returns TRL's sampling parameters, and leaves the engine awake inside `kept_awake`. A collective."""
