@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOTrainer, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.data.checks import check_problems
 from trl_dapo.data.hub_access import require_local_or_hub
@@ -218,16 +219,19 @@ def finish_run(trainer: DAPOTrainer, grpo: GRPOTrainer | None = None) -> None:
     args: Any = trainer.args
     if trainer.is_world_process_zero():
         out = Path(args.output_dir)
-        histories = {"DAPO": trainer.state.log_history} | ({} if grpo is None else {"GRPO": grpo.state.log_history})
-        results = _results(trainer, grpo)
-        trainer.create_model_card()
-        curves = plot_curves(histories, out / CURVES_FILE, num_columns=2)
-        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        results, curves = _results(trainer, grpo), out / CURVES_FILE
+        trainer.create_model_card()  # draws the curves too
+        if grpo is not None and curves.exists():
+            # One picture of both, instead of that of the `DAPOTrainer` alone.
+            plot_curves({"DAPO": trainer.state.log_history, "GRPO": grpo.state.log_history}, curves, num_columns=2)
+        atomic_write(out / "results.json", json.dumps(results, indent=2) + "\n")
         num_problems, before, after = len(trainer.eval_dataset), results["accuracy_before"], results["accuracy_after"]  # type: ignore[arg-type]
         print(f"\nHeld-out accuracy (sampled, {num_problems} problems): {before:.1%} before, {after:.1%} after.")
         for name, value in results.items():
             print(f"  {name}: {value}")
-        print(f"  model: {out}\n  model card: {out / 'README.md'}\n  curves: {curves}")
+        print(f"  model: {out}\n  model card: {out / 'README.md'}")
+        if curves.exists():
+            print(f"  curves: {curves}")
         if args.push_to_hub:
             # The repository may hold the weights of an earlier step of this run: they are replaced.
             options = PushOptions(args.hub_private_repo, args.hub_revision, overwrite=True, token=args.hub_token)
