@@ -14,7 +14,7 @@ from trl_dapo.sampling.refill_ledger import RefillLedger, verdict_counts
 
 logger = get_logger(__name__)
 
-# Wholly empty generation batches after which a run stops: it would spend its time on nothing.
+# Consecutive generation batches without an informative group after which a run stops.
 _MAX_EMPTY_BATCHES = 5
 
 
@@ -86,7 +86,7 @@ class BatchReporter:
         if self._num_empty_batches < _MAX_EMPTY_BATCHES:
             return False
         logger.error(
-            f"{_MAX_EMPTY_BATCHES} generation batches in a row had nothing to learn from; training stops and saves a "
+            f"{_MAX_EMPTY_BATCHES} consecutive generation batches had no informative group; training stops and saves a "
             "checkpoint.\n" + ledger.describe_exhaustion()
         )
         return True
