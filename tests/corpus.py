@@ -12,17 +12,17 @@ from typing import Any
 
 DATA = Path(__file__).resolve().parent / "data"
 
-# What disagreeing means: a verdict other than the label. math-verify cannot say that a gold is bad, TRL says None.
+# What disagreeing means: another opinion than the label. math-verify cannot say that a gold is bad, TRL says None.
 _EXPECTED = {"correct": (True, 1.0), "unparseable_gold": (False, None)}
 
 
 def load_corpus() -> list[dict[str, Any]]:
-    """Rows with `kind`, `gold`, `completion`, `verdict`, and where others disagree their verdicts and `why`."""
+    """Rows with `kind`, `gold`, `completion`, `grade`, and where others disagree their opinions and `why`."""
     return [json.loads(line) for line in (DATA / "equivalence.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def ask_others(gold: str, completion: str) -> dict[str, bool | float | None]:
-    """Verdicts of math-verify with its defaults, the same with the gold in a box, and TRL's `accuracy_reward`."""
+    """Opinions of math-verify with its defaults, the same with the gold in a box, and TRL's `accuracy_reward`."""
     from math_verify import parse, verify
     from trl.rewards import accuracy_reward
 
@@ -41,11 +41,11 @@ def disagreements(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if "not_asked" in row:
             continue
-        verdicts = ask_others(row["gold"], row["completion"])
-        as_bool, as_reward = _EXPECTED.get(row["verdict"], (False, 0.0))
+        opinions = ask_others(row["gold"], row["completion"])
+        as_bool, as_reward = _EXPECTED.get(row["grade"], (False, 0.0))
         expected = {"math_verify": as_bool, "math_verify_boxed": as_bool, "trl": as_reward}
-        if verdicts != expected:
-            found.append({**row, **verdicts})
+        if opinions != expected:
+            found.append({**row, **opinions})
     return found
 
 
@@ -57,7 +57,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         "# Where others disagree with the labels",
         "",
         "Written by `python tests/corpus.py` and held by `tests/test_corpus.py`; `equivalence.jsonl` is the corpus. A",
-        "cell in bold is a verdict that differs from the label. In each row the label is right, for the reason given.",
+        "cell in bold is an opinion that differs from the label. In each row the label is right, for the reason given.",
         "math-verify 0.9 with its defaults; the same with the gold wrapped in a box, which it was made for; and",
         "`accuracy_reward` of TRL 1.16, in which None means that the gold is unreadable.",
         "",
@@ -78,7 +78,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in listed:
-        cells = [_code(row["gold"]), _code(row["completion"]), row["verdict"]]
+        cells = [_code(row["gold"]), _code(row["completion"]), row["grade"]]
         for key in ("math_verify", "math_verify_boxed", "trl"):
             cells.append(f"**{row[key]}**" if _differs(row, key) else str(row[key]))
         lines.append("| " + " | ".join([*cells, row["why"]]) + " |")
@@ -86,7 +86,7 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def _differs(row: dict[str, Any], key: str) -> bool:
-    as_bool, as_reward = _EXPECTED.get(row["verdict"], (False, 0.0))
+    as_bool, as_reward = _EXPECTED.get(row["grade"], (False, 0.0))
     return row[key] != (as_reward if key == "trl" else as_bool)
 
 

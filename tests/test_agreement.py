@@ -126,7 +126,7 @@ def test_the_two_attempts_of_the_parser_give_what_the_full_mode_gives(monkeypatc
     assert [parsed(text) for text in texts] == full
 
 
-def test_a_pair_has_the_same_outcome_whatever_was_compared_before():
+def test_a_pair_has_the_same_comparison_whatever_was_compared_before():
     pairs = [
         (r"\frac{\sin x}{x}", r"\frac{\cos x}{x}"),
         (r"\binom{n}{2}", r"\frac{n(n-1)}{2}"),
@@ -134,8 +134,8 @@ def test_a_pair_has_the_same_outcome_whatever_was_compared_before():
     ]
     first = [symbolic.compare(*pair) for pair in pairs]
     for _ in range(3):
-        pairs_and_outcomes = list(zip(pairs, first, strict=True))
-        random.Random(1).shuffle(pairs_and_outcomes)
-        assert [symbolic.compare(*pair) for pair, _ in pairs_and_outcomes] == [
-            outcome for _, outcome in pairs_and_outcomes
+        pairs_and_comparisons = list(zip(pairs, first, strict=True))
+        random.Random(1).shuffle(pairs_and_comparisons)
+        assert [symbolic.compare(*pair) for pair, _ in pairs_and_comparisons] == [
+            comparison for _, comparison in pairs_and_comparisons
         ]

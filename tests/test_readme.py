@@ -102,7 +102,7 @@ SELDOM = WITH_VLLM | {
     "dapo/frac_non_finite_steps",
 }
 # What Python blocks print.
-PRINTED = {"docs/grading.md": "Verdict.CORRECT", "docs/evaluation.md": "1 x empty prompt\n    row 1: "}
+PRINTED = {"docs/grading.md": "Grade.CORRECT", "docs/evaluation.md": "1 x empty prompt\n    row 1: "}
 
 
 def parse_script(options, script_arguments=DAPOScriptArguments):

@@ -61,7 +61,7 @@ def test_extras_are_logged_for_every_row():
     assert columns == {
         "solution": ["4", "4", "4"],
         "answer": ["4", "5", None],
-        "verdict": ["correct", "wrong", "no_answer"],
+        "grade": ["correct", "wrong", "no_answer"],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_dapo.grading.answers import gold_answer
-from trl_dapo.grading.equivalence import Verdict, grade
+from trl_dapo.grading.equivalence import Grade, grade
 
 
 logger = logging.getLogger(__name__)
@@ -200,18 +200,16 @@ def _texts(prompt: Any) -> Iterator[str]:
 
 def _unreadable(golds: set[str]) -> set[str]:
     ordered = sorted(golds)
-    gradings = grade(ordered, [""] * len(ordered))
-    return {
-        gold for gold, grading in zip(ordered, gradings, strict=True) if grading.verdict is Verdict.UNPARSEABLE_GOLD
-    }
+    graded = grade(ordered, [""] * len(ordered))
+    return {gold for gold, result in zip(ordered, graded, strict=True) if result.grade is Grade.UNPARSEABLE_GOLD}
 
 
 def _are_equivalent(golds: dict[int, str], pairs: list[tuple[int, int]]) -> list[bool]:
     """Tells for each pair of rows whether the gold of one answers the other."""
     texts = {(golds[first], golds[number]) for number, first in pairs if golds[first] != golds[number]}
     ordered = sorted(texts)
-    gradings = grade([first for first, _ in ordered], [f"\\boxed{{{gold_answer(other)}}}" for _, other in ordered])
-    is_same = {pair: grading.verdict is Verdict.CORRECT for pair, grading in zip(ordered, gradings, strict=True)}
+    graded = grade([first for first, _ in ordered], [f"\\boxed{{{gold_answer(other)}}}" for _, other in ordered])
+    is_same = {pair: result.grade is Grade.CORRECT for pair, result in zip(ordered, graded, strict=True)}
     return [is_same.get((golds[first], golds[number]), True) for number, first in pairs]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
-from trl_dapo.grading.equivalence import Verdict, grade
+from trl_dapo.grading.equivalence import Grade, grade
 from trl_dapo.grading.rationals import parse_rational
 
 from .k_metrics import avg_at_k, maj_at_k, pass_at_k
@@ -52,14 +52,14 @@ def answer_classes(
         for first in list(texts)[:place]
         if not (isinstance(first, Fraction) and isinstance(second, Fraction))
     ]
-    gradings = grade(
+    graded = grade(
         [texts_of[problem][first] for problem, first, _ in pairs],
         [f"\\boxed{{{texts_of[problem][second]}}}" for problem, _, second in pairs],
     )
     leader: dict[tuple[int, Hashable], Hashable] = {}
-    for (problem, first, second), grading in zip(pairs, gradings, strict=True):
+    for (problem, first, second), result in zip(pairs, graded, strict=True):
         # The pairs of an answer come in order, so the first that leads a class of its own wins.
-        if grading.verdict is Verdict.CORRECT and (problem, first) not in leader:
+        if result.grade is Grade.CORRECT and (problem, first) not in leader:
             leader.setdefault((problem, second), first)
     return [[leader.get((problem, key), key) for key in row] for problem, row in enumerate(keys)]
 

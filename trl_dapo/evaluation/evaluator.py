@@ -108,20 +108,20 @@ def evaluate(
                 settings,
             )
             completions = [sampler.decode(ids) for ids in completion_ids]
-            gradings = grade([golds[problem] for problem, _ in batch], completions)
+            graded = grade([golds[problem] for problem, _ in batch], completions)
             log.add(
                 [
                     {
                         "problem": problem,
                         "sample": sample,
-                        "verdict": grading.verdict.value,
-                        "answer": grading.extracted,
+                        "grade": result.grade.value,
+                        "answer": result.extracted,
                         "num_tokens": len(ids),
                         "is_truncated": rule.is_truncated(len(prompt_ids[problem]), ids),
                         "completion": completion,
                     }
-                    for (problem, sample), ids, completion, grading in zip(
-                        batch, completion_ids, completions, gradings, strict=True
+                    for (problem, sample), ids, completion, result in zip(
+                        batch, completion_ids, completions, graded, strict=True
                     )
                 ]
             )

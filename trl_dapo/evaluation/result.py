@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_dapo.data.source import DataSource
-from trl_dapo.grading.equivalence import Verdict
+from trl_dapo.grading.equivalence import Grade
 
 from .answer_classes import problem_figures
 from .k_metrics import Estimate, estimate
@@ -111,10 +111,10 @@ def summarize(
             Where the problems came from, as far as it is known.
     """
     # The gold is the same for all completions of a problem, so one that cannot be read says nothing about any of them.
-    graded = [group for group in records if group[0]["verdict"] != Verdict.UNPARSEABLE_GOLD.value]
+    graded = [group for group in records if group[0]["grade"] != Grade.UNPARSEABLE_GOLD.value]
     values = problem_figures(
         [[record["answer"] for record in group] for group in graded],
-        [[record["verdict"] == Verdict.CORRECT.value for record in group] for group in graded],
+        [[record["grade"] == Grade.CORRECT.value for record in group] for group in graded],
     )
     per_problem = {name: [problem[name] for problem in values] for name in values[0]}
     k = settings["k"]
@@ -123,8 +123,8 @@ def summarize(
         return [sum(record[column] == value for record in group) / k for group in groups]
 
     per_problem["frac_truncated"] = shares(records, "is_truncated", True)
-    per_problem["frac_no_answer"] = shares(graded, "verdict", Verdict.NO_ANSWER.value)
-    per_problem["frac_gave_up"] = shares(graded, "verdict", Verdict.GAVE_UP.value)
+    per_problem["frac_no_answer"] = shares(graded, "grade", Grade.NO_ANSWER.value)
+    per_problem["frac_gave_up"] = shares(graded, "grade", Grade.GAVE_UP.value)
     per_problem["mean_length"] = [sum(record["num_tokens"] for record in group) / k for group in records]
     packages = ("trl-dapo", "torch", "transformers", "math-verify")
     return EvaluationResult(
@@ -152,7 +152,7 @@ def write_result(
         problem
         | {
             "solution": str(problem["solution"]),
-            "num_correct": sum(record["verdict"] == Verdict.CORRECT.value for record in group),
+            "num_correct": sum(record["grade"] == Grade.CORRECT.value for record in group),
             "num_truncated": sum(record["is_truncated"] for record in group),
             "mean_length": sum(record["num_tokens"] for record in group) / k,
         }

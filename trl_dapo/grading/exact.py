@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from .answers import count_words, final_answer, gold_answer
-from .grades import Grading, Outcome, Verdict
+from .grades import Comparison, Grade, GradedAnswer
 from .rationals import is_percentage, parse_rational
 
 
@@ -39,27 +39,27 @@ class Question:
             The gold answer, as LaTeX for math-verify.
         answer (`str | None`):
             The answer to compare with; `None` if only whether the gold can be read is open.
-        grading (`Grading`):
-            The grading if the answers are equal; if `answer` is `None`, that if the gold can be read.
+        graded (`GradedAnswer`):
+            What the completion gets if the answers are equal; if `answer` is `None`, if the gold can be read.
         raw_gold (`str`):
-            The gold as given, for the grading of an unreadable one.
+            The gold as given, for the graded answer of an unreadable one.
     """
 
     gold: str
     answer: str | None
-    grading: Grading
+    graded: GradedAnswer
     raw_gold: str
 
-    def settle(self, outcome: Outcome) -> Grading:
-        """Turn a worker's outcome into the grading."""
-        gold, extracted = self.grading.gold, self.grading.extracted
-        if outcome is Outcome.BAD_GOLD:
-            return Grading(Verdict.UNPARSEABLE_GOLD, self.raw_gold, None)
-        if outcome is Outcome.DIFFERENT:
-            return Grading(Verdict.WRONG, gold, extracted)
-        if outcome is Outcome.GAVE_UP:
-            return Grading(Verdict.GAVE_UP, gold, extracted)
-        return self.grading
+    def settle(self, comparison: Comparison) -> GradedAnswer:
+        """Turn the comparison of a worker into a graded answer."""
+        gold, extracted = self.graded.gold, self.graded.extracted
+        if comparison is Comparison.BAD_GOLD:
+            return GradedAnswer(Grade.UNPARSEABLE_GOLD, self.raw_gold, None)
+        if comparison is Comparison.DIFFERENT:
+            return GradedAnswer(Grade.WRONG, gold, extracted)
+        if comparison is Comparison.GAVE_UP:
+            return GradedAnswer(Grade.GAVE_UP, gold, extracted)
+        return self.graded
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _Answer:
         return self.value is not None or self.words is not None or self.based is not None
 
 
-def grade_cheaply(gold: str, completion: str) -> Grading | Question:
+def grade_cheaply(gold: str, completion: str) -> GradedAnswer | Question:
     """
     Grade a completion as far as that is possible without computer algebra.
 
@@ -85,35 +85,35 @@ def grade_cheaply(gold: str, completion: str) -> Grading | Question:
             The text of the completion.
 
     Returns:
-        `Grading | Question`: The grading, or what is open. Raises nothing, whatever the texts.
+        `GradedAnswer | Question`: The graded answer, or what is open. Raises nothing, whatever the texts.
 
     Example:
 
-    >>> grade_cheaply("18", "Answer: 18").verdict
-    <Verdict.CORRECT: 'correct'>
+    >>> grade_cheaply("18", "Answer: 18").grade
+    <Grade.CORRECT: 'correct'>
     >>> question = grade_cheaply(r"9\\pi", "Answer: x")
     >>> question.gold, question.answer
     ('9\\\\pi', 'x')
     """
     reference = _read_gold(gold)
     if reference is None:
-        return Grading(Verdict.UNPARSEABLE_GOLD, gold, None)
+        return GradedAnswer(Grade.UNPARSEABLE_GOLD, gold, None)
     extracted = final_answer(completion)
     decided = _decide(reference, extracted)
     if decided is not None:
-        grading = Grading(decided, reference.text, extracted)
+        graded = GradedAnswer(decided, reference.text, extracted)
         # A gold that is no number and no words is certainly readable only once it has been parsed.
-        return grading if reference.is_plain else Question(_latex(reference), None, grading, gold)
+        return graded if reference.is_plain else Question(_latex(reference), None, graded, gold)
     assert extracted is not None
-    grading = Grading(Verdict.CORRECT, reference.text, extracted)
-    return Question(_latex(reference), _latex(_read(extracted)), grading, gold)
+    graded = GradedAnswer(Grade.CORRECT, reference.text, extracted)
+    return Question(_latex(reference), _latex(_read(extracted)), graded, gold)
 
 
-def _decide(gold: _Answer, extracted: str | None) -> Verdict | None:
+def _decide(gold: _Answer, extracted: str | None) -> Grade | None:
     if extracted is None:
-        return Verdict.NO_ANSWER
+        return Grade.NO_ANSWER
     if len(extracted) > MAX_ANSWER_CHARACTERS:
-        return Verdict.GAVE_UP
+        return Grade.GAVE_UP
     answer = _read(extracted)
     if gold.value is not None and answer.value is not None:
         is_same = _rationals_agree(gold, answer, gold.value, answer.value)
@@ -125,7 +125,7 @@ def _decide(gold: _Answer, extracted: str | None) -> Verdict | None:
         is_same = True
     else:
         return None
-    return Verdict.CORRECT if is_same else Verdict.WRONG
+    return Grade.CORRECT if is_same else Grade.WRONG
 
 
 def _rationals_agree(gold: _Answer, answer: _Answer, gold_value: Fraction, answer_value: Fraction) -> bool:

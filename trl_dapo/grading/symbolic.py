@@ -15,7 +15,7 @@ import sympy.core.random
 
 from . import two_stage_parser
 from .agreement import agree
-from .grades import Outcome
+from .grades import Comparison
 
 
 # The box first and nothing else: without an anchor math-verify takes any fraction that it finds in the text.
@@ -85,9 +85,9 @@ def is_known(latex: str) -> bool:
     return latex in _known_golds
 
 
-def compare(gold: str, answer: str | None) -> Outcome:
+def compare(gold: str, answer: str | None) -> Comparison:
     r"""
-    Compare an answer with a gold one. The same pair gives the same outcome, whatever was compared before.
+    Compare an answer with a gold one. The same pair gives the same comparison, whatever was compared before.
 
     Args:
         gold (`str`):
@@ -96,29 +96,29 @@ def compare(gold: str, answer: str | None) -> Outcome:
             The answer, as LaTeX; `None` to learn only whether the gold can be read.
 
     Returns:
-        `Outcome`: Raises nothing, but may take any amount of time and memory: limits are the caller's.
+        `Comparison`: Raises nothing, but may take any amount of time and memory: limits are the caller's.
 
     Example:
 
     >>> compare(r"\sqrt{50}", r"5\sqrt{2}")
-    <Outcome.EQUAL: 'equal'>
+    <Comparison.EQUAL: 'equal'>
     >>> compare(r"\frac{1}{", None)
-    <Outcome.BAD_GOLD: 'bad_gold'>
+    <Comparison.BAD_GOLD: 'bad_gold'>
     """
     parsed_gold = read_gold(gold)
     if not parsed_gold:
-        return Outcome.BAD_GOLD
+        return Comparison.BAD_GOLD
     if answer is None:
-        return Outcome.READABLE
+        return Comparison.READABLE
     _reseed()
     try:
         parsed_answer = _parse(answer)
         if not parsed_answer:
-            return Outcome.DIFFERENT
+            return Comparison.DIFFERENT
         is_same = _is_same(parsed_gold[0], parsed_answer[0])
     except Exception:
-        return Outcome.GAVE_UP
-    return Outcome.EQUAL if is_same else Outcome.DIFFERENT
+        return Comparison.GAVE_UP
+    return Comparison.EQUAL if is_same else Comparison.DIFFERENT
 
 
 def warm_up() -> None:
@@ -166,6 +166,6 @@ def _parse(text: str) -> list[Any]:
 
 
 def _reseed() -> None:
-    # sympy tests equality at random points, and a verdict must not depend on which.
+    # sympy tests equality at random points, and a grade must not depend on which.
     random.seed(0)
     sympy.core.random.seed(0)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl_dapo.grading.equivalence import Grading, Verdict, grade
+from trl_dapo.grading.equivalence import Grade, GradedAnswer, grade
 from trl_dapo.grading.pool import shared_pool
 
 
@@ -35,7 +35,7 @@ def accuracy_reward(
             The gold solution of each completion: a number, a LaTeX expression, a text, or a solution that ends in
             `\boxed{...}` or `#### n`.
         log_extra (`callable`, *optional*):
-            The trainer's logger of extra columns: `solution`, `answer` (what was extracted) and `verdict`.
+            The trainer's logger of extra columns: `solution`, `answer` (what was extracted) and `grade`.
         log_metric (`callable`, *optional*):
             The trainer's logger of scalars: `grading/frac_gave_up`, `grading/frac_no_answer` and
             `grading/frac_bad_gold`, each in [0, 1]; `grading/seconds`, the wall time of the call; and
@@ -53,8 +53,8 @@ def accuracy_reward(
     >>> accuracy_reward([r"Thus \boxed{\frac{1}{2}}.", "Answer: 3"], solution=["0.5", "4"])
     [1.0, 0.0]
     """
-    gradings = _grade(completions, solution, log_extra, log_metric)
-    return [_reward(grading.verdict, correct=1.0, wrong=0.0) for grading in gradings]
+    graded = _grade(completions, solution, log_extra, log_metric)
+    return [_reward(result.grade, correct=1.0, wrong=0.0) for result in graded]
 
 
 class AccuracyReward:
@@ -106,8 +106,8 @@ class AccuracyReward:
         Returns:
             `list[float | None]`: `correct` or `wrong` per completion; `None` for a gold that cannot be read.
         """
-        gradings = _grade(completions, solution, log_extra, log_metric)
-        return [_reward(grading.verdict, self.correct, self.wrong) for grading in gradings]
+        graded = _grade(completions, solution, log_extra, log_metric)
+        return [_reward(result.grade, self.correct, self.wrong) for result in graded]
 
 
 signed_accuracy_reward = AccuracyReward(correct=1.0, wrong=-1.0, name="signed_accuracy_reward")
@@ -118,26 +118,26 @@ def _grade(
     solution: Sequence[str],
     log_extra: Callable[[str, list[Any]], None] | None,
     log_metric: Callable[[str, float], None] | None,
-) -> list[Grading]:
+) -> list[GradedAnswer]:
     golds = [_gold_text(gold) for gold in solution]
     pool = shared_pool()
     start, num_restarts = time.perf_counter(), pool.num_restarts
-    gradings = grade(golds, [completion_text(completion) for completion in completions], pool)
+    graded = grade(golds, [completion_text(completion) for completion in completions], pool)
     seconds = time.perf_counter() - start
-    for gold, grading in zip(golds, gradings, strict=True):
-        if grading.verdict is Verdict.UNPARSEABLE_GOLD:
+    for gold, result in zip(golds, graded, strict=True):
+        if result.grade is Grade.UNPARSEABLE_GOLD:
             _warn_about(gold)
     if log_extra is not None:
         log_extra("solution", list(solution))
-        log_extra("answer", [grading.extracted for grading in gradings])
-        log_extra("verdict", [grading.verdict.value for grading in gradings])
-    if log_metric is not None and gradings:
-        log_metric("grading/frac_gave_up", _frac(gradings, Verdict.GAVE_UP))
-        log_metric("grading/frac_no_answer", _frac(gradings, Verdict.NO_ANSWER))
-        log_metric("grading/frac_bad_gold", _frac(gradings, Verdict.UNPARSEABLE_GOLD))
+        log_extra("answer", [result.extracted for result in graded])
+        log_extra("grade", [result.grade.value for result in graded])
+    if log_metric is not None and graded:
+        log_metric("grading/frac_gave_up", _frac(graded, Grade.GAVE_UP))
+        log_metric("grading/frac_no_answer", _frac(graded, Grade.NO_ANSWER))
+        log_metric("grading/frac_bad_gold", _frac(graded, Grade.UNPARSEABLE_GOLD))
         log_metric("grading/seconds", seconds)
         log_metric("grading/workers_restarted", float(pool.num_restarts - num_restarts))
-    return gradings
+    return graded
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
@@ -175,14 +175,14 @@ def _gold_text(gold: object) -> str:
     return "" if gold is None else str(gold)
 
 
-def _reward(verdict: Verdict, correct: float, wrong: float) -> float | None:
-    if verdict is Verdict.UNPARSEABLE_GOLD:
+def _reward(grade: Grade, correct: float, wrong: float) -> float | None:
+    if grade is Grade.UNPARSEABLE_GOLD:
         return None
-    return correct if verdict is Verdict.CORRECT else wrong
+    return correct if grade is Grade.CORRECT else wrong
 
 
-def _frac(gradings: Sequence[Grading], verdict: Verdict) -> float:
-    return sum(grading.verdict is verdict for grading in gradings) / len(gradings)
+def _frac(graded: Sequence[GradedAnswer], grade: Grade) -> float:
+    return sum(result.grade is grade for result in graded) / len(graded)
 
 
 def _warn_about(gold: str) -> None:
