@@ -21,9 +21,8 @@ from run_files import shard_paths
 from shard_reader import FATES, VERDICTS
 from space_record import WORDS, made_up_group, write_record
 
-from trl_dapo.report.recorder import Fate
 from trl_dapo.report.shards import RolloutShards
-from trl_dapo.sampling.group_filter import GroupVerdict
+from trl_dapo.sampling.judge import Fate, GroupVerdict
 
 
 def by_hand(rows, asked):
