@@ -32,11 +32,13 @@ ROOMS = [
     "grading",  # answers, equivalence, worker pool
     "sampling",  # every decision: stream, planner, judge, ledger, flow, placement
     "trl_seams",  # all that is private of TRL, transformers and vLLM
+    "atomic_write",
     "errors",
 ]
 # Rooms that could be packages of their own: the outside packages that they may import beside the standard library.
 SELF_CONTAINED = {
     "errors": set(),
+    "atomic_write": set(),
     "sampling": set(),
     "grading": {"sympy"},
 }
