@@ -191,10 +191,10 @@ def writings(value: Fraction) -> list[str]:
     numerator, denominator = size.numerator, size.denominator
     if denominator == 1:
         grouped = f"{numerator:,}"
-        plain = [str(numerator), grouped, grouped.replace(",", "{,}"), f"\\${numerator}", f"{numerator}.00"]
-        with_units = [f"{numerator} apples", f"{numerator}\\text{{ cm}}", f"{numerator}^\\circ"]
+        # One unit only: with two different ones the quantities differ, whatever the numbers.
+        plain = [str(numerator), grouped, grouped.replace(",", "{,}"), f"{numerator}.00", f"{numerator}\\text{{ cm}}"]
         other_sign = f"\u2212{numerator}" if sign else f"+{numerator}"
-        return [f"{sign}{text}" for text in plain + with_units] + [other_sign]
+        return [f"{sign}{text}" for text in plain] + [other_sign]
     whole, rest = divmod(numerator, denominator)
     texts = [f"{numerator}/{denominator}"]
     texts += [f"\\{command}{{{numerator}}}{{{denominator}}}" for command in ("frac", "dfrac", "tfrac")]

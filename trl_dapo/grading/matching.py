@@ -33,6 +33,7 @@ from .vocabulary import HARMLESS_WORDS
 
 DEGREE = Name("°")
 _MAX_ITEMS = 40
+_TEMPERATURES = frozenset({"celsius", "fahrenheit"})
 _FLIPPED = {">": "<", "\\ge": "\\le"}
 _UNIT_VECTORS = frozenset(mark + letter for mark in ("", "\\hat", "\\vec") for letter in "ijk")
 # Names of constants of integration; one of two different ones must be among the first.
@@ -354,6 +355,11 @@ class _Comparison:
         values = [side.value if isinstance(side, Quantity) else side for side in (gold, answer)]
         if any(isinstance(value, Words | Bracket) for value in values):
             return False
+        powers = {name for side in (gold, answer) if isinstance(side, Quantity) for name, _ in side.unit.powers}
+        if powers & _TEMPERATURES:
+            values = [replaced(value, {DEGREE: Number(Fraction(1))}) for value in values]
+        elif any(DEGREE in set(walk(value)) for value in values):
+            return False  # a unit of another kind
         return self.same(*values)
 
     # Sets, tuples, intervals, matrices.
