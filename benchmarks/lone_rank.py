@@ -18,14 +18,14 @@ from streaming_engines import Outcomes, Setting
 from trl_dapo import DAPOConfig
 from trl_dapo.ranks.collectives import PendingRows, Ranks
 from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.refill.dynamic_sampling import DynamicSampler
-from trl_dapo.refill.rounds import RoundOutput
-from trl_dapo.sampling.group_metrics import completion_figures, overlong_figures
-from trl_dapo.sampling.groups import GroupJudge, RowFacts
+from trl_dapo.refill.rounds import Sampled
+from trl_dapo.report.batch_metrics import completion_metrics, ledger_metrics, overlong_metrics
+from trl_dapo.sampling.judge import GroupJudge, RowFacts
 from trl_dapo.sampling.placement import deal_prompts
 from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.streaming.dynamic_sampler import make_dynamic_sampler
 from trl_dapo.streaming.group_grader import GroupGrader
-from trl_dapo.streaming.local_groups import StreamSources
+from trl_dapo.streaming.local_groups import LocalGroups
 from trl_dapo.vllm_engine.sequence_engine import Decoded
 
 
@@ -145,30 +145,30 @@ class LoneRun:
             report_to="none",
             **options,
         )
-        self.sampler = DynamicSampler(
-            args=args,
-            ranks=self.ranks,
-            dataset=[{"prompt": "?"}] * NUM_ROWS,  # type: ignore[arg-type]
-            sample=self._sample,
-            compute_logps=lambda rollouts: [torch.zeros(len(rollout.completion_ids)) for rollout in rollouts],
+        judge = GroupJudge(filter_column=0)
+        self.sampler = make_dynamic_sampler(
+            args,
+            self.ranks,
+            [{"prompt": "?"}] * NUM_ROWS,  # type: ignore[arg-type]
+            self._groups() if args.refill == "stream" else self._sample,
+            judge,
             num_rewards=NUM_REWARDS,
-            judge=GroupJudge(filter_column=0),
-            sources=self._sources() if args.refill == "stream" else None,
+            score=lambda rollouts: [torch.zeros(len(rollout.completion_ids)) for rollout in rollouts],
         )
         self.free_length = args.free_length
-        # `RoundRefill` and `StreamRefill` take their draws here.
         self._draws: list[int] = []
-        draw = self.sampler.refill.draw
+        source = self.sampler.source
+        draw = source.draw
 
         def note(num_prompts: int) -> list[Any]:
             draws = draw(num_prompts)
             self._draws = [one.position for one in draws]
             return draws
 
-        self.sampler.refill.draw = note
-        refill = self.sampler.refill
-        self.watch.wrap(refill, "draw", "draw prompts")
-        self.watch.wrap(refill.judge, "judge", "judge groups")
+        source.draw = note  # type: ignore[method-assign]
+        refill: Any = self.sampler.refill
+        self.watch.wrap(source, "draw", "draw prompts")
+        self.watch.wrap(judge, "judge", "judge groups")
         self.watch.wrap(refill.planner, "plan", "plan")
         self.watch.wrap(refill.planner, "groups_in_flight", "plan")
         self.watch.wrap(self.sampler.assembler, "assemble", "lay out and move")
@@ -194,11 +194,11 @@ class LoneRun:
         """Collects a batch and makes its figures, and returns its collection."""
         with self.watch.part("collect"):
             self.batch = self.sampler.collect(policy_step)
-            collection = self.batch.collection
+            collection = self.batch.ledger
             with self.watch.part("figures"):
-                collection.metrics()
-                completion_figures(collection.sampled)
-                overlong_figures(collection.sampled, self.free_length, penalty_column=1)
+                ledger_metrics(collection)
+                completion_metrics(collection.sampled)
+                overlong_metrics(collection.sampled, self.free_length, penalty_column=1)
         return collection
 
     def rewards(self, position: int) -> list[list[float]]:
@@ -213,7 +213,7 @@ class LoneRun:
             torch.zeros(PROMPT_TOKENS, dtype=torch.int32), torch.ones(length, dtype=torch.int32), torch.zeros(length)
         )
 
-    def _sample(self, inputs: Sequence[Any], keys: list[SequenceKey]) -> RoundOutput:
+    def _sample(self, inputs: Sequence[Any], keys: list[SequenceKey]) -> Sampled:
         with self.watch.part("not ours"):
             order = deal_prompts(len(self._draws), self.setting.num_ranks)
             positions = [self._draws[number] for number in order]
@@ -223,18 +223,15 @@ class LoneRun:
             rewards = torch.tensor([reward for position in positions for reward in self.rewards(position)])
             rollouts = [self.rollout(*key) for key in keys]
             local = [RowFacts(PROMPT_TOKENS, len(rollout.completion_ids), 0) for rollout in rollouts]
-        return RoundOutput(rollouts, rewards.tolist(), local)
+        return Sampled(rollouts, rewards.tolist(), local)
 
     # Group by group
 
-    def _sources(self) -> StreamSources:
+    def _groups(self) -> LocalGroups:
         self.engine = ForetoldEngine(self)
         self.ranks.others = self._tell_of_others
-        return StreamSources(
-            engine=self.engine,
-            tokenize=lambda rows: [[0] * PROMPT_TOKENS] * len(rows),
-            grader=GroupGrader(self._grade, self.ranks.device),
-        )
+        grader = GroupGrader(self._grade, self.ranks.device)
+        return LocalGroups(self.engine, grader, lambda rows: [[0] * PROMPT_TOKENS] * len(rows))
 
     def _grade(self, groups: list[Any]) -> None:
         for group in groups:

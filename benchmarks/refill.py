@@ -3,7 +3,7 @@ What filling a batch with informative groups costs: our refill policies and thos
 
 Nothing is generated here. A stream says of each sampled group whether it is informative, and how long its completions
 are; a policy decides how many groups each round samples and what becomes of the surplus. Ours are the trainer's own
-`RefillPlanner`, `BatchCollection` and `PromptStream`, driven as `DynamicSampler.collect` drives them. The others are
+`RefillPlanner`, `RefillLedger` and `PromptStream`, driven as `DynamicSampler.collect` drives them. The others are
 written here from a reading of their code (mid-2026):
 
 - `verl 1x`, `verl 3x` (verl-recipe's DAPO): rounds of 1 or 3 batches until the batch is full, the surplus cut and lost; an
@@ -48,9 +48,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from provenance import git
 
-from trl_dapo.sampling.group_filter import GroupVerdict
+from trl_dapo.sampling.judge import GroupVerdict
 from trl_dapo.sampling.prompt_stream import PromptStream
-from trl_dapo.sampling.refill_ledger import BatchCollection, SampledGroup
+from trl_dapo.sampling.refill_ledger import RefillLedger, SampledGroup
 from trl_dapo.sampling.refill_planner import RefillPlanner
 
 
@@ -292,7 +292,7 @@ def run_ours(
     carried: list[SampledGroup] = []
     for step in range(num_steps):
         tally.begin_step()
-        collection = BatchCollection(
+        collection = RefillLedger(
             num_groups,
             next_position=prompts.position,
             keeps_surplus=surplus == "carry",

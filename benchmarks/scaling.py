@@ -32,10 +32,11 @@ from streaming_engines import Outcomes, Setting, StepCost
 from streaming_simulation import POLICIES
 from wire_bytes import measure_wire
 
-from trl_dapo.sampling.groups import GroupJudge, Location, RowFacts
+from trl_dapo.report.batch_metrics import ledger_metrics
+from trl_dapo.sampling.judge import GroupJudge, Location, RowFacts
 from trl_dapo.sampling.placement import place_groups
 from trl_dapo.sampling.prompt_stream import PromptStream
-from trl_dapo.sampling.refill_ledger import BatchCollection
+from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner
 
 
@@ -124,8 +125,8 @@ def measure_decisions(num_groups: int) -> dict[str, Any]:
     judge = GroupJudge(filter_column=0)
     groups = judge.judge(draws, rewards, facts, locations)
 
-    def collect() -> BatchCollection:
-        collection = BatchCollection(num_groups, next_position=0)
+    def collect() -> RefillLedger:
+        collection = RefillLedger(num_groups, next_position=0)
         collection.add_round(groups, 1.0)
         return collection
 
@@ -136,7 +137,7 @@ def measure_decisions(num_groups: int) -> dict[str, Any]:
         "plan, None": _seconds(lambda: planners[1].plan(num_groups)),
         "draw": _seconds(lambda: stream.peek(num_prompts)),
         "judge": _seconds(lambda: judge.judge(draws, rewards, facts, locations)),
-        "select and count": _seconds(lambda: collect().metrics()),
+        "select and count": _seconds(lambda: ledger_metrics(collect())),
         "lay out on 1,024 ranks": _seconds(lambda: place_groups(sources, num_groups, generations, 1024)),
     }
 

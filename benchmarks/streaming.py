@@ -27,6 +27,8 @@ from streaming_lengths import length_bias
 from streaming_simulation import POLICIES
 from streaming_tables import draw_lengths, markdown
 
+from trl_dapo.atomic_write import atomic_write
+
 
 RESULTS = Path(__file__).with_name("streaming.json")
 PLOT = Path(__file__).with_name("streaming_lengths.png")
@@ -187,10 +189,7 @@ def store(**parts: Any) -> None:
     text = re.sub(
         r"\[[^\[\]{}]*\]", lambda found: " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]"), text
     )
-    # At once: the other part may be written meanwhile.
-    unfinished = RESULTS.with_suffix(".tmp")
-    unfinished.write_text(text + "\n")
-    unfinished.replace(RESULTS)
+    atomic_write(RESULTS, text + "\n")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """
 Batches filled on simulated engines, in rounds and group by group, by the trainer's own decisions.
 
-`RefillFlow`, `RefillPlanner`, `BatchCollection` and `deal_prompts` are the product's. What is simulated is what happens
+`RefillFlow`, `RefillPlanner`, `RefillLedger` and `deal_prompts` are the product's. What is simulated is what happens
 between two decisions: engines decode, and news cross the ranks. Every rank of a run decides the same from the same news, so
 one copy of the decisions stands for all.
 """
@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 from streaming_engines import Engines, Outcomes, Setting
 
-from trl_dapo.sampling.group_filter import GroupVerdict
-from trl_dapo.sampling.groups import SampledGroup
+from trl_dapo.sampling.judge import GroupVerdict, SampledGroup
 from trl_dapo.sampling.placement import deal_prompts, prompts_multiple
 from trl_dapo.sampling.prompt_stream import Draw
 from trl_dapo.sampling.refill_flow import RefillFlow
-from trl_dapo.sampling.refill_ledger import BatchCollection
+from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
 
 
@@ -80,7 +79,7 @@ class Run:
     def next_batch(self) -> Cost:
         """Fills one batch, and returns what it took."""
         cost, start = Cost(), self.now
-        collection = BatchCollection(
+        collection = RefillLedger(
             self.setting.num_groups,
             next_position=self.position,
             keeps_surplus=self.keeps_surplus,
@@ -94,7 +93,7 @@ class Run:
         cost.seconds = self.now - start
         return cost
 
-    def _fill(self, collection: BatchCollection, cost: Cost) -> None:
+    def _fill(self, collection: RefillLedger, cost: Cost) -> None:
         raise NotImplementedError
 
     def _group(self, position: int) -> SampledGroup:
@@ -107,7 +106,7 @@ class Run:
 class InRounds(Run):
     """Rounds, each as long as its longest completion on any rank."""
 
-    def _fill(self, collection: BatchCollection, cost: Cost) -> None:
+    def _fill(self, collection: RefillLedger, cost: Cost) -> None:
         position = self.position
         while collection.num_missing and collection.num_rounds < MAX_ROUNDS:
             plan = self.planner.plan(collection.num_missing, MAX_ROUNDS - collection.num_rounds)
@@ -141,7 +140,7 @@ class InFixedRounds(InRounds):
 
     planner_class = FixedRounds
 
-    def _fill(self, collection: BatchCollection, cost: Cost) -> None:
+    def _fill(self, collection: RefillLedger, cost: Cost) -> None:
         super()._fill(collection, cost)
         collection.next_position = collection.sampled[-1].draw.position + 1
 
@@ -154,7 +153,7 @@ class InStream(Run):
         # Of each group that is decoded or goes on in the next batch: its rank, and the tokens to come by completion.
         self.left: dict[int, tuple[int, dict[int, int]]] = {}
 
-    def _fill(self, collection: BatchCollection, cost: Cost) -> None:
+    def _fill(self, collection: RefillLedger, cost: Cost) -> None:
         setting, engines = self.setting, self.engines
         flow = RefillFlow(
             num_groups=setting.num_groups,
@@ -224,7 +223,7 @@ class InStream(Run):
             _, left = self.left.pop(position)
             cost.aborted_tokens += sum(self.outcomes.lengths(position)) - sum(left.values())
 
-    def _settle(self, flow: RefillFlow, collection: BatchCollection, judged: list[int], cost: Cost) -> None:
+    def _settle(self, flow: RefillFlow, collection: RefillLedger, judged: list[int], cost: Cost) -> None:
         kept = {position for position in flow.kept() if position in flow.in_flight}
         self._give_up([position for position in self.left if position not in kept], cost)
         for position in self.left:

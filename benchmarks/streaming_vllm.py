@@ -42,13 +42,13 @@ from tiny import tiny_model, tiny_tokenizer  # noqa: E402
 from trl_dapo import DAPOConfig  # noqa: E402
 from trl_dapo.ranks.collectives import Ranks  # noqa: E402
 from trl_dapo.ranks.rollout import Rollout  # noqa: E402
-from trl_dapo.refill.dynamic_sampling import DynamicSampler  # noqa: E402
-from trl_dapo.refill.rounds import RoundOutput  # noqa: E402
-from trl_dapo.sampling.groups import GroupJudge, RowFacts  # noqa: E402
+from trl_dapo.refill.rounds import Sampled  # noqa: E402
+from trl_dapo.sampling.judge import GroupJudge, RowFacts  # noqa: E402
 from trl_dapo.sampling.prompt_stream import SequenceKey  # noqa: E402
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan  # noqa: E402
+from trl_dapo.streaming.dynamic_sampler import make_dynamic_sampler  # noqa: E402
 from trl_dapo.streaming.group_grader import GroupGrader  # noqa: E402
-from trl_dapo.streaming.stream_refill import StreamSources  # noqa: E402
+from trl_dapo.streaming.local_groups import LocalGroups  # noqa: E402
 from trl_dapo.streaming.streamed_group import StreamedGroup  # noqa: E402
 from trl_dapo.vllm_engine.requests import VLLMRequests  # noqa: E402
 from trl_dapo.vllm_engine.sequence_engine import Decoded  # noqa: E402
@@ -178,25 +178,25 @@ class PolicyOnEngine:
         )  # fmt: skip
         ranks = Ranks(Accelerator(cpu=True))
         self.requests = MeasuredRequests(Generation(llm, setting.max_tokens), outcomes)
-        sources = StreamSources(
-            self.requests, lambda rows: [PROMPT_IDS] * len(rows), GroupGrader(self._grade, ranks.device)
-        )
-        self.sampler = DynamicSampler(
-            args, ranks, [{"prompt": "w0 w1"}] * 100_000, self._sample_round,
-            lambda rollouts: [torch.zeros(len(rollout.completion_ids)) for rollout in rollouts],
-            num_rewards=1, judge=GroupJudge(0), sources=sources if refill == "stream" else None,
+        grader = GroupGrader(self._grade, ranks.device)
+        groups = LocalGroups(self.requests, grader, lambda rows: [PROMPT_IDS] * len(rows))
+        self.sampler = make_dynamic_sampler(
+            args, ranks, [{"prompt": "w0 w1"}] * 100_000, groups if refill == "stream" else self._sample_round,
+            GroupJudge(0), num_rewards=1,
+            score=lambda rollouts: [torch.zeros(len(rollout.completion_ids)) for rollout in rollouts],
         )  # fmt: skip
         if is_fixed:
-            self.sampler.planner.__class__ = FixedRounds
+            self.sampler.refill.planner.__class__ = FixedRounds
         self.num_batches = 0
 
     def next_batch(self) -> dict[str, Any]:
         """Fills one batch, and returns what it took."""
         requests, wall, cpu = self.requests, time.perf_counter(), time.process_time()
         requests.steps, requests.num_tokens, self.seconds_grading = [], 0, 0.0
-        batch = self.sampler.collect(self.num_batches).collection
+        collected = self.sampler.collect(self.num_batches)
+        batch = collected.ledger
         if self.is_fixed:
-            self.sampler.stream.seek(batch.sampled[-1].draw.position + 1)
+            self.sampler.source.seek(batch.sampled[-1].draw.position + 1)
         self.num_batches += 1
         return {
             "wall_seconds": round(time.perf_counter() - wall, 4),
@@ -206,7 +206,7 @@ class PolicyOnEngine:
             "tokens": requests.num_tokens,
             "aborted": batch.num_aborted_tokens,
             "trained": [group.draw.position for group in batch.accepted],
-            "grading_hidden": self.sampler.refill.figures.get("stream/grading_hidden"),
+            "grading_hidden": collected.refill.metrics.get("stream/grading_hidden"),
             "seconds_grading": round(self.seconds_grading, 4),
         }
 
@@ -222,7 +222,7 @@ class PolicyOnEngine:
         size = self.setting.num_generations
         self._pay([SequenceKey(group.draw.position, sample) for group in groups for sample in range(size)])
 
-    def _sample_round(self, rows: list[dict[str, Any]], keys: list[SequenceKey]) -> RoundOutput:
+    def _sample_round(self, rows: list[dict[str, Any]], keys: list[SequenceKey]) -> Sampled:
         self.requests.begin()
         for key in keys:
             self.requests.submit(key, PROMPT_IDS, [])
@@ -233,7 +233,7 @@ class PolicyOnEngine:
         rewards = [[float(self.outcomes.is_informative(key.position) and key.sample == 0)] for key in keys]
         self._pay(keys)
         facts = [RowFacts(len(PROMPT_IDS), len(done[key].token_ids), False) for key in keys]
-        return RoundOutput(rollouts, rewards, facts)
+        return Sampled(rollouts, rewards, facts)
 
     def _pay(self, keys: list[SequenceKey]) -> None:
         start = time.perf_counter()

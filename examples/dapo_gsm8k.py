@@ -3,7 +3,7 @@
 # dependencies = ["trl-dapo[curves]"]
 # ///
 """
-DAPO on math word problems: one script from a laptop to a cluster; recipes say which.
+Trains a model with DAPO on math word problems. A recipe has the settings; options after it replace them.
 
     accelerate launch examples/dapo_gsm8k.py                                             # GSM8K recipe, from the Hub
     accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name DIR # local model and data
@@ -11,48 +11,59 @@ DAPO on math word problems: one script from a laptop to a cluster; recipes say w
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from trl import ModelConfig, TrlParser
-from word_problems import make_problems, prepare_tiny_model
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from word_problems import TinyTaskArguments, prepare_tiny_task
 
-from trl_dapo import DAPOConfig, HubPushError, HubUnreachableError
-from trl_dapo.command_line.training_run import TrainingScriptArguments, run_training
+from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError, HubUnreachableError
+from trl_dapo.command_line.training_run import (
+    TrainingScriptArguments,
+    finish_run,
+    load_problems,
+    name_data,
+    save_model,
+    train_grpo,
+    use_model,
+)
+from trl_dapo.rewards import get_reward
 
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "gsm8k_qwen2.5_0.5b.yaml"
 
 
 @dataclass
-class DAPOScriptArguments(TrainingScriptArguments):
-    """The options of `trl-dapo train`, and a task that needs no data."""
-
-    tiny_task: bool = field(
-        default=False, metadata={"help": "Build a tiny model and its word problems instead of loading any."}
-    )
-    tiny_num_heads: int | None = field(
-        default=None,
-        metadata={"help": "Attention heads of the tiny model. Unset: 4, or 3 with vLLM, whose CPU wants 32 each."},
-    )
+class DAPOScriptArguments(TinyTaskArguments, TrainingScriptArguments):
+    """The options of `trl-dapo train`, and those of the quickstart's own task."""
 
 
 def main(script_args, args, model_args):
-    """Trains, evaluates before and after, and saves the model, its card, the curves and the results."""
-    if not script_args.tiny_task:
-        run_training(script_args, args, model_args)
-        return
+    """Trains a model, evaluates it before and after, and saves it with its card, curves and results."""
+    if script_args.tiny_task:
+        model, train_dataset, eval_dataset = prepare_tiny_task(script_args, args)
+    else:
+        train_dataset, eval_dataset = load_problems(script_args)
+        model = use_model(args, model_args)
 
-    def make_model():
-        folder = str(Path(args.output_dir) / "tiny-model")
-        with args.main_process_first(desc="warming up the tiny model"):
-            if args.process_index == 0:
-                num_heads = script_args.tiny_num_heads or (3 if args.use_vllm else 4)
-                prepare_tiny_model(folder, seed=args.seed, num_heads=num_heads)
-        return folder
+    trainer = DAPOTrainer(
+        model=model,
+        args=args,
+        reward_funcs=[get_reward(name) for name in script_args.reward_names],
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+    )
+    name_data(trainer, script_args)
 
-    problems = make_problems(4000, seed=args.seed), make_problems(script_args.num_eval_problems, seed=args.seed + 1)
-    run_training(script_args, args, model_args, problems, make_model)
+    # With `eval_on_start`, which the recipes set, the model is also evaluated before the first step.
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.evaluate()
+    save_model(trainer)
+
+    grpo = train_grpo(trainer, model, script_args, model_args) if script_args.compare_grpo else None
+    finish_run(trainer, grpo)  # writes card, curves and results; pushes them with the model if `push_to_hub` is set
 
 
 if __name__ == "__main__":

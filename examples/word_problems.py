@@ -1,11 +1,10 @@
 """
-A toy task on which DAPO can be watched learning on a CPU: word problems, a tokenizer, a tiny Llama and its warm-up.
+The task of the quickstart: word problems, a tokenizer, a tiny Llama and its warm-up. Nothing is downloaded.
 
-Nothing is downloaded. `prepare_tiny_model` builds a Llama of 0.2 million parameters and warms it up on the worked solutions
-of a careless student, who slips now and then and works on with what he wrote. So the model knows how to solve a problem,
-but slips as its teacher did, the more often the longer the problem: what reinforcement learning is good at curing. One
-family of problems is nearly always right from the start, one never is: groups without a signal, which dynamic sampling is
-for.
+`prepare_tiny_model` builds a Llama of 0.2 million parameters and warms it up on worked solutions with errors: some steps have
+a wrong result, and the solution goes on from it. So the model knows how to solve a problem, but makes the same kind of
+errors, and more of them in longer problems. Reinforcement learning can remove these errors. The model solves one family of
+problems nearly always and another one never: their groups have no learning signal, and dynamic sampling rejects them.
 
     python examples/word_problems.py out/tiny-model
 """
@@ -22,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
-# Share of each family: two easy ones, four of growing length, and a hopeless one (products of two-digit numbers).
+# Share of each family: two easy ones, four of growing length, and one too hard (products of two-digit numbers).
 FAMILIES = {
     "sum": 0.18,
     "multiply": 0.15,
@@ -46,19 +45,19 @@ CHAT_TEMPLATE = (
 @dataclass(frozen=True)
 class Student:
     """
-    The careless student whose solutions a model is warmed up on.
+    Says how often the worked solutions, on which a model is warmed up, have errors ("slips").
 
     Args:
         families (`dict[str, float]`):
-            Share of each family among what he solved.
+            Share of each family among the solved problems.
         frac_slips (`float`):
-            Share of the steps in which he slips.
+            Share of the steps with a wrong result.
         frac_slips_in (`dict[str, float]`):
             The same for some families.
         misconceptions (`frozenset[str]`):
-            Families in which the slip is always the same, one too many, and not any number nearby.
+            Families in which the error is always the same, one too many. In the others it is a random number nearby.
         frac_repeats (`float`):
-            Share of the solutions that start over, and may run into the length limit.
+            Share of the solutions that start again after the end. These may reach the length limit.
     """
 
     families: dict[str, float]
@@ -68,7 +67,7 @@ class Student:
     frac_repeats: float = 0.1
 
 
-# The warm-up spends its time on what takes longest to learn.
+# The warm-up has more examples of the families that take longest to learn.
 CARELESS_STUDENT = Student(
     families=FAMILIES | {"sum": 0.08, "multiply": 0.2, "subtract": 0.2, "product": 0.02},
     frac_slips_in={"sum": 0.02, "product": 0.9},
@@ -76,7 +75,7 @@ CARELESS_STUDENT = Student(
 
 
 def draw_problem(family, rng):
-    """Returns the text of a problem and its terms: a first number, and what is done with it."""
+    """Returns the text of a problem and its terms: a first number, then pairs of an operator and a number."""
     name, items = rng.choice(NAMES), rng.choice(ITEMS)
     if family == "sum":
         a = rng.randint(1, 8)
@@ -104,10 +103,10 @@ def draw_problem(family, rng):
 
 
 def solve(terms, rng, frac_slips=0.0, is_misconception=False):
-    """Returns a worked solution and its answer. With slips, the work goes on from what was written."""
+    """Returns a worked solution and its answer. After a wrong step, the solution goes on from the wrong result."""
 
     def step(a, sign, b):
-        result = max(0, {"+": a + b, "-": a - b, "*": a * b}[sign])  # below 0 only after a slip
+        result = max(0, {"+": a + b, "-": a - b, "*": a * b}[sign])  # negative only after an error
         slips = rng.random() < frac_slips
         if slips and is_misconception:
             result += 1
@@ -180,7 +179,7 @@ def build_model(tokenizer, seed, num_heads=4):
 
 
 def worked_examples(tokenizer, num_examples, rng, student=CARELESS_STUDENT):
-    """Returns the token ids of problems with careless solutions, and where each solution begins."""
+    """Returns the token ids of problems with their worked solutions, and the position at which each solution begins."""
     examples = []
     for family in rng.choices(list(student.families), weights=list(student.families.values()), k=num_examples):
         text, terms = draw_problem(family, rng)
@@ -196,12 +195,12 @@ def worked_examples(tokenizer, num_examples, rng, student=CARELESS_STUDENT):
 
 
 def warm_up(model, tokenizer, seed, student=CARELESS_STUDENT, num_steps=450, batch_size=64, learning_rate=3e-3):
-    """Trains the model on worked solutions; the loss is on the solutions alone."""
+    """Trains the model on worked solutions. Only the tokens of the solutions have a loss."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
     for _ in range(num_steps):
-        # Sorted and cut into parts of similar length: half the padding, half the time.
+        # Parts of similar length need half the padding, and so half the time.
         examples = sorted(worked_examples(tokenizer, batch_size, rng, student), key=lambda example: len(example[0]))
         num_tokens = sum(len(ids) - start for ids, start in examples)
 
@@ -226,7 +225,7 @@ def warm_up(model, tokenizer, seed, student=CARELESS_STUDENT, num_steps=450, bat
 
 
 def prepare_tiny_model(folder, seed, num_heads=4, student=CARELESS_STUDENT):
-    """Builds and warms up the model, and saves it with its tokenizer. vLLM on a CPU wants 3 heads, of 32 each."""
+    """Builds and warms up the model, and saves it with its tokenizer. vLLM on a CPU needs 3 heads (of size 32)."""
     start = time.perf_counter()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed, num_heads)
@@ -237,6 +236,33 @@ def prepare_tiny_model(folder, seed, num_heads=4, student=CARELESS_STUDENT):
     print(
         f"Built a Llama of {model.num_parameters():,} parameters and warmed it up in {seconds:.0f} s: {Path(folder)}"
     )
+
+
+@dataclass
+class TinyTaskArguments:
+    """Options of the task of this file."""
+
+    tiny_task: bool = field(
+        default=False, metadata={"help": "Build a tiny model and its word problems instead of loading any."}
+    )
+    tiny_num_heads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Attention heads of the tiny model. Unset: 4, or 3 with vLLM (its CPU kernels need size 32)."
+        },
+    )
+
+
+def prepare_tiny_task(script_args, args):
+    """Returns the folder of the warmed-up model, problems to train on, and held-out problems."""
+    train_dataset = make_problems(4000, seed=args.seed)
+    eval_dataset = make_problems(script_args.num_eval_problems, seed=args.seed + 1)
+    folder = str(Path(args.output_dir) / "tiny-model")
+    with args.main_process_first(desc="warming up the tiny model"):
+        if args.process_index == 0:
+            num_heads = script_args.tiny_num_heads or (3 if args.use_vllm else 4)
+            prepare_tiny_model(folder, seed=args.seed, num_heads=num_heads)
+    return folder, train_dataset, eval_dataset
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Takes README.md and the pages of docs/ apart: code blocks, commands, links, names."""
+"""Reads code blocks, commands, links and names from README.md, CONTRIBUTING.md and the pages of docs/."""
 
 import re
 import shlex
@@ -9,8 +9,10 @@ from pathlib import Path
 from conftest import ROOT
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# What begins a command, in a block or in backticks.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Pages of which only links and names are checked.
+LINKED_PAGES = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "benchmarks/README.md", "hub/README.md"))]
+# First words of commands, in a block or in backticks.
 PROGRAMS = ("accelerate", "make", "pip", "python", "torchrun", "trl-dapo")
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -20,7 +22,7 @@ _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of code of a page, with the number of its first line."""
+    """A code block of a page, with the number of its first line."""
 
     page: Path
     line: int
@@ -47,12 +49,12 @@ def prose(page: Path) -> str:
 
 
 def names_in_backticks(page: Path) -> list[str]:
-    """Returns what stands in backticks in the prose of a page."""
+    """Returns what is in backticks in the prose of a page."""
     return _INLINE.findall(prose(page))
 
 
 def commands() -> dict[str, list[str]]:
-    """Returns the shell commands of all pages: what is written, without comments, and its words."""
+    """Returns the shell commands of all pages: the command without comments, and its words."""
     found = {}
     for line in _command_lines():
         words = shlex.split(line, comments=True)
@@ -72,6 +74,13 @@ def _command_lines() -> Iterator[str]:
 def links(page: Path) -> list[tuple[str, str]]:
     """Returns text and target of the links of a page."""
     return _LINK.findall(prose(page))
+
+
+def section(page: Path, title: str) -> str:
+    """Returns the text below a heading of the second level, up to the next one."""
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{page} has no section {title}"
+    return found[1]
 
 
 def anchors(page: Path) -> set[str]:

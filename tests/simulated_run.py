@@ -22,12 +22,12 @@ import trl_dapo.refill.rounds
 from trl_dapo import DAPOConfig
 from trl_dapo.errors import RefillExhaustedError
 from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.refill.assembly import CollectedBatch
-from trl_dapo.refill.dynamic_sampling import DynamicSampler
-from trl_dapo.refill.rounds import RoundOutput
-from trl_dapo.sampling.groups import GroupJudge, RowFacts
+from trl_dapo.refill.assembly import GenerationBatch
+from trl_dapo.refill.rounds import Sampled
+from trl_dapo.sampling.judge import GroupJudge, RowFacts
+from trl_dapo.streaming.dynamic_sampler import make_dynamic_sampler
 from trl_dapo.streaming.group_grader import GroupGrader
-from trl_dapo.streaming.local_groups import StreamSources
+from trl_dapo.streaming.local_groups import LocalGroups
 from trl_dapo.vllm_engine.sequence_engine import Decoded
 
 
@@ -114,7 +114,7 @@ class RankRecord:
     # For each round, the (position, row, sample) of each completion that this rank generated, and its seconds.
     asked: list[list[tuple[int, int, int]]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    batch: CollectedBatch | None = None
+    batch: GenerationBatch | None = None
     error: RefillExhaustedError | None = None
     plan: Any = None
     state: dict[str, Any] = field(default_factory=dict)
@@ -201,7 +201,7 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             assert_alike(ranks, len(asked))
             rollouts = [scenario.rollout(*completion) for completion in asked]
             facts = [RowFacts(len(r.prompt_ids), len(r.completion_ids), is_truncated=0) for r in rollouts]
-            return RoundOutput(rollouts, ranks.gather_objects(rewards), facts)
+            return Sampled(rollouts, ranks.gather_objects(rewards), facts)
 
         def compute_logps(rollouts):
             assert_alike(ranks, len(rollouts))
@@ -216,39 +216,35 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
                     group.rewards.append(scenario.all_rewards(group.draw.position, group.row["row"], number))
 
         engine = ScriptedEngine(scenario, table, records)
-        sources = StreamSources(
-            engine=engine,
-            tokenize=lambda rows: [
-                scenario.rollout(row["position"], row["row"], 0).prompt_ids.tolist() for row in rows
-            ],
-            grader=GroupGrader(grade, ranks.device),
+        groups = LocalGroups(
+            engine,
+            GroupGrader(grade, ranks.device),
+            lambda rows: [scenario.rollout(row["position"], row["row"], 0).prompt_ids.tolist() for row in rows],
         )
-        sampler = DynamicSampler(
-            args=args,
-            ranks=ranks,
-            dataset=Dataset.from_list(table).to_iterable_dataset() if scenario.is_iterable else table,
-            sample=sample,
-            compute_logps=compute_logps,
+        sampler = make_dynamic_sampler(
+            args,
+            ranks,
+            Dataset.from_list(table).to_iterable_dataset() if scenario.is_iterable else table,
+            groups if args.refill == "stream" else sample,
+            GroupJudge(scenario.filter_column, args.filter_range),
             num_rewards=2,
-            judge=GroupJudge(scenario.filter_column, args.filter_range),
-            sources=sources if args.refill == "stream" else None,
+            score=compute_logps,
         )
-        row_of = sampler.row_of
-
-        def row_with_position(draw):
-            return {**row_of(draw), "position": draw.position}
-
-        sampler.row_of = sampler.assembler.row_of = sampler.refill.row_of = row_with_position
+        source = sampler.source
+        rows_of = source.rows
+        source.rows = lambda draws: [
+            {**row, "position": draw.position} for draw, row in zip(draws, rows_of(draws), strict=True)
+        ]
         for number in range(scenario.num_batches):
             record = RankRecord(policy_step=number * scenario.num_updates)
             records.append(record)
             try:
-                record.batch = sampler.collect(record.policy_step)
+                record.batch = sampler.collect(record.policy_step, args.on_exhausted == "error")
             except RefillExhaustedError as error:
                 record.error = error
-            record.plan, record.state = sampler.refill.last_plan, sampler.state_dict()
-            record.position, record.num_passes = sampler.stream.position, sampler.stream.num_passes
-            record.seconds_sampling = sampler.refill.seconds
+            record.plan, record.state = sampler.last_plan, sampler.state_dict()
+            record.position, record.num_passes = source.position, source.num_passes
+            record.seconds_sampling = record.batch.refill.seconds if record.batch else 0.0
             record.sampled_by = {key: list(steps) for key, steps in engine.sampled_by.items()}
             record.num_left = engine.num_unfinished
             if record.error:

@@ -1,9 +1,9 @@
 """
-Makes the README's table of what can be combined with dynamic sampling from the tests.
+Makes the table of docs/support.md, what can be combined with dynamic sampling, from the tests.
 
-A test says what it shows: `@pytest.mark.supports("fsdp2")` that it works, `@pytest.mark.refuses("tools")` that it is refused
-with a message when the configuration or the trainer is made. The markers are read from the source, so that tests that need
-another environment count too. `python tests/support_matrix.py --write` writes the table into README.md.
+A marker of a test says what it shows: `@pytest.mark.supports("fsdp2")` that a feature works, `@pytest.mark.refuses("tools")`
+that it is refused with a message when the configuration or the trainer is made. The markers are read from the source, so that
+tests that need another environment count too. `python tests/support_matrix.py --write` writes the table into the page.
 """
 
 import ast
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 TESTS = Path(__file__).resolve().parent
-README = TESTS.parent / "README.md"
+PAGE = TESTS.parent / "docs" / "support.md"
 BEGIN = "<!-- Made by tests/support_matrix.py from the markers of the tests: run it with --write. -->"
 END = "<!-- End of the table. -->"
 
@@ -24,10 +24,10 @@ class Feature:
     A row of the table.
 
     Attributes:
-        label: what the reader calls it.
-        remark: what there is to know of it, after "yes", "refused" or "written for, not run".
-        without: the same without dynamic sampling.
-        is_run: whether there has to be a test.
+        label: name of the feature, in Markdown.
+        remark: what follows "yes", "refused" or "implemented, not run".
+        without: whether it works without dynamic sampling.
+        is_run: whether there must be a test.
     """
 
     label: str
@@ -37,12 +37,12 @@ class Feature:
 
 
 FEATURES = {
-    "ddp": Feature("DDP", "two processes train the batches of one"),
+    "ddp": Feature("DDP", "two processes train the same batches as one"),
     "fsdp2": Feature(
-        "FSDP2", "the steps of DDP, with sampling, carrying, evaluation and resume; full and sharded checkpoints; on CPUs"
+        "FSDP2", "the same steps as DDP, with sampling, carrying, evaluation and resume; full and sharded checkpoints; on CPUs"
     ),
     "deepspeed": Feature(
-        "DeepSpeed ZeRO-2, ZeRO-3", "the steps of DDP, on CPUs; an empty batch still moves the weights by momentum"
+        "DeepSpeed ZeRO-2, ZeRO-3", "the same steps as DDP, on CPUs; a batch without informative groups still moves the weights by momentum"
     ),
     "accumulation": Feature("Gradient accumulation, any micro-batch"),
     "checkpointing": Feature("Gradient checkpointing"),
@@ -55,24 +55,24 @@ FEATURES = {
     "rewards": Feature("Several rewards, weights, async, `None`"),
     "reward_model": Feature("Reward models"),
     "losses": Feature("TRL's other `loss_type`s", "each with its own denominator"),
-    "by_group": Feature('`loss_normalization="group"`', "groups whole in an optimizer step", "the same"),
-    "by_group_kl": Feature('`loss_normalization="group"` with `beta`', "a KL term has no advantage to weigh", "refused"),
-    "scale_batch": Feature('`scale_rewards="batch"`', "its statistics cross groups"),
-    "normalize_then_sum": Feature('`multi_objective_aggregation="normalize_then_sum"`', "its statistics cross groups"),
-    "ragged_steps": Feature("`steps_per_generation` no multiple of `gradient_accumulation_steps`", "a step would train two batches"),
+    "by_group": Feature('`loss_normalization="group"`', "all completions of a group are in one optimizer step", "the same"),
+    "by_group_kl": Feature('`loss_normalization="group"` with `beta`', "a KL term has no advantage that could be weighted", "refused"),
+    "scale_batch": Feature('`scale_rewards="batch"`', "its statistics are over several groups"),
+    "normalize_then_sum": Feature('`multi_objective_aggregation="normalize_then_sum"`', "its statistics are over several groups"),
+    "ragged_steps": Feature("`steps_per_generation` not a multiple of `gradient_accumulation_steps`", "an optimizer step would train two batches"),
     "continuous_batching": Feature("Continuous batching of transformers", "one process"),
     "vllm": Feature("vLLM, colocated", "on a CPU, one process and two", "yes"),
-    "vllm_sleep": Feature("vLLM, sleep mode", "only the calls are tested: it needs CUDA", is_run=False),
-    "vllm_server": Feature("vLLM server", "TRL syncs it over NCCL: CUDA only", is_run=False),
+    "vllm_sleep": Feature("vLLM, sleep mode", "it needs CUDA; only the calls are tested", is_run=False),
+    "vllm_server": Feature("vLLM server", "TRL syncs its weights over NCCL, which needs CUDA", is_run=False),
     "vllm_tensor_parallel": Feature("vLLM, tensor parallel", is_run=False),
     "stream": Feature('`refill="stream"`', "vLLM colocated; on a CPU, one process and two", "no effect"),
-    "stream_elsewhere": Feature('`refill="stream"` with a server or tensor parallel', "it drives an engine of its own", "no effect"),
+    "stream_elsewhere": Feature('`refill="stream"` with a server or tensor parallel', "it needs an engine in each process", "no effect"),
     "tools": Feature("`tools`", "single-turn generation only"),
     "environments": Feature("`environment_factory`", "single-turn generation only"),
     "rollout_func": Feature("`rollout_func`", "single-turn generation only"),
     "images": Feature("Images (vision-language models)", "columns `image`, `images`, or in the turns; one process"),
     "images_elsewhere": Feature('Images with `surplus="carry"`, `refill="stream"`, or `loss_normalization="group"` and several '
-        "steps a batch", "what is scored or sent is tokens alone", "the last too"),
+        "steps a batch", "these score or send tokens only", "`loss_normalization` refused too"),
     "images_vllm": Feature("Images with vLLM", is_run=False),
 }  # fmt: skip
 
@@ -101,22 +101,22 @@ def table() -> str:
     lines = ["| | dynamic sampling | shown by | without it |", "|---|---|---|---|"]
     for key, feature in FEATURES.items():
         tests = found["supports"].get(key, []) + found["refuses"].get(key, [])
-        state = "yes" if key in found["supports"] else "refused" if tests else "written for, not run"
+        state = "yes" if key in found["supports"] else "refused" if tests else "implemented, not run"
         files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-        links = ", ".join(f"[{Path(file).stem.removeprefix('test_')}]({file})" for file in files)
+        links = ", ".join(f"[{Path(file).stem.removeprefix('test_')}](../{file})" for file in files)
         remark = f": {feature.remark}" if feature.remark else ""
         lines.append(f"| {feature.label} | {state}{remark} | {links} | {feature.without} |")
     return "\n".join(lines)
 
 
-def with_table(readme: str) -> str:
-    """Returns the text of the README with the table between its two comments."""
-    before, rest = readme.split(BEGIN)
+def with_table(page: str) -> str:
+    """Returns the text of the page with the table between its two comments."""
+    before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        README.write_text(with_table(README.read_text()))
+        PAGE.write_text(with_table(PAGE.read_text()))
     else:
         print(table())

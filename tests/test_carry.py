@@ -55,10 +55,10 @@ def test_old_logps_are_those_of_the_policy_that_sampled_each_group(tmp_path, sha
     num_carried_rows = 0
     for collected, (_, _, output) in zip(trainer.collected, trainer.batches, strict=True):
         for row in range(len(collected.rollouts)):
-            group = collected.collection.accepted[row // 4]
+            group = collected.ledger.accepted[row // 4]
             policy = trainer.policies[group.policy_step // steps_per_batch]
             if "old_per_token_logps" not in output:
-                assert collected.collection.num_carried == 0
+                assert collected.ledger.num_carried == 0
                 continue
             live = output["completion_mask"][row].bool()
             expected = trainer.logps_under(policy, row, output)
@@ -87,7 +87,7 @@ def test_importance_ratio_starts_from_the_policy_that_sampled(tmp_path):
     trainer.use_vllm = True
     trainer.dynamic_sampler.assembler.has_sampling_logps = True
     trainer.train()
-    assert sum(collected.collection.num_carried for collected in trainer.collected) > 0
+    assert sum(collected.ledger.num_carried for collected in trainer.collected) > 0
     for _, _, output in trainer.batches:
         live = output["completion_mask"].bool()
         sampling = -1.5 - 0.1 * (output["completion_ids"] % 3)
@@ -98,13 +98,13 @@ def test_importance_ratio_starts_from_the_policy_that_sampled(tmp_path):
 def test_no_draw_is_lost_or_sampled_twice(tmp_path):
     trainer = carrying_trainer(tmp_path, max_off_policy_steps=100)
     trainer.train()
-    sampled = [group.draw.position for batch in trainer.collected for group in batch.collection.sampled]
+    sampled = [group.draw.position for batch in trainer.collected for group in batch.ledger.sampled]
     assert sampled == list(range(len(sampled)))
-    trained = [group.draw.position for batch in trainer.collected for group in batch.collection.accepted]
+    trained = [group.draw.position for batch in trainer.collected for group in batch.ledger.accepted]
     informative = [
         group.draw.position
         for batch in trainer.collected
-        for group in batch.collection.sampled
+        for group in batch.ledger.sampled
         if group.verdict == "informative"
     ]
     assert trained == informative[: len(trained)]
@@ -113,19 +113,19 @@ def test_no_draw_is_lost_or_sampled_twice(tmp_path):
 def test_groups_older_than_the_limit_are_dropped_and_counted(tmp_path):
     trainer = carrying_trainer(tmp_path, steps_per_generation=2, max_off_policy_steps=1)
     trainer.train()
-    num_surplus = [len(batch.collection.surplus) for batch in trainer.collected]
+    num_surplus = [len(batch.ledger.surplus) for batch in trainer.collected]
     assert sum(num_surplus[:-1]) > 0
     # Two optimizer steps pass between batches, so nothing is young enough.
-    assert [batch.collection.num_stale for batch in trainer.collected] == [0, *num_surplus[:-1]]
-    assert all(batch.collection.num_carried == 0 for batch in trainer.collected)
+    assert [batch.ledger.num_stale for batch in trainer.collected] == [0, *num_surplus[:-1]]
+    assert all(batch.ledger.num_carried == 0 for batch in trainer.collected)
 
 
 def test_batch_that_is_carried_whole_samples_nothing(tmp_path):
     trainer = carrying_trainer(tmp_path, max_off_policy_steps=100, refill_confidence=0.999999)
     trainer.train()
-    whole = [batch for batch in trainer.collected if batch.collection.num_carried == batch.collection.num_groups]
+    whole = [batch for batch in trainer.collected if batch.ledger.num_carried == batch.ledger.num_groups]
     assert whole, "the seed no longer gives a batch that is carried whole"
-    assert all(batch.collection.num_rounds == 0 for batch in whole)
+    assert all(batch.ledger.num_rounds == 0 for batch in whole)
 
 
 def test_resumed_run_samples_carried_groups_again(tmp_path):

@@ -40,13 +40,13 @@ def test_eval_prints_a_table_and_goes_on_where_it_was(model_folder, problem_file
     options = ("--k", "2", "--max_completion_length", "6", "--batch_size", "4")
     evaluate(model_folder, problem_file, tmp_path / "out", *options)
     printed = capsys.readouterr().out
-    assert "4 rows, of which 3 are different problems." in printed
-    assert "Sampled 6 completions, 0 were there already." in printed
+    assert "4 rows with 3 different problems." in printed
+    assert "Sampled 6 completions, 0 were already there." in printed
     figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]
     for name in ("avg@2", "maj@2", "pass@2", "frac_truncated", "frac_no_answer"):
         assert f"{name:16}{100 * figures[name]['value']:7.1f} %" in printed
     evaluate(model_folder, problem_file, tmp_path / "out", *options)
-    assert "Sampled 0 completions, 6 were there already." in capsys.readouterr().out
+    assert "Sampled 0 completions, 6 were already there." in capsys.readouterr().out
 
 
 def test_eval_defaults_are_the_papers_and_the_length_is_what_the_context_leaves(model_folder, problem_file, tmp_path):
@@ -87,4 +87,4 @@ def test_unknown_command_is_named(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["evaluate"])
     assert ended.value.code == 2
-    assert "there is no command 'evaluate', only train, eval, push." in capsys.readouterr().err
+    assert "there is no command 'evaluate', only train, eval, grade, push." in capsys.readouterr().err

@@ -13,9 +13,9 @@ from trl import GRPOConfig
 
 from trl_dapo import DAPOConfig
 from trl_dapo.config.departures import describe_run
-from trl_dapo.refill.dynamic_sampling import DynamicSampler
 from trl_dapo.rewards import SoftOverlongPunishment
-from trl_dapo.sampling.groups import GroupJudge
+from trl_dapo.sampling.judge import GroupJudge
+from trl_dapo.streaming.dynamic_sampler import make_dynamic_sampler
 
 
 class AloneRank:
@@ -103,13 +103,14 @@ def dry_run(args):
             assert penalty == pytest.approx(expected)
     plan = None
     if args.dynamic_sampling:
-        sampler = DynamicSampler(
-            args, AloneRank(), [{"prompt": "?"}] * 50, mock.Mock(), mock.Mock(), 2, GroupJudge(0, args.filter_bounds)
-        )
-        plan = sampler.planner.plan(args.num_groups_per_batch, args.max_generation_rounds)
+        judge = GroupJudge(0, args.filter_bounds)
+        planner = make_dynamic_sampler(
+            args, AloneRank(), [{"prompt": "?"}] * 50, mock.Mock(), judge, 2, mock.Mock()
+        ).refill.planner
+        plan = planner.plan(args.num_groups_per_batch, args.max_generation_rounds)
         assert 1 <= plan.num_prompts <= max(args.max_prompts_per_round, 1)
         assert 0 <= plan.fill_probability <= 1
-        in_flight = sampler.planner.groups_in_flight(args.num_groups_per_batch)
+        in_flight = planner.groups_in_flight(args.num_groups_per_batch)
         assert in_flight.num_prompts >= 1
     assert describe_run(args, 10, 50, plan, ["accuracy"])
 

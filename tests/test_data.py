@@ -50,7 +50,7 @@ def test_folder_loads_by_split_in_every_layout(tmp_path):
 
 def test_missing_split_says_what_is_there(tmp_path):
     write_jsonl(tmp_path / "train.jsonl")
-    with pytest.raises(FileNotFoundError, match=r"holds no split 'test'.*found \['train.jsonl'\]"):
+    with pytest.raises(FileNotFoundError, match=r"holds no split 'test'.*found are \['train.jsonl'\]"):
         load_rows(str(tmp_path), "test")
 
 
@@ -102,10 +102,10 @@ def test_plain_prompts_become_conversations():
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"text": "a"}], {}, r"has the columns \['text'\], but needs 'prompt' and 'solution'"),
+        ([{"text": "a"}], {}, r"has the columns \['text'\], but must have 'prompt' and 'solution'"),
         ([{"prompt": "a"}], {}, r"has the columns \['prompt'\]"),
         ([], {}, "has no rows"),
-        ([{"prompt": "a", "solution": "b"}], {"template": "Solve!"}, "has no place for the question"),
+        ([{"prompt": "a", "solution": "b"}], {"template": "Solve!"}, r"is 'Solve!', but must contain \{question\}"),
     ],
 )
 def test_unusable_rows_are_refused(rows, options, message):

@@ -1,7 +1,11 @@
 """Evaluation counts what was sampled, and a killed run ends as one that was never killed."""
 
 import json
+import os
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -87,7 +91,7 @@ def test_figures_are_those_counted_by_hand(parrot, tmp_path):
     assert result["frac_gave_up"] == 0
     assert result["mean_length"] == (2 * (2 + 3 + 2 + 5) + (2 + 2 + 1 + 5) + 8) / 16
     assert (result.num_problems, result.num_unreadable_golds) == (4, 1)
-    assert result.figures["avg@4"] == estimate([0.25, 0.5, 0.25])
+    assert result.metrics["avg@4"] == estimate([0.25, 0.5, 0.25])
 
 
 def test_files_hold_what_the_result_says(parrot, tmp_path):
@@ -102,7 +106,7 @@ def test_files_hold_what_the_result_says(parrot, tmp_path):
     assert problems["prompt"] == PROBLEMS["prompt"]
     table = result.table()
     assert "avg@4" in table
-    assert "1 problems have an unreadable gold" in table
+    assert "1 problems have a gold answer that cannot be read" in table
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"problem": 2, "sam'])
@@ -136,11 +140,11 @@ def test_every_completion_has_random_numbers_of_its_own(parrot, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 3}, "k is 3 now and 4 there"),
-        ({"seed": 1}, "seed is 1 now and 0 there"),
-        ({"temperature": 0.5}, "temperature is 0.5 now and 1.0 there"),
-        ({"top_p": 1.0}, "top_p is 1.0 now and 0.7 there"),
-        ({"max_completion_length": 6}, "max_completion_length is 6 now and 5 there"),
+        ({"k": 3}, r"k is 3 \(in the folder: 4\)"),
+        ({"seed": 1}, r"seed is 1 \(in the folder: 0\)"),
+        ({"temperature": 0.5}, r"temperature is 0.5 \(in the folder: 1.0\)"),
+        ({"top_p": 1.0}, r"top_p is 1.0 \(in the folder: 0.7\)"),
+        ({"max_completion_length": 6}, r"max_completion_length is 6 \(in the folder: 5\)"),
     ],
 )
 def test_folder_with_other_settings_is_refused(parrot, tmp_path, options, message):
@@ -151,22 +155,69 @@ def test_folder_with_other_settings_is_refused(parrot, tmp_path, options, messag
 
 def test_folder_with_other_problems_is_refused(parrot, tmp_path):
     run(parrot(), tmp_path)
-    with pytest.raises(ValueError, match="num_problems is 2 now and 4 there; problems is"):
+    with pytest.raises(ValueError, match=r"num_problems is 2 \(in the folder: 4\); problems is"):
         evaluate(parrot(), PROBLEMS.select([0, 1]), k=4, output_dir=tmp_path, max_completion_length=5)
 
 
 def test_log_refuses_a_second_writer_and_lines_that_are_no_completions(tmp_path):
     with CompletionLog(tmp_path, {"k": 1}) as log:
         log.add([{"problem": 0, "sample": 0}])
-        with pytest.raises(BlockingIOError, match="Another process evaluates into"):
+        with pytest.raises(BlockingIOError, match="Another process is evaluating into"):
             CompletionLog(tmp_path, {"k": 1})
     with (tmp_path / "completions.jsonl").open("a") as file:
         file.write("[1]\n")
     with pytest.raises(ValueError, match=r"Line 2 of .* must be a completion"):
         CompletionLog(tmp_path, {"k": 1})
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match="nobody knows how they were sampled"):
+    with pytest.raises(ValueError, match="the settings of its completions are unknown"):
         CompletionLog(tmp_path, {"k": 1})
+
+
+HANGING = """
+import sys, time
+from test_evaluation import SAID, Parrot, run
+from trl_dapo.evaluation.evaluator import _digest
+
+class Hanging(Parrot):
+    def sample(self, prompt_ids, keys, settings):
+        if len(self.keys) >= 8:
+            print("hanging", flush=True)
+            time.sleep(600)
+        return super().sample(prompt_ids, keys, settings)
+
+Parrot.prompt_of = {_digest(prompt): prompt for prompt in SAID}
+run(Hanging(), sys.argv[1], batch_size=4)
+"""
+
+
+def test_second_process_is_refused_until_the_first_one_is_killed(parrot, tmp_path):
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-c", HANGING, str(tmp_path / "shared")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as first:
+        try:
+            # Two batches are graded, so the workers of the grader are there too.
+            assert first.stdout.readline() == "hanging\n"
+            second = parrot()
+            with pytest.raises(BlockingIOError, match="Another process is evaluating into"):
+                run(second, tmp_path / "shared")
+            assert second.keys == []
+        finally:
+            first.kill()
+    result = run(parrot(), tmp_path / "shared")
+    assert result.num_sampled == 8
+    run(parrot(), tmp_path / "alone")
+    for name in ("results.json", "completions.jsonl"):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_log_that_could_not_be_opened_or_is_closed_can_be_opened_again(tmp_path):
+    with CompletionLog(tmp_path, {"k": 1}):
+        pass
+    with pytest.raises(ValueError, match="other settings"):
+        CompletionLog(tmp_path, {"k": 2})
+    with CompletionLog(tmp_path, {"k": 1}) as log:
+        assert log.records == []
 
 
 @pytest.mark.parametrize(

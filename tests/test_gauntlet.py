@@ -1,4 +1,4 @@
-"""Hostile completions: every one gets a verdict, in bounded time and memory, and its neighbours get theirs."""
+"""Hostile completions: every one gets a grade, in bounded time and memory, and its neighbours get theirs."""
 
 import asyncio
 import resource
@@ -9,29 +9,29 @@ from collections.abc import Callable
 import pytest
 from hostile import GOLD, HOSTILE, nested
 
-from trl_dapo.grading.equivalence import Grading, Verdict, grade, grade_async
+from trl_dapo.grading.equivalence import Grade, GradedAnswer, grade, grade_async
 from trl_dapo.grading.pool import MEMORY_BYTES, GradingPool
 
 
 NUM_WORKERS = 2
 # A right and a wrong neighbour of the hostile completions, neither decided by the exact path.
-NEIGHBOURS = [(r"\boxed{\frac{2}{\sqrt{2}}}", Verdict.CORRECT), (r"\boxed{\frac{3}{\sqrt{2}}}", Verdict.WRONG)]
+NEIGHBOURS = [(r"\boxed{\frac{2}{\sqrt{2}}}", Grade.CORRECT), (r"\boxed{\frac{3}{\sqrt{2}}}", Grade.WRONG)]
 
 
-def in_this_thread(golds: list[str], completions: list[str], pool: GradingPool) -> list[Grading]:
+def in_this_thread(golds: list[str], completions: list[str], pool: GradingPool) -> list[GradedAnswer]:
     return grade(golds, completions, pool)
 
 
-def in_another_thread(golds: list[str], completions: list[str], pool: GradingPool) -> list[Grading]:
-    gradings: list[Grading] = []
-    thread = threading.Thread(target=lambda: gradings.extend(grade(golds, completions, pool)))
+def in_another_thread(golds: list[str], completions: list[str], pool: GradingPool) -> list[GradedAnswer]:
+    graded: list[GradedAnswer] = []
+    thread = threading.Thread(target=lambda: graded.extend(grade(golds, completions, pool)))
     thread.start()
     thread.join()
-    return gradings
+    return graded
 
 
-def in_an_event_loop(golds: list[str], completions: list[str], pool: GradingPool) -> list[Grading]:
-    async def main() -> list[Grading]:
+def in_an_event_loop(golds: list[str], completions: list[str], pool: GradingPool) -> list[GradedAnswer]:
+    async def main() -> list[GradedAnswer]:
         grading = asyncio.create_task(grade_async(golds, completions, pool))
         num_ticks = 0
         while not grading.done():
@@ -44,21 +44,21 @@ def in_an_event_loop(golds: list[str], completions: list[str], pool: GradingPool
 
 
 def check_gauntlet(
-    cpu_seconds: float, grade_all: Callable[..., list[Grading]], hostile: dict[str, str] = HOSTILE
+    cpu_seconds: float, grade_all: Callable[..., list[GradedAnswer]], hostile: dict[str, str] = HOSTILE
 ) -> None:
     """Grades hostile completions between their neighbours."""
     completions = [text for nasty in hostile.values() for text in (NEIGHBOURS[0][0], nasty, NEIGHBOURS[1][0])]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with GradingPool(NUM_WORKERS, cpu_seconds) as pool:
-        gradings = grade_all([GOLD] * len(completions), completions, pool)
+        graded = grade_all([GOLD] * len(completions), completions, pool)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the workers, which have ended, and of their forks
 
-    assert len(gradings) == 3 * len(hostile)
-    verdicts = {name: grading.verdict for name, grading in zip(hostile, gradings[1::3], strict=True)}
-    assert Verdict.CORRECT not in verdicts.values(), verdicts
-    assert Verdict.UNPARSEABLE_GOLD not in verdicts.values(), verdicts
-    assert {grading.verdict for grading in gradings[0::3]} == {NEIGHBOURS[0][1]}
-    assert {grading.verdict for grading in gradings[2::3]} == {NEIGHBOURS[1][1]}
+    assert len(graded) == 3 * len(hostile)
+    grades = {name: result.grade for name, result in zip(hostile, graded[1::3], strict=True)}
+    assert Grade.CORRECT not in grades.values(), grades
+    assert Grade.UNPARSEABLE_GOLD not in grades.values(), grades
+    assert {result.grade for result in graded[0::3]} == {NEIGHBOURS[0][1]}
+    assert {result.grade for result in graded[2::3]} == {NEIGHBOURS[1][1]}
     assert pool.num_restarts <= len(hostile)
     # One limit per hostile completion, and what it takes to start two workers and fork them anew (a tenth of a second).
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -75,21 +75,21 @@ def test_hostile_completions_are_graded_and_their_neighbours_graded_right():
 
 
 @pytest.mark.parametrize("grade_all", [in_another_thread, in_an_event_loop])
-def test_another_thread_and_an_event_loop_grade_hostile_completions_too(grade_all: Callable[..., list[Grading]]):
+def test_another_thread_and_an_event_loop_grade_hostile_completions_too(grade_all: Callable[..., list[GradedAnswer]]):
     check_gauntlet(0.15, grade_all, dict(list(HOSTILE.items())[::8]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grade_all", [in_this_thread, in_another_thread, in_an_event_loop])
-def test_the_whole_gauntlet_stays_within_the_default_limits(grade_all: Callable[..., list[Grading]]):
+def test_the_whole_gauntlet_stays_within_the_default_limits(grade_all: Callable[..., list[GradedAnswer]]):
     check_gauntlet(2.0, grade_all)
 
 
 def test_a_hostile_gold_costs_one_limit_and_not_one_per_completion():
     gold = nested(r"\sqrt{2+", "2", "}", 100)  # takes longer to read than the limit allows
     with GradingPool(NUM_WORKERS, cpu_seconds=0.05) as pool:
-        gradings = grade([gold] * 200, [rf"\boxed{{{n}\pi}}" for n in range(200)], pool)
-    assert {grading.verdict for grading in gradings} == {Verdict.UNPARSEABLE_GOLD}
+        graded = grade([gold] * 200, [rf"\boxed{{{n}\pi}}" for n in range(200)], pool)
+    assert {result.grade for result in graded} == {Grade.UNPARSEABLE_GOLD}
     assert pool.num_restarts <= NUM_WORKERS  # each worker may have been at it when the other found out
 
 

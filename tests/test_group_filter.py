@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_dapo.sampling.group_filter import GroupFilter, GroupVerdict
+from trl_dapo.sampling.judge import GroupFilter, GroupVerdict
 
 
 NAN = float("nan")

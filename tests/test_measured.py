@@ -1,8 +1,8 @@
 """
-"Measured" in README.md: every figure of that section stands in a stored result, and every result has its command.
+docs/results.md and the results in README.md: every number is in a stored result, and every result has its command.
 
-`stored_facts` says what the files say, in the words of the README; a number that is in none of these texts fails. So a new
-sentence needs a fact here, made from the file that has it.
+`stored_facts` makes the facts of the stored files, in the words of these pages. A number that is in none of the facts fails. So
+a new sentence needs a fact here, made from the file that has it.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT
+from documentation import section
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -26,15 +27,13 @@ import scaling_tables as tables
 
 BENCHMARKS = ROOT / "benchmarks"
 RECIPES = ROOT / "examples" / "recipes"
+README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "results.md"
+TITLES = re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE)
 
 
 def stored(name):
     return json.loads((BENCHMARKS / f"{name}.json").read_text())
-
-
-def section(title):
-    text = (ROOT / "README.md").read_text()
-    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
 def percent(share):
@@ -49,6 +48,7 @@ def quickstart_facts():
         f"on {results['hardware'].split()[0]} CPU cores",
         f"seed {recipe['seed']}",
         f"{100 * before:.1f} -> {percent(after)}",
+        f"from {100 * before:.1f} to {percent(after)}",
     ]
 
 
@@ -186,8 +186,8 @@ def memory_facts():
     record = stored("memory")
     ours, its = (memory.growths(record["results"][name]) for name in ("DAPOTrainer", "GRPOTrainer"))
     return [
-        f"over {record['num_steps']} optimizer steps of the quickstart",
-        f"malloc has given out changes by {abs(ours['trainer', 'malloc'].relative):.1%}".replace("%", " %"),
+        f"The quickstart over {record['num_steps']} optimizer steps",
+        f"malloc changes by {abs(ours['trainer', 'malloc'].relative):.1%}".replace("%", " %"),
         f"Python's blocks by {ours['trainer', 'python'].relative:+.1%}".replace("%", " %"),
         f"resident memory changes by {ours['trainer', 'rss'].relative:+.1%}".replace("%", " %"),
         f"batch samples change by {ours['trainer', 'completions'].relative:+.0%}".replace("%", " %"),
@@ -216,34 +216,39 @@ def numbers_without_a_source(text, facts):
     return re.findall(r"\d[\d.,]*", re.sub(r"`[^`]*`", " ", text))
 
 
-def test_every_figure_is_in_a_stored_result():
-    assert numbers_without_a_source(section("Measured"), stored_facts()) == []
+def test_every_number_of_the_page_is_in_a_stored_result():
+    text = "".join(section(PAGE, title) for title in TITLES)
+    assert numbers_without_a_source(text, stored_facts()) == []
 
 
-def test_every_figure_elsewhere_that_a_benchmark_gave_is_stored():
-    """Speeds of grading, and of streaming, stand in other sections."""
-    readme = " ".join((ROOT / "README.md").read_text().split())
+def test_every_number_of_the_readme_is_in_a_stored_result():
+    facts = [*stored_facts(), f"{stored('scaling')['rank_work'][-1]['ranks']:,} ranks"]
+    assert numbers_without_a_source(section(README, "Results"), facts) == []
+    (rise,) = re.findall(r"Held-out accuracy rises (.* %) \(seed 0\)", section(README, "Quickstart"))
+    assert rise in stored_facts()
+
+
+def test_every_number_elsewhere_that_a_benchmark_gave_is_stored():
     grading = stored("grading")["results"]
     speeds = [grading[kind]["speedup"] for kind in ("gsm8k_integers", "latex_expressions")]
-    assert f"{speeds[0]:.0f} times TRL's speed on GSM8K's integers, {speeds[1]:.1f} times on LaTeX" in readme
-    assert f"{stored('space')['figures']['seconds_to_open']:.1f} s" in readme
+    page = " ".join((ROOT / "docs" / "grading.md").read_text().split())
+    assert f"{speeds[0]:.0f} times TRL's speed on GSM8K's integers" in page
+    assert f"{speeds[1]:.1f} times on LaTeX" in page
+    rollouts = (ROOT / "docs" / "rollouts.md").read_text()
+    assert f"open in {stored('space')['figures']['seconds_to_open']:.1f} s" in rollouts
 
 
-def test_a_figure_that_no_file_has_is_found():
+def test_a_number_that_no_file_has_is_found():
     facts = ["5.0 %", "12 of 66 settings"]
     assert numbers_without_a_source("It saves 5.0 % in 12 of 66 settings.", facts) == []
     assert numbers_without_a_source("It saves 15.0 % in 12 of 66 settings.", facts) == ["15.0"]
     assert numbers_without_a_source("In 13 of 66 settings, with `x=3`, [see](page2.md).", facts) == ["13", "66"]
 
 
-@pytest.mark.parametrize("paragraph", re.findall(r"^\*\*([^*]+)\*\*", section("Measured"), re.MULTILINE))
-def test_every_result_has_its_command(paragraph):
-    text = section("Measured")
-    begin = text.index(f"**{paragraph}**")
-    end = text.find("\n**", begin)
-    body = text[begin : None if end < 0 else end]
-    commands = re.findall(r"`(python benchmarks/(\w+)\.py|make (\w+))", body)
-    assert commands, f"{paragraph} names no command"
+@pytest.mark.parametrize("title", TITLES)
+def test_every_result_has_its_command(title):
+    commands = re.findall(r"`(python benchmarks/(\w+)\.py|make (\w+))", section(PAGE, title))
+    assert commands, f"{title} names no command"
     for _, program, target in commands:
         if program:
             assert (BENCHMARKS / f"{program}.py").exists()

@@ -237,7 +237,7 @@ def test_nothing_is_said_of_what_was_not_measured(facts):
         "In training",
         "trl-dapo eval",
         "curves.png",
-        "Time of training",
+        "Training time",
         "Settings that",
         "```python",
     ):

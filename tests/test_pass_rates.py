@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dapo.sampling.group_filter import GroupFilter, GroupVerdict
+from trl_dapo.sampling.judge import GroupFilter, GroupVerdict
 from trl_dapo.sampling.pass_rates import (
     Outcomes,
     PassRates,

@@ -41,14 +41,14 @@ def test_every_kind_of_bad_row_is_found_by_number():
         "same prompt, other gold": 1,
         "duplicate prompt": 2,
     }
-    assert "row 8: the prompt of row 0, whose gold is '2'; here it is '3'" in report.describe()
+    assert "row 8: row 0 has the same prompt and the gold answer '2', this row has '3'" in report.describe()
 
 
 @pytest.mark.parametrize(
     ("row", "detail"),
     [
         ({"prompt": 5, "solution": "1"}, "the prompt is of type int"),
-        ({"prompt": [{"text": "1 + 1?"}], "solution": "1"}, "not of turns with 'role' and 'content'"),
+        ({"prompt": [{"text": "1 + 1?"}], "solution": "1"}, "its elements are not turns with 'role' and 'content'"),
         ({"prompt": "1 + 1?", "solution": ["2"]}, "the solution is of type list"),
     ],
 )
@@ -74,7 +74,7 @@ def test_dataset_without_a_readable_gold_is_refused():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (Dataset.from_list([{"question": "a", "answer": "1"}]), r"needs \['prompt', 'solution'\]"),
+        (Dataset.from_list([{"question": "a", "answer": "1"}]), "must have 'prompt' and 'solution'"),
         (Dataset.from_dict({"prompt": [], "solution": []}), "has no rows"),
     ],
 )

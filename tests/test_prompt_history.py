@@ -66,5 +66,6 @@ def test_every_draw_of_the_stream_is_sampled_or_counted_as_skipped(tmp_path):
     logs = [entry for entry in trainer.state.log_history if "dapo/skipped_prompts" in entry]
     num_sampled = sum(entry["dapo/prompts_drawn"] for entry in logs)
     assert (
-        num_sampled + sum(entry["dapo/skipped_prompts"] for entry in logs) == trainer.dynamic_sampler.stream.position
+        num_sampled + sum(entry["dapo/skipped_prompts"] for entry in logs)
+        == trainer.dynamic_sampler.source.stream.position
     )

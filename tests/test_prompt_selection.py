@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dapo.sampling.group_filter import GroupFilter
-from trl_dapo.sampling.group_metrics import frac_rare_success, is_rare_success
-from trl_dapo.sampling.groups import GroupJudge, RowFacts
+from trl_dapo.sampling.judge import GroupFilter, GroupJudge, RowFacts
 from trl_dapo.sampling.pass_rates import PassRates, Prediction
 from trl_dapo.sampling.prompt_selection import PromptSelection
 from trl_dapo.sampling.prompt_stream import Draw, PromptStream
+from trl_dapo.sampling.rare_success import frac_rare_success, is_rare_success
 from trl_dapo.sampling.refill_planner import RefillPlanner
 from trl_dapo.sampling.reliability import Reliability
 

@@ -60,7 +60,7 @@ def test_card_that_was_edited_is_pushed_as_it_is(hub, run_folder, tmp_path, caps
     push_run(run_folder, "me/tiny")
     assert "README.md stays as it is: it was edited." in capsys.readouterr().out
     assert hub.files("me/tiny")["README.md"] == card.read_bytes()
-    with pytest.raises(ValueError, match="So neither results nor a licence can enter it"):
+    with pytest.raises(ValueError, match="So neither results nor a licence can be added"):
         push_run(run_folder, "me/tiny", PushOptions(results=[str(evaluated(run_folder, tmp_path))]))
 
 

@@ -1,5 +1,5 @@
 """
-README.md and docs/ say what is so: their code runs, their commands parse, their names and links exist.
+README.md, CONTRIBUTING.md and docs/ are true: their code runs, their commands parse, their names and links exist.
 
 A new command must be put into `TESTED_BY` or into `NOT_RUN`, with the reason. A new program needs a check in `CHECKS`.
 """
@@ -15,7 +15,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 from datasets import Dataset
-from documentation import PAGES, PROGRAMS, anchors, blocks, commands, links, names_in_backticks
+from documentation import LINKED_PAGES, PAGES, PROGRAMS, anchors, blocks, commands, links, names_in_backticks, section
+from test_layers import ROOMS
 from tiny import tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -28,8 +29,10 @@ import trl_dapo
 from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
 from trl_dapo.command_line.eval import EvaluationArguments
+from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.training_run import TrainingScriptArguments
+from trl_dapo.report.batch_metrics import always_zero_metrics
 
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -66,11 +69,16 @@ NOT_RUN = {
     "make quickstart-vllm": "needs vLLM",
     "make quickstart-vllm ARGS=--refill stream --surplus carry --seed 1": "needs vLLM",
     "python benchmarks/streaming.py": _IS_MINUTES,
+    "make style": "changes files",
+    "pip install -e .[curves]": "changes the environment",
+    "pip install -e .[curves,vllm]": "changes the environment",
     "pip install -e .[vllm]": "changes the environment",
     "accelerate launch examples/dapo_gsm8k.py": _NEEDS_GPU,
     "accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm false": (
         "DIR and FILE_OR_DIR stand for a model and data"
     ),
+    "trl-dapo grade --dataset_name rows.jsonl": "rows.jsonl stands for a file; tests/test_grade_command.py runs the command",
+    "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
     "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
     "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "
@@ -92,9 +100,9 @@ NOT_RUN = {
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
-# Figures that a run logs only with vLLM; `make test-vllm` sees them.
+# Metrics that a run logs only with vLLM; `make test-vllm` sees them.
 WITH_VLLM = {"dapo/vllm/logp_gap", "dapo/stream/groups_suspended", "dapo/stream/grading_hidden"}
-# And those that are logged only when they have a value, or something is wrong.
+# Metrics that are logged only when they have a value, or when something is wrong.
 SELDOM = WITH_VLLM | {
     "dapo/clip_high/token_prob_mean",
     "dapo/clip_high/token_prob_max",
@@ -102,7 +110,7 @@ SELDOM = WITH_VLLM | {
     "dapo/frac_non_finite_steps",
 }
 # What Python blocks print.
-PRINTED = {"docs/grading.md": "Verdict.CORRECT", "docs/evaluation.md": "1 x empty prompt\n    row 1: "}
+PRINTED = {"docs/grading.md": "Grade.CORRECT", "docs/data.md": "1 x empty prompt\n    row 1: "}
 
 
 def parse_script(options, script_arguments=DAPOScriptArguments):
@@ -134,8 +142,9 @@ def check_make(words):
 
 
 def check_pip(words):
-    (extra,) = re.fullmatch(r"install -e \.\[(\w+)\]", " ".join(words[1:])).groups()
-    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (extras,) = re.fullmatch(r"install -e \.\[([\w,]+)\]", " ".join(words[1:])).groups()
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= known.keys()
 
 
 def check_python(words):
@@ -153,6 +162,8 @@ def check_trl_dapo(words):
         parse_script(words[2:], TrainingScriptArguments)
     elif words[2:] and words[1] == "push":
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
+    elif words[2:] and words[1] == "grade":
+        TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
     elif words[2:]:
         assert words[1] == "eval", f"write here how the options of `trl-dapo {words[1]}` are parsed"
         TrlParser((EvaluationArguments, ModelConfig)).parse_args_and_config(words[2:])
@@ -205,8 +216,8 @@ def run_blocks(tmp_path_factory):
     """
     Runs the Python blocks as they are, and returns their names and what the trainers logged.
 
-    What stands in for something: the model and the data from the Hub, and the call that uploads. The configurations get a
-    CPU, two steps and completions of one token beside what the block says.
+    The model and the data from the Hub are replaced by local ones, and the upload by a note that it was called. The
+    configurations also get a CPU, two steps and completions of one token.
     """
     folder = tmp_path_factory.mktemp("blocks")
     model = write_counting_model(folder / "model")
@@ -239,31 +250,33 @@ def run_blocks(tmp_path_factory):
 
 def test_python_blocks_run(run_blocks):
     pages = {place.partition(":")[0]: printed for place, (_, printed) in run_blocks.items()}
-    assert {"README.md", "docs/vllm.md", *PRINTED} == pages.keys()
+    assert {"README.md", "docs/rollouts.md", "docs/vllm.md", *PRINTED} == pages.keys()
     for page, text in PRINTED.items():
         assert text in pages[page]
     streaming = [scope["args"] for place, (scope, _) in run_blocks.items() if place.startswith("docs/vllm.md")]
     assert [args.refill for args in streaming] == ["rounds", "stream"]
 
 
-def logged_figures(run_blocks):
+def metrics_of_run(run_blocks):
+    """Returns the metrics that the run of the README logged, and those that it left out because they would be 0."""
     (trainer,) = (scope["trainer"] for scope, _ in run_blocks.values() if "trainer" in scope)
     assert trainer.state.global_step == 2
-    return {name for entry in trainer.state.log_history for name in entry}
+    logged = {name for entry in trainer.state.log_history for name in entry}
+    return logged, set(always_zero_metrics(trainer.args, num_ranks=1))
 
 
-def test_every_figure_named_is_logged_by_a_run_and_every_dapo_figure_is_named(run_blocks):
-    logged = logged_figures(run_blocks)
+def test_every_metric_named_is_logged_by_a_run_and_every_dapo_metric_is_named(run_blocks):
+    logged, always_zero = metrics_of_run(run_blocks)
     named = {
         name
         for page in PAGES
         for name in names_in_backticks(page)
         if re.match(r"(dapo|grading|completions|rewards)/(?!.*\.py)[\w<]", name)
     }
-    for name in named - SELDOM:
+    for name in named - SELDOM - always_zero:
         pattern = re.escape(name).replace(r"\.\.\.", ".+")
         pattern = re.sub("<(name|fate)>", r"\\w+", pattern)
-        assert any(re.fullmatch(pattern, figure) for figure in logged), name
+        assert any(re.fullmatch(pattern, metric) for metric in logged), name
     source = "".join(path.read_text() for path in (ROOT / "trl_dapo").rglob("*.py"))
     assert all(f'"{name.removeprefix("dapo/")}"' in source for name in WITH_VLLM)
     assert all(name.rpartition("/")[2] in source for name in SELDOM)
@@ -298,7 +311,7 @@ def test_every_option_named_in_the_text_exists():
     assert named <= options
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_files_exist(page):
     for text, target in links(page):
         if target.startswith("https://"):
@@ -313,6 +326,35 @@ def test_links_and_files_exist(page):
         assert not anchor or anchor in anchors(path), target
     for name in names_in_backticks(page):
         if re.fullmatch(r"[\w./-]+(\.(py|yaml|md|txt)|/)", name) and not name.startswith(("out/", ".")):
-            places = (ROOT, ROOT / "trl_dapo", ROOT / "examples" / "recipes")
-            made_by_runs = {"settings.json", "results.json"}
+            places = (ROOT, ROOT / "trl_dapo", ROOT / "examples" / "recipes", page.parent)
+            made_by_runs = {"settings.json", "results.json", "config.json", "run_facts.json"}
             assert name in made_by_runs or any(os.path.exists(place / name) for place in places), name
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+def test_tree_of_the_readme_has_the_rooms_in_their_order():
+    (tree,) = blocks("text")
+    listed = re.findall(r"^  (\w+)(?:/|\.py) ", tree.text, re.MULTILINE)
+    assert listed == [room for room in ROOMS if not room.startswith("__")]
+
+
+def test_every_page_is_in_the_index_and_in_the_readme():
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == {target for _, target in links(ROOT / "docs" / "README.md") if "/" not in target}
+    targets = {target.partition("#")[0] for _, target in links(ROOT / "README.md")}
+    assert {f"docs/{name}" for name in pages} <= targets
+
+
+def test_example_script_is_short_and_shows_the_trainer():
+    script = (ROOT / "examples" / "dapo_gsm8k.py").read_text()
+    assert len(script.splitlines()) <= 80
+    assert "trainer = DAPOTrainer(\n" in script
+
+
+def test_glossary_has_every_word_of_a_batch():
+    rows = re.findall(r"^\| ([a-z ]+) \| ", section(ROOT / "CONTRIBUTING.md", "Glossary"), re.MULTILINE)
+    assert rows[0] == "word"
+    assert {"group", "round", "informative", "surplus", "carry", "fate", "verdict", "grade", "ledger"} <= set(rows)

@@ -23,6 +23,12 @@ GROUPS = {"loss_normalization": "group", "steps_per_generation": 4, "gradient_ac
 OFF = {"dynamic_sampling": False, "soft_punish_cache": 0, "loss_normalization": "generation_batch"}
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    # The picture at the end of a run is no part of a checkpoint, and drawing it takes as long as the run.
+    monkeypatch.setattr("trl_dapo.publishing.card.plot_curves", lambda *args, **kwargs: None)
+
+
 def make_trainer(folder, num_rows=50, reward_funcs=first_token_reward, **overrides):
     extras = {name: overrides.pop(name) for name in ("eval_dataset", "peft_config") if name in overrides}
     dataset = numbered_prompts(num_rows)
@@ -228,7 +234,7 @@ def test_checkpoint_of_grpo_begins_the_stream_and_says_so(tmp_path, caplog):
     resumed = make_trainer(tmp_path / "b", max_steps=3)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert "holds no state of trl-dapo" in caplog.text
-    assert resumed.batches[0][0][0][0][0] == resumed.dynamic_sampler.stream._index_at(0)
+    assert resumed.batches[0][0][0][0][0] == resumed.dynamic_sampler.source.stream._index_at(0)
 
 
 def test_checkpoint_of_grpo_goes_on_in_the_phase_of_its_generation_batch(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 
 from trl_dapo import RewardTimeoutError
-from trl_dapo.guards.reward_watch import RewardWatch
+from trl_dapo.guards.reward_deadline import RewardWatch
 from trl_dapo.sampling.prompt_stream import Draw
 from trl_dapo.streaming.group_grader import GroupGrader
 from trl_dapo.streaming.streamed_group import StreamedGroup
@@ -156,7 +156,7 @@ def test_function_that_hangs_in_the_grading_thread_is_told_to_the_main_thread(fu
 
 PROGRAM = """
 import ctypes, sys, threading, time
-from trl_dapo.guards.reward_watch import RewardWatch
+from trl_dapo.guards.reward_deadline import RewardWatch
 
 def swallows_everything():
     while True:

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import torch
 from test_distributed import run
 from test_trainer import RecordingTrainer, all_wrong, make_trainer, rare_reward
 from thread_ranks import run_ranks
 from tiny import first_token_reward, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, RefillExhaustedError
-from trl_dapo.report.recorder import RolloutRecorder
+from trl_dapo.report.group_sample import GroupSample
+from trl_dapo.report.recorder import RewardColumns, RolloutRecorder
 from trl_dapo.report.shards import BATCH_KEY, RolloutShards, as_text
-from trl_dapo.sampling.groups import GroupJudge, RowFacts
+from trl_dapo.sampling.judge import GroupJudge, RowFacts
 from trl_dapo.sampling.prompt_stream import Draw
 
 
@@ -240,11 +240,12 @@ def test_two_ranks_without_dynamic_sampling_write_every_completion_once(tmp_path
 
     def work(ranks):
         mine = range(6 * ranks.rank, 6 * ranks.rank + 6)
-        recorder = RolloutRecorder(args, ranks, ["correct"], torch.tensor([2.0]), 0)
+        rewards = RewardColumns(["correct"], [2.0], 0)
+        recorder = RolloutRecorder(args.shape, ranks, GroupSample(10), rewards, str(tmp_path))
         inputs = [{"prompt": f"p{row // 4}", "answer": row // 4} for row in mine]
         logged = {"seen": [row * 10 for row in mine], "other length": [1]}
         recorder.observe_plain(groups, inputs, [f"c{row}" for row in mine], logged)
-        recorder.write([row / 2 for row in range(12)], step=3)
+        recorder.write(None, [row / 2 for row in range(12)], step=3)
 
     run_ranks(2, work)
     record = read(tmp_path)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from simulated_run import RankRecord, Scenario, simulate
 from thread_ranks import run_ranks
 
+from trl_dapo.report.batch_metrics import ledger_metrics
 from trl_dapo.sampling.prompt_history import PromptHistory
 from trl_dapo.sampling.prompt_stream import PromptStream
 
@@ -163,7 +164,7 @@ class Oracle:
             assert record.error is None
             assert record.position == self.cursor
             assert record.state["stream"]["position"] == min([self.cursor, *(p for p, _ in self.carried)])
-            collection = record.batch.collection
+            collection = record.batch.ledger
             assert [group.draw.position for group in collection.accepted] == [position for position, _ in accepted]
             assert collection.num_stale == num_stale
             assert collection.num_skipped == self.cursor - start - len(used)
@@ -222,7 +223,7 @@ class Oracle:
                 tokens[fate] += length
                 seconds[fate] += longest * length / sum(lengths.values())
         for record in records:
-            metrics = record.batch.collection.metrics()
+            metrics = ledger_metrics(record.batch.ledger)
             for unit, expected in (("tokens", tokens), ("seconds", seconds)):
                 by_fate = {name.split("/")[1]: value for name, value in metrics.items() if name.startswith(f"{unit}/")}
                 assert by_fate.pop("trained") == pytest.approx(expected["trained"])
@@ -254,7 +255,7 @@ def assert_ranks_agree(records: list[RankRecord]):
     def told(record: RankRecord):
         batch = record.batch
         seen = [record.plan, record.position, record.num_passes, json.dumps(record.state), str(record.error)]
-        return [*seen, batch and [repr(batch.collection), repr(batch.rewards.tolist()), batch.num_moved_words]]
+        return [*seen, batch and [repr(batch.ledger), repr(batch.rewards.tolist()), batch.num_moved_words]]
 
     assert all(told(record) == told(records[0]) for record in records)
 
@@ -337,7 +338,7 @@ def test_world_sizes_that_divide_the_group_share_every_decision(effort):
                 for record in records:
                     assert (record.plan, record.position) == (its[0].plan, its[0].position)
                     assert record.state["history"] == its[0].state["history"]
-                    assert record.batch.collection.verdict_counts == its[0].batch.collection.verdict_counts
+                    assert record.batch.ledger.verdict_counts == its[0].batch.ledger.verdict_counts
 
     effort(given(scenarios(num_ranks=1, refill_confidence=0.9, on_exhausted="partial"))(check))()
 

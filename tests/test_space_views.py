@@ -127,7 +127,7 @@ def test_dots_are_full_marks_wrong_and_not_scored():
     start = page.index('<span class="dots"')
     kinds = [part.split(">")[0] for part in page[start:].split("<i class=")[1:]]
     assert kinds == ["right", "wrong", "none", "wrong", "right"]
-    assert "2 of 4 with full marks" in page
+    assert "2 of 4 correct" in page
 
 
 def test_curves_go_through_the_logged_points():

@@ -47,16 +47,16 @@ def test_batches_are_those_of_rounds(effort):
         assume(scenario.num_groups * scenario.num_generations % scenario.num_ranks == 0)
         assume("mixed" in scenario.outcomes)
         rounds = simulate(replace(scenario, options=scenario.options | options))
-        assume(all(not batch[0].batch.collection.num_missing for batch in rounds))
+        assume(all(not batch[0].batch.ledger.num_missing for batch in rounds))
         streams = simulate(streamed(scenario, **options))
         for expected, records in zip(rounds, streams, strict=True):
             assert trained_rows(records) == trained_rows(expected)
             assert [record.position for record in records] == [expected[0].position] * scenario.num_ranks
             assert [record.num_left for record in records] == [0] * scenario.num_ranks
             for record in records:
-                collection = record.batch.collection
+                collection = record.batch.ledger
                 assert [group.draw for group in collection.accepted] == [
-                    group.draw for group in expected[0].batch.collection.accepted
+                    group.draw for group in expected[0].batch.ledger.accepted
                 ]
 
     check()
@@ -97,10 +97,10 @@ def check_carried_run(scenario, batches):
     seen: set[int] = set()
     last_trained = -1
     for records in batches:
-        collection = records[0].batch.collection
+        collection = records[0].batch.ledger
         policy_step = records[0].policy_step
         for record in records:
-            assert [group.draw.position for group in record.batch.collection.accepted] == [
+            assert [group.draw.position for group in record.batch.ledger.accepted] == [
                 group.draw.position for group in collection.accepted
             ]
             for position, row in ((inputs["position"], inputs["row"]) for inputs in record.batch.inputs):

@@ -1,10 +1,10 @@
-"""The README's table of what can be combined is the one that the tests say."""
+"""docs/support.md has the table that the markers of the tests make."""
 
-from support_matrix import BEGIN, END, FEATURES, README, marked_tests, table, with_table
+from support_matrix import BEGIN, END, FEATURES, PAGE, marked_tests, table, with_table
 
 
-def test_readme_has_the_table_that_the_tests_make():
-    text = README.read_text()
+def test_page_has_the_table_that_the_tests_make():
+    text = PAGE.read_text()
     written = text.split(BEGIN)[1].split(END)[0].strip()
     assert written.splitlines() == table().splitlines(), "run: python tests/support_matrix.py --write"
     assert with_table(text.replace(written, "an old table")) == text
@@ -24,6 +24,6 @@ def test_markers_of_functions_and_of_parameters_are_found():
     rows = table().splitlines()[2:]
     assert len(rows) == len(FEATURES)
     states = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1] for row in rows}
-    assert states["vLLM server"].startswith("written for, not run: ")
+    assert states["vLLM server"].startswith("implemented, not run: ")
     assert states["`tools`"].startswith("refused: ")
     assert states["Gradient checkpointing"] == "yes"

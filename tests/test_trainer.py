@@ -11,6 +11,7 @@ import torch
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer, RefillExhaustedError
+from trl_dapo.refill.assembly import GenerationBatch
 from trl_dapo.sampling.prompt_stream import PromptStream
 
 
@@ -22,14 +23,19 @@ class RecordingTrainer(DAPOTrainer):
         self.batches = []
         self.trained_record = None
         super().__init__(*args, **kwargs)
+        compute = self.reward_calls.compute
+
+        def compute_and_record(inputs, prompts, completions, completion_ids):
+            rewards = compute(inputs, prompts, completions, completion_ids)
+            self.sampled_rounds.append(([row["row"] for row in inputs], rewards.tolist(), completion_ids))
+            return rewards
+
+        self.reward_calls.compute = compute_and_record
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        record = [row["row"] for row in inputs], rewards.tolist(), completion_ids_list
-        if self._replay is None:
-            self.sampled_rounds.append(record)
-        else:
-            self.trained_record = record
+        if isinstance(self._batch, GenerationBatch):
+            self.trained_record = [row["row"] for row in inputs], rewards.tolist(), completion_ids_list
         return rewards
 
     def _generate_and_score_completions(self, inputs):
@@ -147,7 +153,7 @@ def test_run_with_nothing_to_learn_stops_with_a_diagnosis_and_a_checkpoint(tmp_p
     trainer.train()
     assert trainer.state.global_step == 5
     assert (tmp_path / "checkpoint-5").is_dir()
-    assert "5 generation batches in a row had nothing to learn from" in caplog.text
+    assert "5 consecutive generation batches had no informative group" in caplog.text
     direction = "easier prompts" if reward is all_wrong else "harder prompts"
     assert direction in caplog.text
 
@@ -155,7 +161,7 @@ def test_run_with_nothing_to_learn_stops_with_a_diagnosis_and_a_checkpoint(tmp_p
 def test_rounds_by_expected_time_fill_the_batch(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=6, refill_confidence=None)
     trainer.train()
-    assert trainer.dynamic_sampler.refill.last_plan.expected_seconds > 0
+    assert trainer.dynamic_sampler.last_plan.expected_seconds > 0
     for _, (_, rewards, _), _ in trainer.batches:
         assert all(0 < sum(reward[0] for reward in rewards[start : start + 4]) < 4 for start in (0, 4))
 

@@ -10,6 +10,10 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
+from trl_dapo import DAPOTrainer
+from trl_dapo.trl_seams import OVERRIDDEN, OVERRIDDEN_IN_VLLM_GENERATION, rebound, replaced
+from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
+
 
 SIGNATURES = {
     "_generate": ["self", "prompts"],
@@ -23,6 +27,7 @@ SIGNATURES = {
     ],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "log": ["self", "logs", "start_time"],
     "_compute_loss": ["self", "model", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_save_checkpoint": ["self", "model", "trial"],
@@ -40,6 +45,36 @@ SIGNATURES = {
     "init_hf_repo": ["self", "token", "private"],
     "push_to_hub": ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"],
 }
+
+
+def overridden(ours, theirs):
+    """Names of methods that classes of this package define, and a class of TRL does too."""
+    own = [cls for cls in ours.__mro__ if cls.__module__.startswith("trl_dapo")]
+    names = {name for cls in own for name, value in vars(cls).items() if inspect.isfunction(value)}
+    return {name for name in names if hasattr(theirs, name)} - {"__init__"}
+
+
+def test_every_overridden_method_is_listed_with_its_reason():
+    assert overridden(DAPOTrainer, GRPOTrainer) == set(OVERRIDDEN)
+    assert overridden(DAPOVLLMGeneration, VLLMGeneration) == set(OVERRIDDEN_IN_VLLM_GENERATION)
+
+
+def test_rebound_function_sees_other_names_and_its_module_does_not():
+    calculate = rebound(GRPOTrainer._calculate_rewards, gather=None)
+    assert calculate.__globals__["gather"] is None
+    assert calculate.__globals__["profiling_context"] is grpo_trainer.profiling_context
+    assert grpo_trainer.gather is not None
+    # The name that `super()` needs in it.
+    assert calculate.__closure__ == inspect.unwrap(GRPOTrainer._calculate_rewards).__closure__
+
+
+def test_replaced_name_is_back_afterwards_even_after_an_error():
+    before = grpo_trainer.gather
+    with replaced(grpo_trainer, "gather", None):
+        assert grpo_trainer.gather is None
+    with pytest.raises(ZeroDivisionError), replaced(grpo_trainer, "gather", None):
+        divmod(1, 0)
+    assert grpo_trainer.gather is before
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -201,3 +236,10 @@ def test_generation_asks_the_flags_that_keep_the_engine_awake():
 def test_backend_without_vllm_has_no_engine_class_to_replace():
     assert hasattr(vllm_generation, "VLLMGeneration")
     assert hasattr(vllm_generation, "LLM") == vllm_generation.is_vllm_available()
+
+
+def test_generated_tokens_reach_the_caller_as_the_lists_that_were_sampled():
+    # The class of the list tells an empty completion from one padding token.
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "completion_ids, logprobs = self._generate_single_turn(" in source
+    assert "completion_ids = " not in source

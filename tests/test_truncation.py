@@ -7,8 +7,7 @@ import torch
 from test_trainer import RecordingTrainer, make_trainer
 from tiny import first_token_reward
 
-from trl_dapo.sampling.group_filter import GroupFilter, GroupVerdict
-from trl_dapo.sampling.truncation import TruncationRule
+from trl_dapo.sampling.judge import GroupFilter, GroupVerdict, TruncationRule
 
 
 EOS, PAD = 2, 0

@@ -185,7 +185,7 @@ def main(folder: str, overrides: str) -> None:
             name.split("base_model.model.")[-1] for name, p in trainer.model.named_parameters() if p.requires_grad
         ],
         "logs": trainer.state.log_history,
-        "position": trainer.dynamic_sampler.stream.position,
+        "position": trainer.dynamic_sampler.source.stream.position,
         "parameters": [whole(parameter).flatten().tolist() for parameter in trainer.model.parameters()],
     }
     if records_steps:

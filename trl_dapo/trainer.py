@@ -1,8 +1,34 @@
-"""The trainer: TRL's `GRPOTrainer` with dynamic sampling and the soft overlong punishment of DAPO."""
+"""
+The trainer: TRL's `GRPOTrainer` with dynamic sampling and the soft overlong punishment of DAPO.
+
+Six things differ from `GRPOTrainer`:
+
+1. Dynamic sampling (DAPO Eq. 11): prompts are sampled until every group of the generation batch has both correct and
+   wrong completions (`refill/`, `streaming/`; `sampling/judge.py` decides).
+2. Soft overlong punishment (Eq. 13): one more reward function (`rewards/overlong.py`), never part of the filter.
+3. The loss divides by the tokens of the optimizer step, exactly (Eq. 12; `loss/normalization.py`).
+4. A carried rollout keeps the log-probabilities of the policy that sampled it (`refill/policy_scorer.py`).
+5. Truncation is decided by how generation ended, not by the last token (`sampling/truncation.py`).
+6. Metrics: accuracy over all sampled completions, cost by cause, clipped tokens (`report/`, `loss/diagnostics.py`).
+
+The data of a step:
+
+    PromptSource -- draws --> RoundRefill or StreamRefill -- groups --> RefillLedger
+                                     |  generate, score, judge              |
+                                     v                                      v
+                                 rollouts of this rank ----> BatchAssembler: GenerationBatch
+                                                                    |
+        TRL's _generate_and_score_completions <-- replayed by _generate and _calculate_rewards
+                                     |
+                                     v
+        TRL's padded batch --> normalize --> TRL's _compute_loss --> optimizer step
+"""
 
 import functools
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,38 +41,64 @@ from .checkpoints.pacing import pacing_dataloader
 from .checkpoints.resumable_trainer import ResumableTrainer
 from .config.dapo_config import DAPOConfig
 from .config.dataset_checks import check_single_turn, check_train_dataset, find_filter_column
+from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
-from .guards.empty_updates import EmptyUpdateGuard
-from .guards.non_finite import NonFiniteGuard
-from .guards.reward_calls import RewardCalls
+from .errors import RefillExhaustedError
+from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
+from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
 from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
 from .publishing.published_trainer import PublishedTrainer
 from .ranks.rollout import with_placeholders
-from .refill.assembly import CollectedBatch
+from .refill.assembly import GenerationBatch
 from .refill.dynamic_sampling import DynamicSampler
-from .refill.image_prompts import check_image_dataset
+from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
-from .refill.rollout_sampler import RolloutSampler
-from .report.batch_metrics import BatchReporter
-from .report.callbacks import RunAnnouncement, RunRecord
-from .report.evaluation_metrics import EvalFigures
+from .refill.rounds import RolloutSampler, SampleRound
+from .report.batch_metrics import BatchReporter, completion_metrics
+from .report.callbacks import RunAnnouncement, RunRecord, shorten_log_lines
+from .report.evaluation_metrics import EvaluationMetrics
+from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
-from .report.recorder import RolloutRecorder
+from .report.recorder import RewardColumns, RolloutRecorder
 from .rewards import SoftOverlongPunishment
-from .sampling.group_metrics import completion_figures
-from .sampling.groups import GroupJudge, RowFacts
+from .sampling.judge import GroupJudge, RowFacts, TruncationRule
 from .sampling.prompt_stream import Draw
-from .sampling.truncation import TruncationRule
-from .streaming.stream_refill import StreamRefill
+from .streaming.dynamic_sampler import make_dynamic_sampler
+from .streaming.group_grader import GroupGrader
+from .streaming.group_scorer import GroupScorer
+from .streaming.local_groups import LocalGroups
+from .trl_seams import TrainerSeams
 from .vllm_engine.canary import WeightCanary
 from .vllm_engine.generation import DAPOVLLMGeneration, engine_of
+from .vllm_engine.requests import VLLMRequests
+
+
+@dataclass
+class _DrawnBatch:
+    """
+    A batch of rows that TRL's dataloader drew: TRL generates and scores them while it is noted what came out.
+
+    Attributes:
+        facts (`list[RowFacts]`):
+            Lengths and truncation of the B completions of this rank, once they are generated.
+    """
+
+    facts: list[RowFacts] = field(default_factory=list)
+
+
+@dataclass
+class _Forward:
+    """What the forward pass of the loss computed, each of shape `(B, T)`."""
+
+    logps: torch.Tensor
+    entropies: torch.Tensor
 
 
 class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     """
-    Trainer for [DAPO](https://huggingface.co/papers/2503.14476): a [`~trl.GRPOTrainer`] whose every trained group has
-    both correct and wrong completions.
+    Trainer for [DAPO](https://huggingface.co/papers/2503.14476): a [`~trl.GRPOTrainer`] that trains only on groups with a
+    learning signal, that is with both correct and wrong completions.
 
     With `dynamic_sampling` the prompts come from an endless seeded stream over `train_dataset`, and the dataloader only
     paces the steps: `num_train_epochs` counts batches as if no group were rejected, the metric `dapo/data_passes` says
@@ -85,6 +137,12 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     """
 
     vllm_generation: DAPOVLLMGeneration
+    # TRL types these as optional, or without what may be added.
+    model: Any
+    num_generations: int
+    num_generations_eval: int
+    reward_funcs: list[Any]
+    reward_processing_classes: list[Any]
 
     def __init__(
         self,
@@ -95,7 +153,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         **kwargs: Any,
     ):
         if args is None:
-            name = model if isinstance(model, str) else model.config.name_or_path
+            name = model if isinstance(model, str) else model.config.name_or_path or ""
             args = DAPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-DAPO")
         if not isinstance(args, DAPOConfig):
             raise TypeError(
@@ -107,16 +165,16 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         check_image_dataset(train_dataset, args)
         with engine_of(args):
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
-        # The truncated completions are masked here, by how their generation ended; TRL goes by their last token.
+        # Truncated completions are masked here, by how their generation ended; TRL decides by their last token.
         self.mask_truncated_completions = False
-        # While set, generation and scoring hand this batch back instead of making a new one.
-        self._replay: CollectedBatch | None = None
+        # What TRL generates and scores now: a collected batch is replayed, a drawn one observed.
+        self._batch: GenerationBatch | _DrawnBatch = _DrawnBatch()
         self._awaits_old_logps = False
-        # Of the completions of this rank that were generated last.
-        self._is_empty: list[bool] = []
-        self.completion_facts: list[RowFacts] = []
+        self._forward: _Forward | None = None
+        self.shape = args.shape
+        self.seams = TrainerSeams(self)
         filter_column = find_filter_column(args.filter_reward, self.reward_func_names)
-        self._add_overlong_punishment()
+        penalty_column = self._add_overlong_punishment()
         self.truncation_rule = TruncationRule.of_generation(
             self.eos_token_ids,
             args.max_completion_length,
@@ -127,120 +185,160 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.group_judge = GroupJudge(
             filter_column, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
         )
-        self.reporter = BatchReporter(args, self._overlong_column)
+        self.reporter = BatchReporter(args, penalty_column, self.ranks.num_ranks)
         self.diagnostics = LossDiagnostics(
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
-        self.eval_figures = EvalFigures(self.num_generations_eval)
-        self.reward_calls = RewardCalls(self.ranks, args.reward_timeout)
-        self.policy_scorer = PolicyScorer(self)
-        score = self.policy_scorer.score_rollouts
-        self.recorder = RolloutRecorder(args, self.ranks, self.reward_func_names, self.reward_weights, filter_column)
+        self.evaluation_metrics = EvaluationMetrics(self.num_generations_eval)
+        self.reward_calls = RewardCalls(self.seams, self.ranks, args.reward_timeout, penalty_column)
+        self.policy_scorer = PolicyScorer(self.seams, args.per_device_train_batch_size)
         self.canary = (
-            WeightCanary(args, self.ranks, score, lambda: self.vllm_generation.num_syncs) if args.use_vllm else None
+            WeightCanary(args, self.ranks, self.policy_scorer.score, lambda: self.vllm_generation.num_syncs)
+            if args.use_vllm
+            else None
         )
-        self.dynamic_sampler: DynamicSampler | None = None
-        sampler = RolloutSampler(self, self.truncation_rule)
-        if args.dynamic_sampling:
-            self.dynamic_sampler = DynamicSampler(
-                args=args,
-                ranks=self.ranks,
-                dataset=train_dataset,
-                sample=sampler.sample_round,
-                compute_logps=score,
-                num_rewards=len(self.reward_funcs),
-                judge=self.group_judge,
-                keep_awake=self.vllm_generation.kept_awake if args.use_vllm else nullcontext,
-                sources=sampler.stream_sources() if args.refill == "stream" else None,
-                observe=self.recorder.observe,
-            )
-            self.dynamic_sampler.add_to(self.run_state)
-            self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
-        self.add_callback(NonFiniteGuard(self))
-        self.add_callback(RunAnnouncement(self))
-        self.add_callback(RunRecord(self.recorder))
-        load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
-        self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
-        self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
+        self.recorder = self._make_recorder(filter_column)
+        self.dynamic_sampler = self._make_sampler(train_dataset) if args.dynamic_sampling else None
+        self._add_guards_and_state()
 
-    # Reward postprocessing
-
-    def _add_overlong_punishment(self) -> None:
-        self._overlong_column: int | None = None
-        if not self.args.soft_punish_cache:
-            return
+    def _add_overlong_punishment(self) -> int | None:
+        """Adds the soft overlong punishment to the reward functions, and returns its column; `None`: it is off."""
+        args = self.args
+        if not args.soft_punish_cache or args.max_completion_length is None:
+            return None
         punishment = SoftOverlongPunishment(
-            self.args.max_completion_length, self.args.soft_punish_cache, self.args.overlong_penalty_factor
+            args.max_completion_length, args.soft_punish_cache, args.overlong_penalty_factor
         )
         # New lists: the caller's list of reward functions is theirs.
-        self._overlong_column = len(self.reward_funcs)
+        column = len(self.reward_funcs)
         self.reward_funcs = [*self.reward_funcs, punishment]
         self.reward_func_names = [*self.reward_func_names, punishment.__name__]
         self.reward_processing_classes = [*self.reward_processing_classes, None]
         self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
+        return column
 
-    def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
-    ) -> torch.Tensor:
-        if self._replay is not None:
-            return self._replay.rewards.to(self.accelerator.device)
-        compute = functools.partial(super()._calculate_rewards, inputs, prompts, completions, completion_ids_list)
-        rewards = self.reward_calls.compute(compute, len(prompts), self)
-        column = self._overlong_column
-        if column is not None:
-            # A completion that nobody could score stays unscored, whatever its length; and evaluation is unshaped.
-            is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.model.training)
-            rewards[is_unscored, column] = torch.nan
-        if not self.model.training:
-            self.eval_figures.observe(rewards[:, self.group_judge.filter_column], self._pending_extra_logs)
-        if self.model.training and self.dynamic_sampler is None:
-            facts = [RowFacts(*row) for row in self.ranks.gather_rows(self.completion_facts)]
-            draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
-            groups = self.group_judge.judge(draws, rewards.tolist(), facts)
-            self._log_train(self.reporter.plain_figures(groups))
-            self.recorder.observe_plain(groups, inputs, completions, self._pending_extra_logs)
-            if not self.args.truncated_in_statistics:
-                samples = range(self.num_generations)
-                rewards = rewards.new_tensor([group.rewards_in_statistics(row) for group in groups for row in samples])
-        return rewards
+    def _make_recorder(self, filter_column: int) -> RolloutRecorder | None:
+        if not self.args.num_groups_to_log:
+            return None
+        rewards = RewardColumns(self.reward_func_names, self.reward_weights.tolist(), filter_column)
+        sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
+        return RolloutRecorder(self.shape, self.ranks, sample, rewards, str(self.args.output_dir))
+
+    def _make_sampler(self, train_dataset: Dataset | IterableDataset) -> DynamicSampler:
+        scoring = self.seams, self.reward_calls, self.truncation_rule
+        check_images = functools.partial(check_image_options, self.args)
+        sampling: SampleRound | LocalGroups
+        if self.args.refill == "stream":
+            scorer = GroupScorer(*scoring, check_images)
+            grader = GroupGrader(scorer.score, self.seams.device)
+            self.reward_calls.watch.tell = grader.abandon
+            engine = VLLMRequests(self.vllm_generation, self.seams.bring_weights)
+            sampling = LocalGroups(engine, grader, scorer.tokenize)
+        else:
+            sampling = RolloutSampler(*scoring, self.canary, check_images).sample
+        return make_dynamic_sampler(
+            self.args,
+            self.ranks,
+            train_dataset,
+            sampling,
+            self.group_judge,
+            num_rewards=len(self.reward_funcs),
+            score=self.policy_scorer.score,
+            observe=None if self.recorder is None else self.recorder.observe,
+            keep_awake=self.vllm_generation.kept_awake if self.args.use_vllm else nullcontext,
+        )
+
+    def _add_guards_and_state(self) -> None:
+        sampler = self.dynamic_sampler
+        if sampler is not None:
+            self.run_state.add("sampler", sampler.state_dict, sampler.load_state_dict)
+            self.run_state.add(
+                "carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True
+            )
+            self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
+        guard = NonFiniteGuard(self.seams, self.ranks, self.args.max_non_finite_steps, self._log_train)
+        self.run_state.add("non_finite", guard.state_dict, guard.load_state_dict)
+        self.add_callback(guard)
+        shorten_log_lines(self.callback_handler.callbacks)
+        self.add_callback(RunAnnouncement(self._describe_run))
+        if self.recorder is not None:
+            self.add_callback(RunRecord(self.recorder))
+        load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
+        self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
+        self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
 
     # Generation-batch refilling
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.dynamic_sampler is None or not self.model.training:
-            output = super()._generate_and_score_completions(inputs)
-            return self._finish_batch(output, torch.zeros(len(self.completion_facts), dtype=torch.bool))
+            drawn = _DrawnBatch()
+            with self._replaying(drawn):
+                output = super()._generate_and_score_completions(inputs)
+            return self._finish_batch(output, drawn.facts, torch.zeros(len(drawn.facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
-        self._replay = batch = self._collect_batch(self.dynamic_sampler)
-        self.completion_facts = [
-            RowFacts(len(rollout.prompt_ids), len(rollout.completion_ids), is_truncated)
-            for rollout, is_truncated in zip(batch.rollouts, batch.is_truncated.tolist(), strict=True)
-        ]
-        has_carried = batch.collection.num_carried > 0
-        trl_computes_old = self.args.trl_computes_old_logps
-        try:
-            self._awaits_old_logps = has_carried and trl_computes_old
+        batch = self._collect_batch(self.dynamic_sampler)
+        has_carried = batch.ledger.num_carried > 0
+        with self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps):
             output = super()._generate_and_score_completions(batch.inputs)
-        finally:
-            self._replay, self._awaits_old_logps = None, False
-        if has_carried and not trl_computes_old:
-            output["old_per_token_logps"] = restore_old_logps(self.policy_scorer.score_batch(output), batch.rollouts)
-        if batch.collection.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and batch.collection.accepted:
+        if has_carried and not self.args.trl_computes_old_logps:
+            output["old_per_token_logps"] = restore_old_logps(self.seams.score(output), batch.rollouts)
+        ledger = batch.ledger
+        if ledger.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and ledger.accepted:
             # These take the mean over rows, and count those that stand in for groups that were not found.
-            output["advantages"] *= batch.collection.num_groups / len(batch.collection.accepted)
-        return self._finish_batch(output, batch.is_filler)
+            output["advantages"] *= ledger.num_groups / len(ledger.accepted)
+        return self._finish_batch(output, batch.facts, batch.is_filler, batch)
 
-    def _finish_batch(self, output: dict[str, Any], is_filler: torch.Tensor) -> dict[str, Any]:
+    @contextmanager
+    def _replaying(self, batch: GenerationBatch | _DrawnBatch, awaits_old_logps: bool = False) -> Iterator[None]:
+        """Inside it, TRL generates and scores this batch."""
+        self._batch, self._awaits_old_logps = batch, awaits_old_logps
+        try:
+            yield
+        finally:
+            self._batch, self._awaits_old_logps = _DrawnBatch(), False
+
+    def _collect_batch(self, sampler: DynamicSampler) -> GenerationBatch:
+        metrics = self._metrics["train"]
+        num_logged = {name: len(values) for name, values in metrics.items()}
+        try:
+            batch = sampler.collect(self.state.global_step, self.args.on_exhausted == "error")
+        except RefillExhaustedError:
+            if self.recorder is not None:
+                self.recorder.close(self.state.global_step)
+            raise
+        # In rounds TRL has counted them.
+        self.state.num_input_tokens_seen += batch.refill.num_uncounted_tokens
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        if self.canary is not None and batch.refill.unchecked is not None:
+            self._log_train(self.canary.check_rollouts(batch.refill.unchecked))
+        # TRL logged the lengths of each round by itself: one value over all completions replaces them.
+        for name, value in completion_metrics(batch.ledger.sampled).items():
+            metrics[name][num_logged.get(name, 0) :] = [value]
+        self._log_train(self.reporter.metrics(batch))
+        if self.reporter.warn(batch.ledger):
+            self.control.should_save = self.control.should_training_stop = True
+        self._pending_extra_logs.update(batch.logged_columns())
+        return batch
+
+    def _finish_batch(
+        self,
+        output: dict[str, Any],
+        facts: list[RowFacts],
+        is_filler: torch.Tensor,
+        batch: GenerationBatch | None = None,
+    ) -> dict[str, Any]:
         """Takes rows that carry no loss out of it, and adds what loss normalization and diagnostics need."""
-        lengths = torch.tensor([facts.completion_length for facts in self.completion_facts])
-        is_truncated = torch.tensor([facts.is_truncated for facts in self.completion_facts])
+        lengths = torch.tensor([row.completion_length for row in facts])
+        is_truncated = torch.tensor([row.is_truncated for row in facts])
         is_masked = is_filler | (lengths == 0) | (is_truncated & self.args.mask_truncated_completions)
         device = self.accelerator.device
         output["completion_mask"] = output["completion_mask"].masked_fill(is_masked.to(device).unsqueeze(1), 0)
         counts = live_tokens(output)
         output["num_items_in_batch"] = self.accelerator.gather(counts.sum()).sum()
         if self.model.training:
-            self.recorder.write(self._logs["advantages"], self.state.global_step)
+            if self.recorder is not None:
+                ledger = None if batch is None else batch.ledger
+                self.recorder.write(ledger, self._logs["advantages"], self.state.global_step)
             self.diagnostics.observe_rows(output["advantages"], lengths.to(device), ~is_filler.to(device))
             if self.args.loss_normalization == "group":
                 output |= group_columns(
@@ -248,55 +346,16 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 )
         return output
 
-    def _collect_batch(self, sampler: DynamicSampler) -> CollectedBatch:
-        metrics = self._metrics["train"]
-        num_logged = {name: len(values) for name, values in metrics.items()}
-        batch = self.recorder.collect(sampler.collect, self.state.global_step)
-        if isinstance(sampler.refill, StreamRefill):
-            # In rounds TRL does the one, and `_generate` the other.
-            self.state.num_input_tokens_seen += batch.collection.num_input_tokens
-            metrics["num_tokens"] = [self.state.num_input_tokens_seen]
-            self._log_train(self.canary.check_rollouts(sampler.refill.fresh_rollouts))
-        # TRL logged the lengths of each round for itself: one figure over all completions replaces them.
-        for name, value in completion_figures(batch.collection.sampled).items():
-            metrics[name][num_logged.get(name, 0) :] = [value]
-        self._log_train(self.reporter.figures(batch, sampler))
-        if self.reporter.warn(batch.collection):
-            self.control.should_save = self.control.should_training_stop = True
-        self._pending_extra_logs.update(batch.extra_logs())
-        return batch
+    # What TRL generates and scores with
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        if self._replay is not None:
-            return self._replay.as_generated(self._tokenizer, prompts)
-        self._is_empty = []
+        if isinstance(self._batch, GenerationBatch):
+            return self._batch.as_generated(self._tokenizer, prompts, self.seams.is_multimodal)
         generated: tuple[Any, ...] = super()._generate(prompts)
-        prompt_ids, completion_ids, *_ = generated
         if self.canary is not None and self.model.training:
             self._log_train(self.canary.check(generated))
-        is_empty = self._is_empty if len(self._is_empty) == len(completion_ids) else [False] * len(completion_ids)
-        self.completion_facts = [
-            RowFacts(
-                len(prompt),
-                0 if empty else len(ids),
-                not empty and self.truncation_rule.is_truncated(len(prompt), ids),
-            )
-            for prompt, ids, empty in zip(prompt_ids, completion_ids, is_empty, strict=True)
-        ]
+        self._batch.facts = self.truncation_rule.facts(generated[0], generated[1])
         return generated
-
-    def _rows_at_once(self, num_rows: int) -> int:
-        """
-        Returns into parts of how many rows a round is cut.
-
-        A refill round may be larger than the generation batch. `model.generate` holds the cache of all its rows at once, so
-        it gets at most as many as TRL would give it; vLLM and continuous batching queue by themselves. Equal parts: their
-        number depends on the row count alone, which is the same on all ranks.
-        """
-        most = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        queues = self.use_vllm or self.use_transformers_continuous_batching
-        is_whole = not self.model.training or queues or num_rows <= most
-        return num_rows if is_whole else math.ceil(num_rows / math.ceil(num_rows / most))
 
     def _generate_single_turn(
         self,
@@ -307,57 +366,78 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
-        part = self._rows_at_once(len(prompt_ids))
+        part = self.seams.rows_at_once(len(prompt_ids))
         completion_ids: list[list[int]] = []
         for start in range(0, len(prompt_ids), part):
             part_ids, logps = super()._generate_single_turn(
                 prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
             )
             completion_ids.extend(part_ids)
-        self._is_empty = [not ids for ids in completion_ids]
         return with_placeholders(completion_ids, logps, self._tokenizer.pad_token_id)
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+    ) -> torch.Tensor:
+        if isinstance(self._batch, GenerationBatch):
+            return self._batch.rewards.to(self.accelerator.device)
+        rewards = self.reward_calls.compute(inputs, prompts, completions, completion_ids_list)
+        if not self.model.training:
+            filter_rewards = rewards[:, self.group_judge.filter_column]
+            self.evaluation_metrics.observe(filter_rewards, self._pending_extra_logs)
+            return rewards
+        facts = [RowFacts(*row) for row in self.ranks.gather_rows(self._batch.facts)]
+        draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
+        groups = self.group_judge.judge(draws, rewards.tolist(), facts)
+        self._log_train(self.reporter.drawn_metrics(groups))
+        if self.recorder is not None:
+            self.recorder.observe_plain(groups, inputs, completions, self._pending_extra_logs)
+        if self.args.truncated_in_statistics:
+            return rewards
+        return rewards.new_tensor([row for group in groups for row in group.rewards_in_statistics()])
 
     # Loss
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        accumulation, normalization = self.args.gradient_accumulation_steps, self.args.loss_normalization
-        if not self.model.training or self.args.steps_per_generation % accumulation:
+        num_slices, accumulation = self.shape.num_slices, self.args.gradient_accumulation_steps
+        if not self.model.training or num_slices % accumulation:
             return inputs
+        normalization = self.args.loss_normalization
         batch: Any = self._buffered_inputs
         if STEP_TOKENS not in batch[0]:
-            if normalization == "group" and self.args.num_updates_per_batch > self.num_iterations:
+            if normalization == "group" and self.shape.num_updates > self.num_iterations:
                 batch = whole_groups(batch, self.num_generations)
             sum_over_ranks = functools.partial(self.accelerator.reduce, reduction="sum")
             normalize(batch, sum_over_ranks, accumulation, normalization, self.num_generations)
             self._buffered_inputs = batch
-        normalized: dict[str, Any] = batch[self._step % self.args.steps_per_generation]
+        normalized: dict[str, Any] = batch[self._step % num_slices]
         return normalized
 
     def _step_has_tokens(self) -> bool:
         """Whether the optimizer step that is about to be taken has a token that carries loss."""
         batch: Any = self._buffered_inputs
-        return bool(batch[(self._step - 1) % self.args.steps_per_generation][STEP_TOKENS].item())
+        return bool(batch[(self._step - 1) % self.shape.num_slices][STEP_TOKENS].item())
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         logps, entropies, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._awaits_old_logps:
+        if self._awaits_old_logps and isinstance(self._batch, GenerationBatch):
             # The first pass of the replay. So TRL's importance-sampling ratio starts from the right policy too.
             self._awaits_old_logps = False
-            logps = restore_old_logps(logps, self._replay.rollouts)
+            logps = restore_old_logps(logps, self._batch.rollouts)
         if kwargs.get("compute_entropy"):
-            self._loss_pass = logps, entropies
+            self._forward = _Forward(logps, entropies)
         return logps, entropies, *rest
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss: torch.Tensor = super()._compute_loss(model, inputs)
-        logps, entropies = self._loss_pass
-        del self._loss_pass  # it holds on to the graph
-        if self.model.training:
+        forward, self._forward = self._forward, None  # it holds the graph
+        if self.model.training and forward is not None:
             mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
             is_sequence_ratio = self.importance_sampling_level == "sequence"
             old_logps, advantages = inputs.get("old_per_token_logps"), inputs["advantages"]
-            self.diagnostics.observe_tokens(logps, old_logps, entropies, advantages, mask, is_sequence_ratio)
+            self.diagnostics.observe_tokens(
+                forward.logps, old_logps, forward.entropies, advantages, mask, is_sequence_ratio
+            )
         return loss
 
     # Dataloader and reporting
@@ -366,11 +446,19 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Returns TRL's dataloader, or one that only paces the steps where the prompts come from the stream."""
         if self.dynamic_sampler is None:
             return super().get_train_dataloader()
-        num_micro_batches = self.args.steps_per_generation * self.num_iterations
-        return pacing_dataloader(self.train_dataset, self.args.num_groups_per_batch, num_micro_batches)
+        return pacing_dataloader(
+            self.train_dataset, self.shape.num_groups, self.shape.num_slices * self.num_iterations
+        )
 
-    def _log_train(self, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
+    def _describe_run(self, num_steps: int) -> str:
+        plan = None
+        if self.dynamic_sampler is not None:
+            plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
+        num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
+        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)
+
+    def _log_train(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
             # What has no value in this step is not logged: trackers warn of it or draw a gap.
             if not math.isnan(value):
                 self._metrics["train"][f"dapo/{name}"].append(value)
@@ -379,6 +467,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Logs TRL's metrics, and the diagnostics of the tokens trained since the last line, over all ranks."""
         if self.model.training:
             self._log_train(self.diagnostics.flush(self.accelerator.gather))
-        logs |= self.eval_figures.flush(logs, self._metrics["eval"])
-        with printing_plainly():
+            if self.dynamic_sampler is not None:
+                self.reporter.drop_always_zero(self._metrics["train"])
+        else:
+            logs |= self.evaluation_metrics.flush(logs, self._metrics["eval"])
+        with printing_plainly() if self.log_completions else nullcontext():
             super().log(logs, start_time)

@@ -1,22 +1,76 @@
-"""A name that means something else for a while."""
+"""
+Everything private of TRL, transformers and vLLM that the package reads, calls or replaces: read this file when TRL moves.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+Three kinds of seams:
+
+- *Overridden methods*, listed in `OVERRIDDEN` with the reason. The overrides stand in `trainer.py`, `checkpoints/`,
+  `publishing/` and `vllm_engine/`, and each calls `super()`.
+- *Calls of private methods*, in [`TrainerSeams`]: the other rooms receive it instead of the trainer.
+- *Replaced names*, for which TRL has no argument: [`replaced`] and [`rebound`].
+
+`tests/test_trl_seams.py` compares them with the installed releases.
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context, profiling_decorator
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer import grpo_trainer
+
+
+# Methods of `GRPOTrainer` and its bases that are overridden, and what for.
+OVERRIDDEN: dict[str, str] = {
+    "_calculate_rewards": "replay; deadline of each reward function; penalty of long completions",
+    "_compute_loss": "diagnostics of the trained tokens",
+    "_generate": "replay; length and truncation of each completion",
+    "_generate_and_score_completions": "collects a generation batch, then has TRL score it",
+    "_generate_single_turn": "rounds larger than a generation batch; empty completions",
+    "_get_per_token_logps_and_entropies": "old log-probabilities of carried rollouts; what the loss computed",
+    "_get_train_sampler": "order of the prompts after a resume",
+    "_issue_warnings_after_load": "weights under other names",
+    "_load_from_checkpoint": "weights under other names",
+    "_load_optimizer_and_scheduler": "state of the run",
+    "_load_rng_state": "state of the loop, after the loop has reset its counters",
+    "_prepare_inputs": "loss denominators of each optimizer step",
+    "_push_from_checkpoint": "a checkpoint is whole before it is pushed",
+    "_save_checkpoint": "manifest and state of the run",
+    "create_model_card": "the card says what the run did",
+    "get_batch_samples": "no step after the last one",
+    "get_train_dataloader": "paces the steps; the prompts come from the stream",
+    "init_hf_repo": "errors of the Hub with a fix",
+    "log": "metrics of the trained tokens; text of a model as text",
+    "push_to_hub": "errors of the Hub with a fix",
+    "save_model": "arguments as the user gave them",
+    "train": "which checkpoint to resume from; curves and card at the end",
+}
+# Methods of `VLLMGeneration` that are overridden.
+OVERRIDDEN_IN_VLLM_GENERATION: dict[str, str] = {
+    "_init_vllm": "engine options",
+    "_iter_named_params": "weights that the engine has to pack again",
+    "generate": "a seed for each request; one sleep per batch",
+    "sync_weights": "counts the syncs",
+}
 
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """
-    Inside it, `owner.name` is another value. It is for seams that TRL has no argument for.
+    Inside it, `owner.name` is another value. For names that no other thread reads meanwhile.
 
     Args:
         owner (`Any`):
             A module or an object.
         name (`str`):
-            Name of the attribute. One that `owner` itself has not is taken away again.
+            Name of the attribute. One that `owner` itself does not have is removed again.
         value (`Any`):
-            What it is meanwhile.
+            Its value meanwhile.
     """
     before = vars(owner).copy()
     setattr(owner, name, value)
@@ -26,3 +80,328 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name)
         if name in before:
             setattr(owner, name, before[name])
+
+
+def rebound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
+    """
+    Returns a copy of a function for which some of its module's names have other values.
+
+    The module stays as it is, so that other threads see nothing of it.
+
+    Args:
+        function (`Callable`):
+            A function, decorated or not; the copy is of the innermost one.
+        **names:
+            Values of global names of its module.
+
+    Example:
+
+    >>> import textwrap
+    >>> rebound(textwrap.dedent, re=None) is textwrap.dedent
+    False
+    """
+    inner: Any = inspect.unwrap(function)
+    copy = types.FunctionType(
+        inner.__code__, {**inner.__globals__, **names}, inner.__name__, inner.__defaults__, inner.__closure__
+    )
+    return functools.update_wrapper(copy, inner)
+
+
+class Generated(NamedTuple):
+    """
+    What `GRPOTrainer._generate` returns for R prompts.
+
+    Attributes:
+        prompt_ids (`list[list[int]]`):
+            Tokens of each prompt.
+        completion_ids (`list[list[int]]`):
+            Tokens of each completion, at least one: TRL reads the last token of each.
+        tool_mask (`list[list[int]]`, *optional*):
+            1 where the model wrote the token, 0 where a tool or an environment did.
+        completions (`list`):
+            Each completion as reward functions see it.
+        logps (`list[list[float | None]]`, *optional*):
+            Log-probability of each token by the engine that sampled it, in nats.
+        extra_fields (`dict[str, Any]`):
+            What a rollout function returned besides.
+        images (`list`, *optional*):
+            Images of each prompt.
+        tool_images (`list`):
+            Images that tools returned.
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    tool_mask: list[list[int]] | None
+    completions: list[Any]
+    logps: list[list[float | None]] | None
+    extra_fields: dict[str, Any]
+    images: list[Any] | None
+    tool_images: list[Any]
+
+
+class TrainerSeams:
+    """
+    The private parts of a `GRPOTrainer` that the other rooms use.
+
+    Args:
+        trainer (`GRPOTrainer`):
+            The trainer. TRL's own methods are called, not what a subclass makes of them.
+    """
+
+    def __init__(self, trainer: GRPOTrainer):
+        self._trainer: Any = trainer
+
+    # Reading
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        step: int = self._trainer.state.global_step
+        return step
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator of this rank."""
+        device: torch.device = self._trainer.accelerator.device
+        return device
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the model is in training mode; else TRL evaluates."""
+        return bool(self._trainer.model.training)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, also of a processor."""
+        return self._trainer._tokenizer
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether the model reads images."""
+        return bool(self._trainer._is_vlm)
+
+    @property
+    def reward_names(self) -> list[str]:
+        """Names of the reward functions."""
+        return list(self._trainer.reward_func_names)
+
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether a gradient scaler looks after gradients that are not finite (float16)."""
+        return self._trainer.accelerator.scaler is not None
+
+    def micro_batches_of_step(self) -> list[dict[str, Any]]:
+        """Returns the micro-batches of this rank that the optimizer step about to be taken trains, as far as they are kept."""
+        args, buffered = self._trainer.args, self._trainer._buffered_inputs
+        num_micro_batches = min(args.gradient_accumulation_steps, args.steps_per_generation)
+        first = self._trainer._step - num_micro_batches
+        return [buffered[(first + number) % args.steps_per_generation] for number in range(num_micro_batches)]
+
+    # Generation
+
+    def rows_at_once(self, num_rows: int) -> int:
+        """
+        Returns the size of the parts into which a round of `num_rows` rows is cut.
+
+        A refill round may be larger than the generation batch. `model.generate` holds the cache of all its rows at once, so
+        it gets at most as many as TRL would give it; vLLM and continuous batching queue by themselves. The parts are equal,
+        and their number depends on the row count alone, which is the same on all ranks.
+        """
+        trainer, args = self._trainer, self._trainer.args
+        most = args.per_device_train_batch_size * args.steps_per_generation
+        queues = trainer.use_vllm or trainer.use_transformers_continuous_batching
+        if not trainer.model.training or queues or num_rows <= most:
+            return num_rows
+        num_parts = -(-num_rows // most)
+        return -(-num_rows // num_parts)
+
+    def tokenize(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """Returns prompts in tokens."""
+        prompt_ids, _, _ = self._trainer._tokenize_prompts(list(prompts))
+        return [list(ids) for ids in prompt_ids]
+
+    def generate(self, prompts: list[Any], keys: Sequence[Any] = ()) -> Generated:
+        """
+        Samples a completion for each prompt. A collective.
+
+        Args:
+            prompts (`list`):
+                Texts or conversations.
+            keys (`Sequence[SequenceKey]`, *optional*):
+                Names of the completions, from which a vLLM engine of ours derives their seeds.
+        """
+        engine = getattr(self._trainer, "vllm_generation", None)
+        if engine is not None and keys:
+            engine.name_requests(keys)
+        return Generated(*GRPOTrainer._generate(self._trainer, prompts))
+
+    def bring_weights(self) -> None:
+        """Brings the weights to vLLM, if the policy has changed since they came. A collective."""
+        trainer = self._trainer
+        if trainer.state.global_step != trainer._last_loaded_step:
+            with profiling_context(trainer, "sync_weights"):
+                trainer.vllm_generation.sync_weights()
+            trainer._last_loaded_step = trainer.state.global_step
+
+    # Rewards
+
+    def compute_rewards(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        around_call: Callable[[str], AbstractContextManager[object]],
+    ) -> torch.Tensor:
+        """
+        Returns the rewards of this rank's completions. No collective, from any thread.
+
+        Args:
+            inputs (`Sequence[Mapping]`), prompts (`Sequence`), completions (`Sequence`), completion_ids (`Sequence`):
+                As in `GRPOTrainer._calculate_rewards`.
+            around_call (`Callable[[str], AbstractContextManager]`):
+                Opened around each call of a reward function, with its name.
+
+        Returns:
+            `torch.Tensor`: shape `(R, F)`, float32. NaN: no reward.
+        """
+
+        # TRL opens this one around each call, whatever kind of function it is, and gathers at the end.
+        @contextmanager
+        def timed(trainer: Any, name: str) -> Iterator[None]:
+            with around_call(name), profiling_context(trainer, name):
+                yield
+
+        calculate = rebound(GRPOTrainer._calculate_rewards, profiling_context=timed, gather=lambda rewards: rewards)
+        rewards: torch.Tensor = profiling_decorator(calculate)(
+            self._trainer, inputs, prompts, completions, completion_ids
+        )
+        # Text that UTF-8 cannot hold (a completion that says \ud800, read as JSON) would end the run in TRL's log.
+        for values in self._trainer._pending_extra_logs.values():
+            values[:] = [_encodable(value) for value in values]
+        return rewards
+
+    def logged_columns(self, num_completions: int) -> dict[str, list[Any]]:
+        """Returns the columns that reward functions logged since the last flush, those with one value a completion."""
+        pending = self._trainer._pending_extra_logs
+        return {column: values for column, values in pending.items() if len(values) == num_completions}
+
+    def take_logged_columns(self, num_completions: int) -> dict[str, list[Any]]:
+        """As `logged_columns`, and forgets all of them."""
+        columns = self.logged_columns(num_completions)
+        self._trainer._pending_extra_logs.clear()
+        return columns
+
+    # Log-probabilities
+
+    def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """
+        Returns log-probabilities under the trained model, without gradients and without checkpointing, as TRL computes old
+        ones. With some wrappers a collective.
+
+        Args:
+            batch (`Mapping[str, torch.Tensor]`):
+                `prompt_ids`, `prompt_mask` of shape `(B, P)`, and `completion_ids`, `completion_mask` of shape `(B, C)`.
+
+        Returns:
+            `torch.Tensor`: shape `(B, C)`, at the training temperature, in nats.
+        """
+        trainer = self._trainer
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+        ):
+            logps: torch.Tensor = GRPOTrainer._get_per_token_logps_and_entropies(
+                trainer,
+                trainer.model,
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].size(1),
+                batch_size=trainer.args.per_device_train_batch_size,
+            )[0]
+        return logps
+
+
+def _encodable(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Inside it, the vLLM backend of a trainer that is being built is what `factory` returns."""
+    return replaced(grpo_trainer, "VLLMGeneration", factory)
+
+
+def completions_printed_by(print_sample: Callable[..., None]) -> AbstractContextManager[None]:
+    """Inside it, TRL's table of completions goes through `print_sample`."""
+    return replaced(grpo_trainer, "print_prompt_completions_sample", print_sample)
+
+
+# vLLM
+
+
+def model_runner_of(llm: Any) -> Any:
+    """Returns what holds the model of a colocated engine."""
+    return llm.llm_engine.model_executor.driver_worker.model_runner
+
+
+def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
+    """
+    Returns tokens and log-probabilities of a request that is not done.
+
+    vLLM has no call for them, unless all tokens are asked for at every step.
+    """
+    state = llm_engine.output_processor.request_states[request_id]
+    return state.detokenizer.output_token_ids, state.logprobs_processor.logprobs
+
+
+def repacks_weights(model_runner: Any) -> bool:
+    """
+    Returns whether an engine computes with other tensors than those that a checkpoint is loaded into.
+
+    So it is on a CPU, with most quantizations, and wherever a parameter lost its loader or changed its shape or type since
+    the model was built.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+    from vllm.platforms import current_platform
+
+    quantization = model_runner.model_config.quantization
+    if quantization == "bitsandbytes":
+        return False  # TRL loads into these itself
+    if current_platform.is_cpu() or quantization is not None:
+        return True
+    for layer in model_runner.get_model().modules():
+        built, _ = get_layerwise_info(layer).restore_metadata
+        present = dict(layer.named_parameters(recurse=False))
+        if any(name not in present or _differ(tensor, present[name]) for name, tensor in built.items()):
+            return True
+    return False
+
+
+def reload_weights(model_runner: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """
+    Loads weights in checkpoint format into an engine, and packs them as when it started.
+
+    Args:
+        model_runner (`Any`):
+            vLLM's.
+        weights (`Iterator[tuple[str, torch.Tensor]]`):
+            Names and values. The values are held until the layer is complete, and must not change meanwhile.
+    """
+    model_runner.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
+    # Of layers that share a weight vLLM packs only the one whose name the checkpoint has: a tied head would compute with
+    # the copy that was packed before.
+    owners: dict[int, list[torch.nn.Module]] = {}
+    for layer in model_runner.get_model().modules():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(layer)
+    for layers in owners.values():
+        for layer in layers if len(layers) > 1 else []:
+            quant_method = getattr(layer, "quant_method", None)
+            if quant_method is not None:
+                quant_method.process_weights_after_loading(layer)
+
+
+def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
+    has_lost_loader = hasattr(built, "weight_loader") and not hasattr(present, "weight_loader")
+    return has_lost_loader or built.shape != present.shape or built.dtype != present.dtype

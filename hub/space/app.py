@@ -1,4 +1,4 @@
-"""A look at a run: its curves, and the groups that it sampled. `python app.py OUTPUT_DIR` opens a folder."""
+"""Shows a run in the browser: its curves and its sampled groups. `python app.py OUTPUT_DIR` opens a folder."""
 
 import argparse
 import html
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-# Before Gradio is imported, which asks its maker for news otherwise.
+# Set before Gradio is imported, because Gradio sends a request to its makers otherwise.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
@@ -34,17 +34,17 @@ element.addEventListener('click', (event) => {
     trigger('select', {group: row.dataset.group});
 });
 """
-# A group is read from its beginning, wherever the one before was left.
+# A newly opened group is shown from its beginning.
 _FROM_THE_TOP = "watch('value', () => { element.closest('#detail').scrollTop = 0; });"
 
 
 class Run:
     """
-    A run as it was when it was opened.
+    The files of a run, read when the run was opened.
 
     Args:
         folder (`Path`):
-            Where its files are.
+            Folder of the run.
     """
 
     def __init__(self, folder: Path):
@@ -59,9 +59,9 @@ class Runs:
 
     Args:
         folders (`dict[str, Path]`):
-            Folders by the names under which they are shown.
+            The folders, by the names that the page shows.
         is_public (`bool`):
-            Whether strangers ask. Then repositories are read without the token of whoever runs the Space.
+            Whether the page is public. Then repositories are read without the token of the Space's owner.
     """
 
     def __init__(self, folders: dict[str, Path], is_public: bool):
@@ -72,15 +72,21 @@ class Runs:
 
     def open(self, name: str, is_anew: bool = False) -> Run:
         """
-        Returns a run: as it was opened first, or as it is now.
+        Returns a run, from memory if it is open.
+
+        Args:
+            name (`str`):
+                Name of a folder, or `<owner>/<name>` on the Hub.
+            is_anew (`bool`, *optional*, defaults to `False`):
+                Whether to read its files again.
 
         Raises:
-            `ValueError`: when there is none of that name.
+            `ValueError`: when there is no run of that name.
         """
         with self._lock:
             run = None if is_anew else self._opened.get(name)
         if run is None:
-            # Not under the lock: nobody should wait for another one's download.
+            # Outside the lock, so that a download does not block other users.
             folder = self.folders.get(name)
             run = Run(download_run(name, self.token) if folder is None else folder)
             with self._lock:
@@ -103,7 +109,7 @@ def query_of(
     order: str,
 ) -> Query:
     """
-    Returns the query that the fields of the page ask for.
+    Returns the query for the values of the page's fields.
 
     Raises:
         `gr.Error`: when a range cannot be read.
@@ -131,13 +137,13 @@ def query_of(
 
 
 def _shown(error: Exception) -> gr.Error:
-    # Gradio shows messages as HTML, and what is wrong may have come with a link.
+    # Gradio shows messages as HTML, and the message may contain text from a link.
     return gr.Error(html.escape(str(error)), duration=8)
 
 
 class Views:
     """
-    What the events of the page return.
+    The contents of the page after each of its events.
 
     Args:
         runs (`Runs`):
@@ -148,7 +154,7 @@ class Views:
         self.runs = runs
 
     def open(self, name: str, is_anew: bool, *fields: Any) -> list[Any]:
-        """Opens a run: its name, results, curves and reward functions, and the first page."""
+        """Opens a run: returns its name, results, curves and reward functions, and the first page of groups."""
         if not name:
             return ["", tiles_html({}, 0, 0, []), "", gr.skip(), *self.page("", 0, *fields)]
         try:
@@ -167,12 +173,12 @@ class Views:
         ]
 
     def open_linked(self, request: gr.Request, *fields: Any) -> list[Any]:
-        """Opens the run that the address names, `?run=<owner>/<name>`, or else the first folder."""
+        """Opens the run in the address (`?run=<owner>/<name>`), or else the first folder."""
         folders = list(self.runs.folders)
         return self.open(request.query_params.get("run") or (folders[0] if folders else ""), False, *fields)
 
     def page(self, name: str, number: int, *fields: Any) -> list[Any]:
-        """Shows a page of the groups that are asked for, and opens the first of them."""
+        """Shows a page of the groups that match the query, and opens the first of them."""
         if not name:
             return [0, "", '<div class="empty">Name a run above.</div>', ""]
         index, query = self.runs.open(name).index, query_of(*fields)
@@ -196,13 +202,13 @@ def _detail(index: RolloutIndex, query: Query, number: int) -> str:
     for group in index.groups([number]):
         first = index.first_rows[number]
         is_meant = meets[first : first + len(group.completions)].tolist()
-        # Of a group that is not what is asked for, any more, all completions are shown alike.
+        # If no completion matches the query any more, none is pale.
         return group_html(group, index.reward_names, is_meant if any(is_meant) else [True] * len(is_meant), query.text)
     return ""
 
 
 def build(runs: Runs) -> gr.Blocks:
-    """Returns the page."""
+    """Returns the Gradio page."""
     views, names = Views(runs), list(runs.folders)
     with gr.Blocks(title="Look at a DAPO run", analytics_enabled=False, fill_width=True) as page:
         run, number = gr.State(""), gr.State(0)
@@ -268,16 +274,14 @@ def build(runs: Runs) -> gr.Blocks:
 
 
 def main() -> None:
-    """Serves the page."""
-    parser = argparse.ArgumentParser(description="Look at the curves and the rollout groups of runs.")
-    parser.add_argument(
-        "folders", nargs="*", type=Path, metavar="OUTPUT_DIR", help="folders that runs have written to"
-    )
-    parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next that is free")
+    """Parses the command line and serves the page."""
+    parser = argparse.ArgumentParser(description="Shows the curves and the rollout groups of runs in a browser.")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="OUTPUT_DIR", help="output folders of runs")
+    parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next free port")
     options = parser.parse_args()
     for folder in options.folders:
         if not folder.is_dir():
-            parser.error(f"OUTPUT_DIR is {str(folder)!r}, but must be a folder that a run has written to.")
+            parser.error(f"OUTPUT_DIR is {str(folder)!r}, but must be the output folder of a run.")
     runs = Runs({str(folder): folder for folder in options.folders}, is_public="SPACE_ID" in os.environ)
     page = build(runs).queue(default_concurrency_limit=4, max_size=64)
     page.launch(

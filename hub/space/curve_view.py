@@ -1,4 +1,4 @@
-"""The curves of a run as HTML: small pictures drawn here, so that no library has to come from anywhere."""
+"""The curves of a run as SVG in HTML, drawn without a plotting library."""
 
 import html
 import math
@@ -13,8 +13,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 8, 8, 18
 _MAX_POINTS = 400  # of one line
 _MAX_BARS = 200
 GROUPS_SAMPLED = "Groups sampled, by what became of them"
-# One picture each: its title, and the metrics in it with their labels. Those that a run did not log are left out; of
-# two names for a thing, the first one counts.
+# One picture each: its title, and its metrics with their labels. Metrics that a run did not log are left out. If there are two
+# names for a metric, the first one that was logged is drawn.
 PANELS: tuple[tuple[str, tuple[tuple[tuple[str, ...], str], ...]], ...] = (
     (
         "Accuracy",
@@ -77,18 +77,18 @@ PANELS: tuple[tuple[str, tuple[tuple[tuple[str, ...], str], ...]], ...] = (
 
 def curves_html(history: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> str:
     """
-    Returns the curves of a run, and what became of the groups of each generation batch.
+    Returns the curves of a run, and the fates of the groups of each generation batch.
 
     Args:
         history (`Sequence[dict]`):
-            What the trainer logged; each entry has a `step`.
+            The log of the run; each entry has a `step`.
         batches (`Sequence[Batch]`):
             The batches of the record.
     """
     figures = [_bars(batches)] if batches else []
     for title, metrics in PANELS:
         lines = [(label, points) for names, label in metrics if (points := _points(history, names))]
-        # The record says more of the groups than the log does.
+        # The record has more details of the groups than the log.
         if lines and not (batches and title == GROUPS_SAMPLED):
             figures.append(_figure(title, lines))
     if not figures:
@@ -124,7 +124,7 @@ def _points(history: Sequence[dict[str, Any]], names: Sequence[str]) -> list[tup
     for name in names:
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
         if points:
-            # Every n-th and the last: more than a picture has pixels for.
+            # Every n-th point and the last one: a picture has too few pixels for all.
             stride = math.ceil(len(points) / _MAX_POINTS)
             return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
     return []
@@ -162,7 +162,7 @@ def _figure(title: str, lines: Sequence[tuple[str, list[tuple[int, float]]]]) ->
 
 
 def _bars(batches: Sequence[Batch]) -> str:
-    """Draws what became of the groups sampled for each batch, as shares."""
+    """Draws the fates of the groups sampled for each batch, as shares."""
     stride = math.ceil(len(batches) / _MAX_BARS)
     shown = [batch for batch in batches[::stride] if sum(batch.counts.values())]
     width = (_WIDTH - _LEFT - _RIGHT) / max(1, len(shown))
@@ -205,7 +205,7 @@ def _axes(first: float, last: float, low: float, high: float, y: Any) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Returns three or four round values between the two.
+    """Returns three or four round values in a range.
 
     >>> _ticks(0.0, 0.9)
     [0.0, 0.25, 0.5, 0.75]

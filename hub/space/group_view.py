@@ -1,7 +1,7 @@
 """
-Groups as HTML: a list of them, and one with all its completions.
+Groups as HTML: a list of groups, and one group with all its completions.
 
-What a model wrote is text and nothing else. It is escaped here, in the only place where it becomes HTML: `text_html`.
+Text of a model is shown as text only. `text_html` escapes it, and is the only function that puts it into HTML.
 """
 
 import html
@@ -17,21 +17,21 @@ from rollout_index import Group
 _MAX_TEXT = 40_000  # characters of one text; the beginning and the end are shown
 _MAX_SNIPPET = 160
 _CORRECT = 1 - 1e-6
-# Characters that do not show, or make what stands beside them show in another order.
+# Characters that are invisible, or that change the order in which their neighbours are shown.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
 
 
 def text_html(text: str, mark: str = "", limit: int = _MAX_TEXT) -> str:
     """
-    Returns a text as HTML: escaped, invisible characters by their codes, what is beyond the limit left out.
+    Returns a text as HTML: escaped, with codes for invisible characters, and without the middle of a text that is too long.
 
     Args:
         text (`str`):
-            Anything.
+            Any text.
         mark (`str`, *optional*):
-            What to highlight in it, in capitals or not.
+            Text to highlight; upper and lower case are the same.
         limit (`int`, *optional*):
-            Most characters.
+            Maximum number of characters.
 
     >>> text_html("1 < 2 <script>", mark="SCRIPT")
     '1 &lt; 2 &lt;<mark>script</mark>&gt;'
@@ -41,7 +41,7 @@ def text_html(text: str, mark: str = "", limit: int = _MAX_TEXT) -> str:
         left_out = f'<span class="gap">{len(text) - 2 * (limit // 2):,} characters left out</span>'
         return text_html(head, mark) + left_out + text_html(tail, mark)
     pieces = re.split(f"({re.escape(mark)})", text, flags=re.IGNORECASE) if mark else [text]
-    # The pieces at odd places are what was looked for.
+    # The pieces at odd places are the matches.
     return "".join(
         f"<mark>{_escaped(piece)}</mark>" if number % 2 else _escaped(piece) for number, piece in enumerate(pieces)
     )
@@ -55,14 +55,14 @@ def list_html(groups: Sequence[Group], filter_reward: str, chosen: int | None, m
         groups (`Sequence[Group]`):
             The groups.
         filter_reward (`str`):
-            Column whose value makes the dots: full marks, or not.
+            Column whose values are shown as dots: correct or not.
         chosen (`int`, *optional*):
             Number of the group that is open.
         mark (`str`, *optional*):
-            What to highlight.
+            Text to highlight.
     """
     if not groups:
-        return '<div class="empty">No group is like that. Loosen the filter.</div>'
+        return '<div class="empty">No group matches. Remove a condition.</div>'
     rows = []
     for group in groups:
         rewards = [completion[filter_reward] for completion in group.completions]
@@ -79,17 +79,17 @@ def list_html(groups: Sequence[Group], filter_reward: str, chosen: int | None, m
 
 def group_html(group: Group, reward_names: Iterable[str], meets: Sequence[bool], mark: str = "") -> str:
     """
-    Returns a group with its prompt, gold and completions.
+    Returns a group with its prompt, solution and completions.
 
     Args:
         group (`Group`):
             The group.
         reward_names (`Iterable[str]`):
-            Columns to show of each completion, `rewards/<name>`.
+            Columns to show for each completion, `rewards/<name>`.
         meets (`Sequence[bool]`):
-            Whether each completion is what the query asks for; the others are pale.
+            Whether each completion matches the query; the others are pale.
         mark (`str`, *optional*):
-            What to highlight.
+            Text to highlight.
     """
     names = [name for name in reward_names if name.startswith("rewards/")]
     cards = "".join(
@@ -127,7 +127,7 @@ def _completion_html(
     extra = "".join(
         f'<span class="fact">{text_html(name, limit=60)} <b>{text_html(value, mark, limit=300)}</b></span>'
         for name, value in _extra(completion["extra"])
-        if (name, value) != ("solution", solution)  # it stands above
+        if (name, value) != ("solution", solution)  # shown above
     )
     text = text_html(completion["completion"], mark) or '<span class="gap">empty</span>'
     return (
@@ -137,7 +137,7 @@ def _completion_html(
 
 
 def _outcome(group: Group) -> str:
-    # Both are names of this package's own: the index knows no others.
+    # Both are known names: the index replaces all others.
     is_informative = group.verdict == "informative"
     fate = group.fate if is_informative or group.fate != "filtered" else ""
     verdict = f'<span class="chip {group.verdict}">{group.verdict.replace("_", " ")}</span>'
@@ -147,7 +147,7 @@ def _outcome(group: Group) -> str:
 def _dots(rewards: Sequence[float]) -> str:
     kinds = ["none" if math.isnan(reward) else "right" if reward >= _CORRECT else "wrong" for reward in rewards[:32]]
     scored = [kind for kind in kinds if kind != "none"]
-    title = f"{kinds.count('right')} of {len(scored)} with full marks"
+    title = f"{kinds.count('right')} of {len(scored)} correct"
     return f'<span class="dots" title="{title}">{"".join(f"<i class={kind}></i>" for kind in kinds)}</span>'
 
 
@@ -162,14 +162,14 @@ def _prompt_html(prompt: str, mark: str) -> str:
 
 
 def _last_words(prompt: str) -> str:
-    """Returns a snippet of what is asked: worked examples and instructions stand before it, so the end is shown."""
+    """Returns the end of a prompt, which has the question; worked examples and instructions come before it."""
     messages = _conversation(prompt)
     text = " ".join((messages[-1][1] if messages else prompt)[-2000:].split())
     return text if len(text) <= _MAX_SNIPPET else f"… {text[-_MAX_SNIPPET:]}"
 
 
 def _conversation(prompt: str) -> list[tuple[str, str]] | None:
-    """Returns the roles and contents of a prompt that is a conversation."""
+    """Returns the roles and contents of a prompt that is a conversation, else `None`."""
     if not prompt.startswith("[{"):
         return None
     try:
@@ -184,7 +184,7 @@ def _content(content: Any) -> str:
 
 
 def _extra(text: str) -> list[tuple[str, str]]:
-    """Returns what reward functions logged of a completion, by name."""
+    """Returns names and values that reward functions logged for a completion."""
     try:
         values = json.loads(text) if text else {}
     except (ValueError, RecursionError):
@@ -198,5 +198,5 @@ def _number(value: float) -> str:
 
 
 def _escaped(text: str) -> str:
-    # After escaping, so that the code's own markup stays.
+    # Replaced after escaping, so that the markup of the codes is kept.
     return _INVISIBLE.sub(lambda found: f'<span class="code">U+{ord(found[0]):04X}</span>', html.escape(text))

@@ -1,4 +1,4 @@
-"""What somebody looks for in a record."""
+"""A search in the record of a run."""
 
 import math
 from dataclasses import dataclass
@@ -10,25 +10,26 @@ ORDERS = ("oldest first", "newest first", "longest first")
 @dataclass(frozen=True)
 class Query:
     """
-    What to look for. `None` and empty: anything.
+    Conditions on groups and completions. `None` or empty: no condition.
 
-    The first four are of a group; the others of a completion, and one completion of the group has to meet them all.
+    The first four are conditions on a group. The others are conditions on a completion, and at least one completion of the group
+    must meet them all.
 
     Attributes:
         first_step, last_step (`float`, *optional*):
-            Steps, both included.
+            Range of steps, both ends included.
         verdicts, fates (`frozenset[str]`):
             Names of `shard_reader.VERDICTS` and `FATES`.
         reward (`str`):
             Column of `lowest` and `highest`: `reward`, `advantage` or `rewards/<name>`.
         lowest, highest (`float`, *optional*):
-            Range of that column, both included.
+            Range of that column, both ends included.
         shortest, longest (`float`, *optional*):
-            Tokens of the completion, both included.
+            Range of the completion's tokens, both ends included.
         is_truncated (`bool`, *optional*):
-            Whether it ran into the length limit.
+            Whether the completion reached the length limit.
         text (`str`):
-            To be found in the prompt, the solution or the completion, in capitals or not.
+            Text in the prompt, the solution or the completion; upper and lower case are the same.
         order (`str`):
             One of `ORDERS`.
     """
@@ -49,16 +50,16 @@ class Query:
 
 def parse_range(name: str, text: str) -> tuple[float | None, float | None]:
     """
-    Returns the bounds that somebody typed, `None` for none.
+    Returns the bounds of a range that a user typed; `None` is no bound.
 
     Args:
         name (`str`):
-            What is limited, for the message.
+            Name of the field, for the message.
         text (`str`):
-            `low..high`, `low..`, `..high` or one number; empty: no bounds.
+            `low..high`, `low..`, `..high`, one number, or nothing.
 
     Raises:
-        `ValueError`: when it is something else.
+        `ValueError`: when the text is not a range.
 
     >>> parse_range("steps", "10..50"), parse_range("reward", "..-0.5"), parse_range("steps", "7")
     ((10.0, 50.0), (None, -0.5), (7.0, 7.0))

@@ -1,8 +1,7 @@
 """
-The groups of a run's record: found by what is known of them, and read a few at a time.
+An index of the groups in a run's record.
 
-Numbers are kept in memory, some 100 bytes a completion; texts stay in the files until somebody looks at them or searches
-them.
+Numbers are kept in memory, about 100 bytes a completion. Texts stay in the files and are read when they are shown or searched.
 """
 
 import functools
@@ -30,7 +29,7 @@ from shard_reader import (
 
 OTHER = "other"
 MAX_NEEDLE = 200
-# Of one group; a run's groups are far smaller.
+# Of one group; the groups of real runs are far smaller.
 MAX_COMPLETIONS = 256
 
 
@@ -50,7 +49,7 @@ class Group:
 
 @dataclass
 class Batch:
-    """What became of the groups that were sampled for one generation batch, all of them and not only those kept."""
+    """Counts of the groups sampled for one generation batch, by fate; groups that are not in the record count too."""
 
     step: int
     counts: dict[str, int]
@@ -62,13 +61,13 @@ class RolloutIndex:
 
     Args:
         paths (`Sequence[Path]`):
-            Its files, in the order in which they were written.
+            The files of the record, in the order in which they were written.
 
     Attributes:
         problems (`list[str]`):
             Files that could not be read, and why.
         reward_names (`list[str]`):
-            Columns that a query may ask for.
+            Columns that a query can use.
         filter_reward (`str`):
             The column that decides whether a group is informative.
     """
@@ -82,7 +81,7 @@ class RolloutIndex:
             except READ_ERRORS as error:
                 self.problems.append(f"{path.name}: {type(error).__name__}")
         self._join(_without_replaced(shards))
-        # Of this record alone, so that it goes when the record goes.
+        # Each index has its own caches, so that they are freed with it.
         self.find = functools.lru_cache(maxsize=32)(self._find)
         self._matches_text = functools.lru_cache(maxsize=8)(self._search)
         self._texts = functools.lru_cache(maxsize=32)(self._read_texts)
@@ -92,7 +91,7 @@ class RolloutIndex:
 
     @property
     def num_completions(self) -> int:
-        """Completions in the record."""
+        """Number of completions in the record."""
         return len(self.columns["step"])
 
     def _join(self, shards: list[Shard]) -> None:
@@ -117,7 +116,7 @@ class RolloutIndex:
         self.reward_names = ["reward", "advantage", *names]
         chosen = [f"rewards/{shard.facts.get('filter_reward')}" for shard in shards]
         self.filter_reward = next((name for name in chosen if name in rewards), "reward")
-        # A group begins where its position in the stream or the file changes.
+        # A group begins where the stream position or the file changes.
         position, shard = self.columns["position"], self.shard_of_row
         changes = (position[1:] != position[:-1]) | (shard[1:] != shard[:-1])
         starts = np.flatnonzero(np.concatenate([[len(position) > 0], changes])) if len(position) else np.zeros(0, int)
@@ -128,11 +127,11 @@ class RolloutIndex:
 
     def _find(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
         """
-        Returns the groups that a query finds.
+        Returns the groups that match a query.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: the numbers of the groups in the order of the query, shape `(N,)`; and which
-            completions of the record meet what is asked of a completion, shape `(R,)`, bool.
+            completions of the record meet the conditions on a completion, shape `(R,)`, bool.
         """
         columns, first = self.columns, self.first_rows
         of_group = np.ones(len(first), dtype=bool)
@@ -161,7 +160,7 @@ class RolloutIndex:
         return numbers, meets
 
     def _search(self, needle: str) -> Callable[[int], np.ndarray]:
-        """Returns what finds a text in the rows of a file; it remembers the files that it has searched."""
+        """Returns a function that finds a text in the rows of a file, and caches the result for each file."""
         needle = needle.encode("utf-8", "replace").decode()
 
         @functools.cache
@@ -174,7 +173,7 @@ class RolloutIndex:
                     for column in table.columns:
                         found |= rows_with(column, needle)
             except READ_ERRORS:
-                pass  # the file has gone or changed since, or its texts are none
+                pass  # the file was removed or changed, or its texts are not texts
             return found
 
         return rows_with_text
@@ -185,9 +184,9 @@ class RolloutIndex:
 
         Args:
             numbers (`Sequence[int]`):
-                Numbers that `find` returned. Any other is passed over.
+                Numbers that `find` returned. Others are ignored.
             has_completions (`bool`, *optional*, defaults to `True`):
-                Whether to read the texts of the completions, too, and not only prompt and solution.
+                Whether to read the texts of the completions too, not only prompt and solution.
         """
         return [self._group(int(number), has_completions) for number in numbers if 0 <= number < len(self)]
 
@@ -200,7 +199,7 @@ class RolloutIndex:
         except READ_ERRORS:
             texts = []
         if len(texts) != size:
-            texts = [{}] * size  # the file has gone or changed since
+            texts = [{}] * size  # the file was removed or changed
         completions = []
         for row, text in enumerate(texts, start=first):
             numbers = {name: self.columns[name][row].item() for name in (*NUMBERS, *self.reward_names)}
@@ -220,7 +219,7 @@ def _text(texts: dict[str, Any], name: str) -> str:
 
 
 def _without_replaced(shards: list[Shard]) -> list[Shard]:
-    """Leaves out what an earlier start recorded from the step on at which a later one, resumed, began anew."""
+    """Removes records of an earlier start from the step on at which a later start resumed."""
     kept: list[Shard] = []
     earliest = np.inf
     for start in sorted({shard.start for shard in shards}, reverse=True):
@@ -231,7 +230,7 @@ def _without_replaced(shards: list[Shard]) -> list[Shard]:
 
 
 def _within(values: np.ndarray, lowest: float | None, highest: float | None) -> np.ndarray:
-    # NaN is in no range.
+    # NaN is outside every range.
     inside = np.ones(len(values), dtype=bool)
     if lowest is not None:
         inside &= values >= lowest

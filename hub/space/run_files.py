@@ -1,4 +1,4 @@
-"""The files of a run: where they are in a folder or in a Hub repository, and what the trainer logged in them."""
+"""Reads the files of a run from a folder or a Hub repository."""
 
 import json
 import math
@@ -13,13 +13,13 @@ _SHARD_NAME = re.compile(r"groups-\d{3,}-\d{6,}\.parquet", re.ASCII)
 _HISTORY_NAMES = ("log_history.jsonl", "trainer_state.json")
 _RESULTS_NAME = "results.json"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+", re.ASCII)
-# Of files that anybody may have made: what is beyond is not read.
+# Anybody may have made the files, so larger ones are not read.
 _MAX_JSON_BYTES = 200 * 2**20
 MAX_DOWNLOAD_BYTES = 4 * 2**30
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """Returns the files of the record in the order in which they were written. Only names that a run gives are files of it."""
+    """Returns the files of the record in the order in which they were written. Files with other names are ignored."""
     rollouts = folder / ROLLOUTS_FOLDER
     if not rollouts.is_dir():
         return []
@@ -28,10 +28,10 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """
-    Returns what the trainer logged, in the order of its steps: each entry has a `step` (`int`) and finite numbers.
+    Returns the log of a run in the order of its steps. Each entry has a `step` (`int`) and finite numbers.
 
-    Of `log_history.jsonl`, which grows while a run goes on, `trainer_state.json` of a finished one and that of the last
-    checkpoint, the one that reaches furthest.
+    There are three sources: `log_history.jsonl`, which grows during a run, and `trainer_state.json` of the finished run and of its
+    last checkpoint. The one with the latest step is returned.
 
     Args:
         folder (`Path`):
@@ -48,14 +48,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_results(folder: Path) -> dict[str, float]:
-    """Returns the numbers of `results.json`; nothing where there is none."""
+    """Returns the numbers of `results.json`, or nothing if there is no such file."""
     results = _read_json(folder / _RESULTS_NAME)
     return _numbers(results) if isinstance(results, dict) else {}
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
     """
-    Returns those of a repository's files that belong to the look at a run.
+    Returns those files of a repository that the Space reads.
 
     >>> wanted_files(["model.safetensors", "rollouts/groups-000-000001.parquet", "rollouts/../x.parquet", "results.json"])
     ['results.json', 'rollouts/groups-000-000001.parquet']
@@ -83,7 +83,7 @@ def download_run(repo_id: str, token: str | bool | None = None) -> Path:
         `Path`: the folder.
 
     Raises:
-        `ValueError`: when there is no such repository, nothing in it to look at, or too much of it.
+        `ValueError`: when there is no such repository, when it has no record, or when the record is too large.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -103,7 +103,7 @@ def download_run(repo_id: str, token: str | bool | None = None) -> Path:
             continue
         except ValueError:
             raise
-        except Exception as error:  # whatever HTTP library the client is built on
+        except Exception as error:  # the class depends on the client's HTTP library
             raise ValueError(
                 f"The Hub cannot be reached ({type(error).__name__}). Try again, or open a folder."
             ) from error
@@ -117,7 +117,7 @@ def _checked_names(repo_id: str, sizes: Mapping[str, int]) -> list[str]:
     names = wanted_files(sizes)
     if not names:
         raise ValueError(
-            f"{repo_id} has no record of rollout groups and no log. A run leaves them with `num_groups_to_log` or "
+            f"{repo_id} has no record of rollout groups and no log. A run writes them with `num_groups_to_log` or "
             "`log_completions=True`."
         )
     size = sum(sizes[name] for name in names)
@@ -130,7 +130,7 @@ def _checked_names(repo_id: str, sizes: Mapping[str, int]) -> list[str]:
 
 
 def _from_lines(path: Path) -> list[dict[str, Any]]:
-    """Joins what each start of the run logged: a later one replaces what an earlier one logged from its first step on."""
+    """Joins the logs of all starts of a run. A later start replaces earlier entries from its first step on."""
     by_start: dict[int, list[dict[str, Any]]] = {}
     for line in _read_bytes(path).split(b"\n"):
         try:

@@ -1,8 +1,8 @@
 """
-One file of a record: its numbers, and its texts when they are asked for.
+Reads one file of a record: its numbers, and its texts on request.
 
-Anybody may have made the file. What it holds beyond the columns that a run writes is passed over, what is of another type
-is an error, and nothing in it decides which file is read.
+Anybody may have made the file. Columns that a run does not write are ignored, a column of another type is an error, and no
+content of the file decides which file is read.
 """
 
 import json
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 VERDICTS = ("informative", "all_correct", "all_wrong", "uniform", "unscorable", "out_of_range", "truncated_out")
 FATES = ("trained", "surplus", "stale", "filtered")
-# What is read into memory of each file, and as what.
+# Columns that are read into memory, with their types.
 NUMBERS = {
     "step": pa.int64(),
     "position": pa.int64(),
@@ -33,7 +33,7 @@ NAMES = {"verdict": VERDICTS, "fate": FATES}
 TEXTS = ("prompt", "solution", "completion", "extra")
 MAX_REWARDS = 64
 _MAX_FILE_BYTES = 2 * 2**30
-# What a file that is no record, or has gone, may raise.
+# Errors for a file that is not a record, or was removed.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError, KeyError, OverflowError)
 
 
@@ -46,13 +46,13 @@ class Shard:
         path (`Path`):
             The file.
         start (`int`):
-            Which start of the run wrote it.
+            Number of the start of the run that wrote it.
         columns (`dict[str, np.ndarray]`):
-            `NUMBERS`, and `NAMES` as indices, unknown names as one more; each of shape `(R,)`.
+            `NUMBERS`, and `NAMES` as indices (unknown names have the next index); each of shape `(R,)`.
         rewards (`dict[str, np.ndarray]`):
             Reward of each completion by each function, `rewards/<name>`, shape `(R,)`. NaN: not scored.
         facts (`dict`):
-            What the run says of the whole batch.
+            Facts of the whole batch.
     """
 
     path: Path
@@ -67,7 +67,7 @@ def read_shard(path: Path) -> Shard:
     Reads the numbers of a file.
 
     Raises:
-        One of `READ_ERRORS`: when it is no file of a record.
+        One of `READ_ERRORS`: when the file is not a record.
     """
     with pq.ParquetFile(path) as file:
         _check_size(file)
@@ -101,10 +101,10 @@ def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 def read_texts(path: Path, names: Sequence[str]) -> pa.Table:
     """
-    Reads those columns of `TEXTS` that are asked for and there; they may still be of any type.
+    Reads those of the named columns that exist. They may have any type.
 
     Raises:
-        One of `READ_ERRORS`: when the file has gone or is no file of a record any more.
+        One of `READ_ERRORS`: when the file was removed, or is no longer a record.
     """
     with pq.ParquetFile(path) as file:
         _check_size(file)
@@ -112,7 +112,7 @@ def read_texts(path: Path, names: Sequence[str]) -> pa.Table:
 
 
 def rows_with(column: pa.ChunkedArray, needle: str) -> np.ndarray:
-    """Returns which texts contain another, shape `(R,)`, bool; what is written once for many rows is searched once."""
+    """Returns which texts contain another, shape `(R,)`, bool. A text that is stored once for many rows is searched once."""
     hits = []
     for chunk in column.chunks:
         is_coded = pa.types.is_dictionary(chunk.type)
@@ -124,7 +124,7 @@ def rows_with(column: pa.ChunkedArray, needle: str) -> np.ndarray:
 
 
 def _check_size(file: pq.ParquetFile) -> None:
-    # A few bytes can unpack to any size.
+    # A small file can unpack to any size.
     size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
     if size > _MAX_FILE_BYTES:
         raise ValueError("too large")

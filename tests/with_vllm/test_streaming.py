@@ -42,11 +42,11 @@ class CollectingTrainer(DAPOTrainer):
         self.held = []
         collect = self.dynamic_sampler.collect
 
-        def collect_and_keep(policy_step):
+        def collect_and_keep(policy_step, raises_if_exhausted=False):
             policy = merged_copy(self.model)
             if self.args.refill == "stream":
                 self.held.append(copy.deepcopy(self.dynamic_sampler.refill.groups.by_position))
-            batch = collect(policy_step)
+            batch = collect(policy_step, raises_if_exhausted)
             self.collected.append((policy, batch))
             return batch
 
@@ -92,7 +92,7 @@ def train(folder, model_folder, num_slots=None, cls=CollectingTrainer, resume=No
 
 def trained_groups(batch):
     """Position and the tokens of each row of a batch, in its order."""
-    positions = [group.draw.position for group in batch.collection.accepted for _ in range(4)]
+    positions = [group.draw.position for group in batch.ledger.accepted for _ in range(4)]
     return list(zip(positions, (rollout.completion_ids.tolist() for rollout in batch.rollouts), strict=True))
 
 
@@ -108,10 +108,10 @@ def test_stream_trains_the_groups_of_rounds_over_20_batches(model_folder, tmp_pa
     assert len(rounds.collected) == 20
     num_rounds, lengths, acceptance = set(), set(), set()
     for number, (_, batch) in enumerate(rounds.collected):
-        assert batch.collection.num_missing == 0
-        num_rounds.add(batch.collection.num_rounds)
+        assert batch.ledger.num_missing == 0
+        num_rounds.add(batch.ledger.num_rounds)
         lengths |= {len(rollout.completion_ids) for rollout in batch.rollouts}
-        acceptance.add(len(batch.collection.accepted) / len(batch.collection.used))
+        acceptance.add(len(batch.ledger.accepted) / len(batch.ledger.used))
         for other in (stream, scarce):
             assert trained_groups(other.collected[number][1]) == trained_groups(batch)
             torch.testing.assert_close(other.collected[number][1].rewards, batch.rewards, equal_nan=True)
@@ -129,7 +129,7 @@ def test_completions_go_on_under_new_weights_and_each_token_keeps_its_policy(mod
     )
     num_mixed, trained = 0, []
     for number, (policy, batch) in enumerate(trainer.collected):
-        trained += [group.draw.position for group in batch.collection.accepted]
+        trained += [group.draw.position for group in batch.ledger.accepted]
         for rollout, is_filler in zip(batch.rollouts, batch.is_filler, strict=True):
             if is_filler:
                 continue
@@ -202,7 +202,7 @@ def test_completions_go_on_after_a_resume(model_folder, tmp_path):
     assert sum(map(len, (tokens for group in held.values() for tokens in group.token_ids))) > 0
     resumed = train(tmp_path, model_folder, max_steps=8, resume=str(tmp_path / "checkpoint-6"), **options)
     assert resumed.held[0].keys() == held.keys()
-    judged = {group.draw.position: group for group in resumed.collected[0][1].collection.sampled}
+    judged = {group.draw.position: group for group in resumed.collected[0][1].ledger.sampled}
     for position, before in held.items():
         after = resumed.held[0][position]
         assert (after.token_ids, after.unfinished, after.row) == (before.token_ids, before.unfinished, before.row)

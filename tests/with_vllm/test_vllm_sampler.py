@@ -85,7 +85,7 @@ def test_evaluation_goes_on_with_the_engine_it_began_with(samplers, tmp_path):
     resumed = (tmp_path / "completions.jsonl").read_text().splitlines()
     assert sorted(resumed) == sorted(line.strip() for line in lines)
     assert json.loads((tmp_path / "settings.json").read_text())["engine"] == "vllm"
-    with pytest.raises(ValueError, match="engine is 'transformers' now and 'vllm' there"):
+    with pytest.raises(ValueError, match=r"engine is 'transformers' \(in the folder: 'vllm'\)"):
         evaluate(samplers[0], problems, **options)
 
 

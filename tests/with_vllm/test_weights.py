@@ -8,6 +8,7 @@ from peft import LoraConfig
 from tiny_engine import OPTIONS, VOCABULARY, exact_logps, largest_gap, make_trainer, save_model
 
 from trl_dapo import StaleEngineError
+from trl_dapo.trl_seams import model_runner_of
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
@@ -64,7 +65,7 @@ def trained(request, model_folders, tmp_path_factory):
         if "lora_" in name:
             parameter.data.normal_(std=0.1)
     reloads = []
-    runner = trainer.vllm_generation._model_runner
+    runner = model_runner_of(trainer.vllm_generation.llm)
     reload = runner.reload_weights
     runner.reload_weights = lambda **kwargs: (reloads.append(trainer.state.global_step), reload(**kwargs))
     trainer.train()

@@ -36,16 +36,14 @@ class RecordingTrainer(DAPOTrainer):
         self.rounds = []
         self.outputs = []
         super().__init__(*args, **kwargs)
+        generate = self.seams.generate
 
-    def _generate(self, prompts):
-        is_sampled = self._replay is None
-        policy = merged_copy(self.model) if is_sampled else None
-        if is_sampled:
-            self.rounds.append([self.state.global_step, policy, None])
-        generated = super()._generate(prompts)
-        if is_sampled:
-            self.rounds[-1][2] = generated
-        return generated
+        def generate_and_record(prompts, keys=()):
+            self.rounds.append([self.state.global_step, merged_copy(self.model), None])
+            self.rounds[-1][2] = generate(prompts, keys)
+            return self.rounds[-1][2]
+
+        self.seams.generate = generate_and_record
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)

@@ -55,7 +55,7 @@ def main(folder: str, model_folder: str, fault: str) -> None:
     result["num_sampled"] = sum(
         location.rank == rank
         for _, batch in trainer.collected
-        for group in batch.collection.sampled
+        for group in batch.ledger.sampled
         for location in group.locations
     )
     result["num_left"] = trainer.vllm_generation.llm.llm_engine.get_num_unfinished_requests()

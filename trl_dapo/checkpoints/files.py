@@ -1,17 +1,16 @@
 """
-The files by which a checkpoint says of itself that it is whole, and those that hold the state of this package.
+The manifest of a checkpoint, which says whether it is complete, and the files with the state of this package.
 
-A checkpoint has a manifest. The first thing written says that the checkpoint is unfinished, the last one lists what a
-resumed run reads, with sizes and SHA-256. Every file of ours appears under its name in one step (temporary file, fsync,
-rename), and all are complete before the last manifest is. So whatever ended the process, a folder is whole or says what
-is wrong with it. Nothing is pickled: JSON and safetensors.
+The manifest is the first file of a checkpoint, and then says "unfinished". It is also the last file: then it lists the files
+that a resumed run reads, with their sizes and SHA-256. Each file of this package is written in one step, and all files are on
+disk before the last manifest is written. So a checkpoint is either complete, or `find_fault` says what is wrong with it,
+whatever ended the process. The format is JSON and safetensors, never pickle.
 """
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from trl_dapo.atomic_write import atomic_write, sync_to_disk
+
 
 MANIFEST = "dapo_manifest.json"
 STATE_FOLDER = "dapo_state"
 TRAINER_STATE = "trainer_state.json"
 CUT_OFF = "it was cut off while it was written"
 _MANIFEST_VERSION = 1
-# What a resumed run reads beside our own files. Anything else in the folder (model card, tokenizer) may change later.
+# Files of other libraries that a resumed run reads. All others (model card, tokenizer) may change later.
 _LISTED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".metadata")
-# Files of other libraries are hashed up to this size, which takes a fraction of a second; of larger ones the size counts.
+# Larger files of other libraries are not hashed, because it would take seconds: only their size is compared.
 _MAX_HASHED_BYTES = 64 * 2**20
 _TENSOR = "__tensor__"
 
@@ -35,15 +36,15 @@ _TENSOR = "__tensor__"
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """
-    What the manifest knows of a file.
+    One file in the manifest.
 
     Attributes:
         name (`str`):
-            Path below the checkpoint folder, with forward slashes.
+            Path relative to the checkpoint folder, with forward slashes.
         num_bytes (`int`):
-            Its size.
+            Size.
         sha256 (`str`, *optional*):
-            Hash of its content, hexadecimal. `None`: not hashed.
+            Hash of the content, hexadecimal. `None`: not hashed.
     """
 
     name: str
@@ -52,7 +53,7 @@ class FileRecord:
 
     @classmethod
     def of(cls, folder: str | Path, name: str, is_hashed: bool = True) -> "FileRecord":
-        """Reads the size of a file, and hashes it if asked."""
+        """Returns the record of a file in the checkpoint `folder`, with its hash if `is_hashed`."""
         path = Path(folder, name)
         digest = None
         if is_hashed:
@@ -61,44 +62,50 @@ class FileRecord:
         return cls(name, path.stat().st_size, digest)
 
     def find_fault(self, folder: str | Path) -> str | None:
-        """Says in what way the file differs from the record; `None`: in none."""
+        """Returns how the file on disk differs from the record; `None`: it does not differ."""
         path = Path(folder, self.name)
         if not path.is_file():
             return f"{self.name} is missing"
         if path.stat().st_size != self.num_bytes:
             return f"{self.name} has {path.stat().st_size} bytes instead of {self.num_bytes}"
         if self.sha256 is not None and FileRecord.of(folder, self.name).sha256 != self.sha256:
-            return f"{self.name} has another SHA-256 than when it was written"
+            return f"{self.name} has changed since it was written (its SHA-256 differs)"
         return None
 
 
-# Whether a checkpoint is whole
+# Whether a checkpoint is complete
 
 
 def mark_unfinished(folder: str | Path) -> None:
-    """Says of a checkpoint that it is about to be written, before anything else of it is."""
+    """
+    Marks a checkpoint as unfinished. Call it before any file of the checkpoint is written.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint. It is created if it does not exist.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     _write_json(Path(folder, MANIFEST), {"version": _MANIFEST_VERSION, "is_whole": False})
 
 
 def mark_whole(folder: str | Path, records: Iterable[FileRecord]) -> None:
     """
-    Says of a checkpoint that it is complete. To be called when every process has written its files.
+    Marks a checkpoint as complete. Call it when every process has written its files.
 
     Args:
         folder (`str` or `Path`):
             The checkpoint.
         records (`Iterable[FileRecord]`):
-            Our own files, of all processes that write into this folder. What other libraries have written there is found
-            in it, and put on disk.
+            The files of this package, from all processes that write into this folder. The files of other libraries are found
+            in the folder, and flushed to disk.
     """
     own = {record.name: record for record in records}
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        # By the end of the name: a sharded checkpoint has an index that is called `.metadata`, which is no suffix.
+        # `endswith`, not `suffix`: the index of a sharded checkpoint is named `.metadata`, which has no suffix.
         if name not in own and (path.name == TRAINER_STATE or path.name.endswith(_LISTED_SUFFIXES)):
-            _sync(path)
+            sync_to_disk(path)
             own[name] = FileRecord.of(folder, name, is_hashed=path.stat().st_size <= _MAX_HASHED_BYTES)
     files = [asdict(record) for record in own.values()]
     _write_json(Path(folder, MANIFEST), {"version": _MANIFEST_VERSION, "is_whole": True, "files": files})
@@ -106,9 +113,13 @@ def mark_whole(folder: str | Path, records: Iterable[FileRecord]) -> None:
 
 def find_fault(folder: str | Path) -> str | None:
     """
-    Says what is wrong with a checkpoint; `None`: nothing.
+    Returns what is wrong with a checkpoint; `None`: it is complete.
 
-    One without a manifest, as TRL's own trainer writes them, is taken for whole if it has a `trainer_state.json`.
+    A checkpoint without a manifest, such as one of `GRPOTrainer`, counts as complete if it has a `trainer_state.json`.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint.
     """
     if not Path(folder).is_dir():
         return "there is no such folder"
@@ -126,7 +137,7 @@ def find_fault(folder: str | Path) -> str | None:
 
 
 def is_unfinished(folder: str | Path) -> bool:
-    """Whether a checkpoint says of itself that it was never finished."""
+    """Returns whether the manifest of a checkpoint says that it was never finished."""
     try:
         return not json.loads(Path(folder, MANIFEST).read_text())["is_whole"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -144,7 +155,7 @@ def checkpoints_of(output_dir: str | Path) -> list[Path]:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path | None, dict[str, str]]:
-    """Returns the newest whole checkpoint of a run (`None`: there is none), and what is wrong with the newer ones."""
+    """Returns the newest complete checkpoint of a run (`None`: there is none), and the faults of the newer ones by path."""
     faults: dict[str, str] = {}
     for path in checkpoints_of(output_dir):
         fault = find_fault(path)
@@ -159,20 +170,19 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path | None, dict[str
 
 def write_state(folder: str | Path, name: str, state: Mapping[str, Any]) -> list[FileRecord]:
     """
-    Writes a state into a checkpoint: values into `<name>.json`, tensors, wherever they are among them, into
-    `<name>.safetensors`.
+    Writes a state into a checkpoint: values into `<name>.json`, tensors at any depth into `<name>.safetensors`.
 
     Args:
         folder (`str` or `Path`):
             The checkpoint.
         name (`str`):
-            Name of the files in the state folder.
+            Name of the files in the state folder, without suffix.
         state (`Mapping[str, Any]`):
-            Mappings with text keys, lists, numbers (NaN included), texts, `None`, tensors. What JSON knows nothing of
-            is kept as a number if it has an `item()`, else as text; a tuple comes back as a list.
+            Mappings with text keys, lists, numbers (NaN included), texts, `None` and tensors. A tuple is read back as a
+            list. Any other value is stored as a number if it has an `item()`, else as text.
 
     Returns:
-        `list[FileRecord]`: what was written.
+        `list[FileRecord]`: The files.
     """
     Path(folder, STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
@@ -181,12 +191,12 @@ def write_state(folder: str | Path, name: str, state: Mapping[str, Any]) -> list
     _write_json(Path(folder, names[0]), values)
     if tensors:
         names.append(f"{STATE_FOLDER}/{name}.safetensors")
-        _write(Path(folder, names[1]), lambda path: save_file(tensors, path))
+        atomic_write(Path(folder, names[1]), lambda path: save_file(tensors, path))
     return [FileRecord.of(folder, written) for written in names]
 
 
 def read_state(folder: str | Path, name: str) -> dict[str, Any] | None:
-    """Returns a state that `write_state` wrote, tensors on the CPU; `None`: there is none of this name."""
+    """Returns a state that `write_state` wrote, with its tensors on the CPU; `None`: there is no state of this name."""
     path = Path(folder, STATE_FOLDER, f"{name}.json")
     if not path.exists():
         return None
@@ -199,7 +209,7 @@ def read_state(folder: str | Path, name: str) -> dict[str, Any] | None:
 def _without_tensors(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(tree, torch.Tensor):
         key = str(len(tensors))
-        # Cloned: the parts of a batch are views of one memory, of which safetensors keeps none.
+        # A copy, because safetensors refuses tensors that share memory, as the parts of a batch do.
         tensors[key] = tree.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: key}
     if isinstance(tree, Mapping):
@@ -224,25 +234,4 @@ def _plain(value: Any) -> Any:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    text = json.dumps(values, default=_plain)
-    _write(path, lambda temporary: temporary.write_text(text))
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file, and gives it its name when it is on disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic_write(path, json.dumps(values, default=_plain))

@@ -1,7 +1,7 @@
-"""The dataloader of a run whose prompts come from elsewhere: it counts the steps and reads nothing."""
+"""The dataloader of a run whose prompts come from the prompt stream: it only counts the steps."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 
 class _Rows(Dataset[dict[str, Any]]):
-    """As many rows as the training data have, all empty."""
+    """As many empty rows as the training data have."""
 
     def __init__(self, num_rows: int):
         self.num_rows = num_rows
@@ -39,21 +39,21 @@ class _Batches:
         return itertools.repeat([0], self.num_batches)
 
 
-def pacing_dataloader(dataset: Any, num_groups: int, num_micro_batches: int) -> DataLoader[Any]:
+def pacing_dataloader(dataset: object, num_groups: int, num_micro_batches: int) -> DataLoader[Any]:
     """
-    Returns a dataloader of empty batches, as long as TRL's.
+    Returns a dataloader of empty batches with the length of TRL's.
 
-    Skipping batches of it on resume takes no time, and it leaves torch's own random numbers alone: a run goes on with the
-    same ones whether or not batches were skipped (`ignore_data_skip`).
+    On resume, skipping its batches takes no time. It never uses torch's global random state, so the random numbers after a
+    resume do not depend on how many batches were skipped (`ignore_data_skip`).
 
     Args:
-        dataset (`Sized` or any):
-            What it stands for: an epoch has as many generation batches as its rows fill. Without a length the epoch never
-            ends, and `max_steps` ends the run.
+        dataset (`Sized` or `object`):
+            The training data. Their rows, divided by `num_groups`, are the generation batches of an epoch. Data without a
+            length have one endless epoch: `max_steps` ends the run.
         num_groups (`int`):
-            Prompts of a generation batch.
+            Prompts per generation batch.
         num_micro_batches (`int`):
-            Micro-batches that are trained on each of them.
+            Micro-batches per generation batch.
 
     Example:
 
@@ -62,7 +62,7 @@ def pacing_dataloader(dataset: Any, num_groups: int, num_micro_batches: int) -> 
     (6, 50, [[{}], [{}]])
     """
     options: dict[str, Any] = {"collate_fn": list, "generator": torch.Generator()}
-    if not hasattr(dataset, "__len__"):
+    if not isinstance(dataset, Sized):
         return DataLoader(_EndlessRows(), batch_size=1, **options)
     num_batches = len(dataset) // num_groups * num_micro_batches
     return DataLoader(_Rows(len(dataset)), batch_sampler=_Batches(num_batches), **options)

@@ -163,8 +163,10 @@ class ResumableTrainer(GRPOTrainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Transformers warns, and goes on with the weights that the model happens to have.
-        if unloaded(self.model, load_result.missing_keys):
-            load_renamed(self.model, self._folder_read or self.state.best_model_checkpoint)
+        model: Any = self.model
+        folder = self._folder_read or self.state.best_model_checkpoint
+        if folder is not None and unloaded(model, load_result.missing_keys):
+            load_renamed(model, folder)
         else:
             super()._issue_warnings_after_load(load_result)
 
@@ -185,7 +187,7 @@ class ResumableTrainer(GRPOTrainer):
         sampler = self._train_sampler
         if sampler is None or not sampler.shuffle:
             return
-        num_batches = len(sampler) // self.args.generation_batch_size
+        num_batches = len(sampler) // self.args.shape.num_completions
         num_steps = max(1, math.ceil(num_batches / self.args.gradient_accumulation_steps))
         for _ in range(self.state.global_step // num_steps):
             torch.randperm(sampler.num_samples, generator=sampler.generator)
@@ -211,7 +213,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def _loop_state(self) -> dict[str, Any]:
         """Returns where TRL's loop stands: phase and rest of the generation batch, and what the next log line is made of."""
-        is_done = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        is_done = self._step % (self.args.shape.num_slices * self.num_iterations) == 0
         logged: dict[str, Any] = self._logs if self.log_completions and self.accelerator.is_main_process else {}
         return {
             "step": self._step,

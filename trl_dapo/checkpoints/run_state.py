@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run beside the model, the optimizer and the random number generators."""
+"""The state of a run in a checkpoint, besides the model, the optimizer and the random number generators."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class _Part:
 
 class RunState:
     """
-    Named parts of a run, saved together and given back to those who saved them.
+    The named parts of a run's state, which are saved and loaded together.
 
-    Every rank writes its own file. A part that describes the run as a whole (the prompt stream, say) can be given back to
-    a run of any layout. A part that belongs to a rank and its batches (rollouts, a half-trained batch) is given back only
-    where the layout is that of the saved run; otherwise its owner stays as it was made, and the loss is reported.
+    Every rank writes its own file. A part that describes the whole run, such as the prompt stream, can be loaded into a run
+    of any layout. A part that belongs to one rank and its batches, such as a half-trained batch, is loaded only if the layout
+    is the same as in the saved run. Otherwise it keeps its initial state, and a warning says so.
 
     Args:
         rank (`int`):
             Number of this rank.
         layout (`Mapping[str, Any]`):
-            What the parts of a rank depend on, by name: number of ranks, shape of the batches. JSON-able.
+            What the parts of a rank depend on, by name: number of ranks, shape of the batches. Values as in JSON.
 
     Example:
 
@@ -59,22 +59,23 @@ class RunState:
         needs_layout: bool = False,
     ) -> None:
         """
-        Adds a part. Parts are given back in the order in which they were added.
+        Adds a part. Parts are loaded in the order in which they were added.
 
         Args:
             name (`str`):
                 Name in the file.
-            save (`Callable[[], dict]`):
-                Returns the state; see `write_state` for what may be in it. Called on all ranks.
-            load (`Callable[[dict], None]`):
-                Takes the state back. Not called when the checkpoint has no such part.
+            save (`Callable[[], dict[str, Any]]`):
+                Returns the state, of types that `write_state` takes. Called on all ranks.
+            load (`Callable[[dict[str, Any]], None]`):
+                Gets the saved state. Not called if the checkpoint has no such part.
             needs_layout (`bool`, *optional*, defaults to `False`):
-                Whether the state is that of one rank and its batches. `False`: the first rank's serves all.
+                Whether the state belongs to one rank and its batches. `False`: it belongs to the whole run, and a new rank
+                gets that of the first rank.
         """
         self._parts[name] = _Part(save, load, needs_layout)
 
     def save(self, folder: str | Path) -> list[FileRecord]:
-        """Writes the file of this rank into a checkpoint, and returns what was written."""
+        """Writes the state of this rank into the checkpoint `folder`, and returns the records of the files."""
         parts = {name: part.save() for name, part in self._parts.items()}
         return write_state(
             folder, f"rank{self.rank}", {"version": _STATE_VERSION, "layout": self.layout, "parts": parts}
@@ -82,13 +83,17 @@ class RunState:
 
     def load(self, folder: str | Path) -> bool:
         """
-        Gives the parts of a checkpoint back.
+        Loads the parts from a checkpoint.
+
+        Args:
+            folder (`str` or `Path`):
+                The checkpoint.
 
         Returns:
-            `bool`: whether all of the run was in it. `False` also for a checkpoint that TRL's own trainer wrote.
+            `bool`: Whether all parts were loaded. `False` if the layout has changed, or `GRPOTrainer` wrote the checkpoint.
 
         Raises:
-            `ValueError`: when another release wrote the state.
+            `ValueError`: when another release, with another version of the state, wrote the checkpoint.
         """
         state = read_state(folder, f"rank{self.rank}")
         state = read_state(folder, "rank0") if state is None else state
@@ -96,8 +101,8 @@ class RunState:
             if Path(folder, f"{STATE_FOLDER}.json").exists():
                 raise ValueError(_other_version(folder, 1))
             logger.warning(
-                f"{folder} holds no state of trl-dapo: the prompt stream starts at its beginning, and a generation batch "
-                "that was half trained is sampled anew."
+                f"{folder} holds no state of trl-dapo: the prompt stream starts at its beginning, and a half-trained "
+                "generation batch is sampled again."
             )
             return False
         if state["version"] != _STATE_VERSION:
@@ -110,9 +115,9 @@ class RunState:
         if changed:
             changes = ", ".join(f"{name} from {old!r} to {new!r}" for name, (old, new) in changed.items())
             logger.warning(
-                f"The run resumes with another layout ({changes}). The prompt stream goes on where it stood, but what "
-                "belongs to ranks and batches begins anew: a half-trained generation batch is dropped, carried groups "
-                "are sampled again, and random numbers differ."
+                f"The run resumes with another layout ({changes}). The prompt stream continues at its position, but the state "
+                "of ranks and batches is lost: a half-trained generation batch is dropped, carried groups are sampled again, "
+                "and random numbers differ."
             )
         for name, part in self._parts.items():
             if name in state["parts"] and not (changed and part.needs_layout):
@@ -123,5 +128,5 @@ class RunState:
 def _other_version(folder: str | Path, version: int) -> str:
     return (
         f"The state in {folder} has version {version}, but this release reads version {_STATE_VERSION}. Resume with the "
-        "release that wrote it."
+        "release of trl-dapo that wrote the checkpoint."
     )

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint that do not have the names of the model: as transformers saves some vision-language models."""
+"""Loads checkpoints whose weights have other names than in the model, as for some vision-language models of transformers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,13 +9,13 @@ import torch
 
 def unloaded(model: torch.nn.Module, missing_names: Iterable[str]) -> list[str]:
     """
-    Returns those of the missing names whose weights are not those of another name, which was loaded.
+    Returns the missing names whose weights were not loaded under another name either. Tied weights have several names.
 
     Args:
         model (`torch.nn.Module`):
             The model, after a state was loaded into it.
         missing_names (`Iterable[str]`):
-            Names of the model that the state did not have.
+            Names in the model that were not in the state.
 
     Example:
 
@@ -29,25 +29,26 @@ def unloaded(model: torch.nn.Module, missing_names: Iterable[str]) -> list[str]:
     return [name for name in state if name in missing and state[name].data_ptr() not in loaded]
 
 
-def load_renamed(model: Any, folder: str | Path) -> None:
+def load_renamed(model: torch.nn.Module, folder: str | Path) -> None:
     """
-    Loads the weights of a folder by `from_pretrained`, which knows under which names transformers has saved them.
+    Loads the weights in a folder with `from_pretrained`, which knows the names that transformers gives them in a file.
 
     Args:
         model (`PreTrainedModel`):
-            The model that gets them.
+            The model to load into.
         folder (`str` or `Path`):
             A folder that `save_pretrained` wrote.
 
     Raises:
-        `ValueError`: it does not hold all weights of the model.
+        `ValueError`: when the folder does not hold all weights of the model.
     """
-    read, report = type(model).from_pretrained(
+    model_class: Any = type(model)
+    read, report = model_class.from_pretrained(
         folder, dtype=model.dtype, output_loading_info=True, trust_remote_code=False
     )
     if report["missing_keys"]:
         raise ValueError(
             f"{folder} does not hold all weights of the model: {sorted(report['missing_keys'])} are missing. Resume from "
-            "another checkpoint, or from one of a model like this."
+            "a checkpoint of this model that has them."
         )
     model.load_state_dict(read.state_dict())

@@ -1,4 +1,4 @@
-"""The entry point `trl-dapo`: what stands after it names a module with `run(arguments)`."""
+"""The entry point `trl-dapo`: its first argument names a module with `run(arguments)`."""
 
 import importlib
 import sys
@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from trl_dapo.errors import HubPushError, HubUnreachableError
 
 
-# Imported on use: torch and TRL take seconds, and `trl-dapo --help` needs neither.
+# The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
 COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
+    "grade": "Tells which golds of a dataset can be read, and grades its completions.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    Runs a command. Wrong input ends it with one line on stderr and the exit status 1 or 2.
+    Runs a command. With wrong input it prints one line on stderr and exits with status 1 or 2.
 
     Args:
         arguments (`Sequence[str]`, *optional*):
-            The command and its options; `None` takes them from the command line.
+            The command and its options. `None`: those of the command line.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error, to say what is wrong with the input. Others' need their traceback."""
+    """Whether this package raised the error. Errors of other packages need their traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

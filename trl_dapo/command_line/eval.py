@@ -1,4 +1,4 @@
-"""`trl-dapo eval`: a model, a dataset, a table."""
+"""`trl-dapo eval`: evaluates a model on a dataset and prints a table."""
 
 import json
 import sys
@@ -18,13 +18,15 @@ from trl_dapo.evaluation.evaluator import evaluate
 
 @dataclass
 class EvaluationArguments:
-    """Options of `trl-dapo eval` beside those of TRL's `ModelConfig`."""
+    """Options of `trl-dapo eval` that are not in TRL's `ModelConfig`."""
 
-    output_dir: str = field(metadata={"help": "Folder of the evaluation; called again, the run goes on."})
+    output_dir: str = field(metadata={"help": "Folder of the evaluation. Started again, an evaluation continues."})
     dataset_name: str = field(metadata={"help": "A .jsonl, .json or .parquet file, a folder, or a Hub id."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="test", metadata={"help": "Split of a folder or Hub dataset."})
-    num_problems: int | None = field(default=None, metadata={"help": "Evaluate only the first so many problems."})
+    num_problems: int | None = field(
+        default=None, metadata={"help": "Number of problems to evaluate, from the first. Unset: all."}
+    )
     keep_duplicates: bool = field(
         default=False,
         metadata={"help": "Keep rows with the same question and gold (AIME 2024 repeats each 32 times)."},
@@ -35,22 +37,24 @@ class EvaluationArguments:
     )
     system_prompt: str | None = field(default=None, metadata={"help": "A system turn before the question."})
     k: int = field(default=32, metadata={"help": "Completions per problem."})
-    temperature: float = field(default=1.0, metadata={"help": "Divides the logits; 0 takes the likeliest token."})
-    top_p: float = field(default=0.7, metadata={"help": "Probability of the likeliest tokens that are drawn from."})
-    max_completion_length: int | None = field(
-        default=None, metadata={"help": "Most tokens of a completion. Unset: 20,480, or what the context leaves."}
+    temperature: float = field(default=1.0, metadata={"help": "Temperature; 0 takes the most likely token."})
+    top_p: float = field(
+        default=0.7, metadata={"help": "Sample from the most likely tokens with this total probability."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling and of the intervals."})
-    batch_size: int = field(default=32, metadata={"help": "Completions that are sampled at a time."})
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Maximum tokens of a completion. Unset: 20,480, or what the context leaves."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of sampling and of the intervals."})
+    batch_size: int = field(default=32, metadata={"help": "Completions per batch."})
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
     vllm_engine_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Options of the vLLM engine, as JSON: any of vLLM's EngineArgs."}
+        default=None, metadata={"help": "Options of the vLLM engine, as JSON (vLLM's EngineArgs)."}
     )
 
 
 def run(arguments: Sequence[str]) -> None:
     """
-    Evaluates a model, and prints a table of the figures.
+    Evaluates a model, and prints a table of the metrics.
 
     Args:
         arguments (`Sequence[str]`):
@@ -64,7 +68,7 @@ def run(arguments: Sequence[str]) -> None:
     rows = load_rows(args.dataset_name, args.dataset_split, args.dataset_config)
     problems = as_problems(rows, args.prompt_template, args.system_prompt, drop_duplicates=not args.keep_duplicates)
     if len(problems) < len(rows):
-        print(f"{len(rows)} rows, of which {len(problems)} are different problems.")
+        print(f"{len(rows)} rows with {len(problems)} different problems.")
     if args.num_problems is not None:
         if not 1 <= args.num_problems <= len(problems):
             raise ValueError(f"--num_problems is {args.num_problems}, but must be between 1 and {len(problems)}.")
@@ -89,7 +93,7 @@ def run(arguments: Sequence[str]) -> None:
         source=DataSource.named(args.dataset_name, args.dataset_config, args.dataset_split),
     )
     total = result.k * result.num_problems
-    print(f"Sampled {result.num_sampled} completions, {total - result.num_sampled} were there already.\n")
+    print(f"Sampled {result.num_sampled} completions, {total - result.num_sampled} were already there.\n")
     print(result.table())
     print(f"\nWritten to {args.output_dir}: results.json, problems.parquet, completions.parquet")
 

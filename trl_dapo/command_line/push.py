@@ -1,4 +1,4 @@
-"""`trl-dapo push`: the folder of a run, a name on the Hub."""
+"""`trl-dapo push`: pushes the folder of a run to the Hub."""
 
 import shlex
 from collections.abc import Sequence
@@ -20,17 +20,15 @@ class PushArguments:
         default=None, metadata={"help": "name or namespace/name on the Hub. Unset: the name of the folder."}
     )
     hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Whether a new repository is private. Unset: as your account has it."}
+        default=None, metadata={"help": "Whether a new repository is private. Unset: the default of your account."}
     )
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch, made if it is not there."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch, created if it does not exist."})
     results: list[str] = field(
         default_factory=list, metadata={"help": "Folders of `trl-dapo eval` whose results go into the card."}
     )
     license: str | None = field(default=None, metadata={"help": "Licence in the Hub's words, such as apache-2.0."})
     commit_message: str = field(default="Upload model", metadata={"help": "Message of the commit."})
-    overwrite: bool = field(
-        default=False, metadata={"help": "Put the model over another one that has its name on the Hub."}
-    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace another model in this repository."})
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -55,6 +53,4 @@ def run(arguments: Sequence[str]) -> None:
     try:
         push_run(args.output_dir, args.hub_model_id, options, command)
     except KeyboardInterrupt:
-        raise HubPushError(
-            f"Interrupted. The model is safe in {args.output_dir}. To go on where it was:\n  {command}"
-        ) from None
+        raise HubPushError(f"Interrupted. The model is safe in {args.output_dir}. To continue:\n  {command}") from None

@@ -1,4 +1,4 @@
-"""`trl-dapo train`: a recipe, or its options on the command line."""
+"""`trl-dapo train`: trains with a recipe, or with options of the command line."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from .training_run import TrainingScriptArguments, run_training
 
 def run(arguments: Sequence[str]) -> None:
     """
-    Trains a model, and prints where everything is.
+    Trains a model, and prints the results and the paths of the files.
 
     Args:
         arguments (`Sequence[str]`):

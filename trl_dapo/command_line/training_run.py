@@ -1,9 +1,7 @@
-"""One training run from its options to a saved model: what `trl-dapo train` and the example script share."""
+"""The steps of a training run that `trl-dapo train` and examples/dapo_gsm8k.py share: data, model, results, push."""
 
 import copy
 import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOTrainer, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.data.checks import check_problems
 from trl_dapo.data.hub_access import require_local_or_hub
@@ -25,11 +24,11 @@ from trl_dapo.trainer import DAPOTrainer
 
 @dataclass
 class TrainingScriptArguments(ScriptArguments):
-    """What a run needs beside `DAPOConfig` and TRL's `ModelConfig`."""
+    """Options of a training run that are in neither `DAPOConfig` nor TRL's `ModelConfig`."""
 
     reward_names: list[str] = field(
         default_factory=lambda: ["accuracy_reward"],
-        metadata={"help": "Reward functions; the first decides the filter."},
+        metadata={"help": "Reward functions. The first one decides which groups are informative."},
     )
     prompt_template: str | None = field(
         default=None,
@@ -38,22 +37,29 @@ class TrainingScriptArguments(ScriptArguments):
     system_prompt: str | None = field(default=None, metadata={"help": "A system turn before the question."})
     num_shots: int = field(default=0, metadata={"help": "Training rows to show as worked examples in every prompt."})
     drop_duplicates: bool = field(
-        default=False, metadata={"help": "Train on each question and gold once (DAPO-Math-17k repeats them)."}
+        default=False,
+        metadata={"help": "Keep one row of those with the same question and gold (DAPO-Math-17k repeats them)."},
     )
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out data, if from elsewhere."})
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Held-out data. Unset: `dataset_test_split` of `dataset_name`."}
+    )
     num_eval_problems: int = field(default=256, metadata={"help": "Held-out problems for accuracy before and after."})
     compare_grpo: bool = field(
-        default=False, metadata={"help": "Train TRL's GRPOTrainer on the same recipe too, and draw both."}
+        default=False, metadata={"help": "Also train TRL's GRPOTrainer with the same recipe, and draw both."}
     )
 
 
 def load_problems(script_args: TrainingScriptArguments) -> tuple[Dataset, Dataset]:
     """
-    Returns problems to train on and problems to hold out, both checked.
+    Returns the problems to train on and the held-out problems. Both are checked.
+
+    Args:
+        script_args (`TrainingScriptArguments`):
+            Names of the data, and how a question becomes a prompt.
 
     Raises:
         `ValueError`: when rows are unusable; the message has their numbers.
-        `FileNotFoundError`, `HubUnreachableError`: when there are no such data.
+        `FileNotFoundError`, `HubUnreachableError`: when the data do not exist or cannot be reached.
     """
     if script_args.dataset_name is None:
         raise ValueError("--dataset_name is not set. Give a file, a folder or a Hub id.")
@@ -71,22 +77,40 @@ def load_problems(script_args: TrainingScriptArguments) -> tuple[Dataset, Datase
     train = as_problems(rows.select(range(num_shots, len(rows))), *style)
     check_problems(train, first_row=num_shots).refuse_unusable("The training dataset")
     if script_args.drop_duplicates:
-        # After the check, so that it names rows of the file.
+        # Dropped after the check, so that the check reports the row numbers of the file.
         train = as_problems(train, drop_duplicates=True)
     problems = as_problems(held_out, *style)
     check_problems(problems).refuse_unusable("The held-out dataset")
     return train, problems
 
 
-def run_training(
-    script_args: TrainingScriptArguments,
-    args: DAPOConfig,
-    model_args: ModelConfig,
-    problems: tuple[Dataset, Dataset] | None = None,
-    make_model: Callable[[], str] | None = None,
-) -> None:
+def use_model(args: DAPOConfig, model_args: ModelConfig) -> str:
     """
-    Trains, evaluates before and after, and saves the model, its card, the curves and `results.json`.
+    Returns the name of the model to train, and puts its revision, dtype and attention into `args.model_init_kwargs`.
+
+    Args:
+        args (`DAPOConfig`):
+            Configuration of the trainer. Its own `model_init_kwargs` win.
+        model_args (`ModelConfig`):
+            The model that the user named.
+
+    Raises:
+        `ValueError`: when no model is named.
+        `FileNotFoundError`, `HubUnreachableError`: when the model does not exist or cannot be reached.
+    """
+    model = model_args.model_name_or_path
+    if model is None:
+        raise ValueError("--model_name_or_path is not set. Give a local folder or a Hub id.")
+    require_local_or_hub(model, "model", "--model_name_or_path")
+    init: dict[str, Any] = {"revision": model_args.model_revision, "dtype": model_args.dtype}
+    init |= {"attn_implementation": model_args.attn_implementation, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+    args.model_init_kwargs = init
+    return model
+
+
+def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_args: ModelConfig) -> None:
+    """
+    Trains a model, evaluates it before and after, and saves it with its card, `curves.png` and `results.json`.
 
     Args:
         script_args (`TrainingScriptArguments`):
@@ -95,73 +119,10 @@ def run_training(
             Configuration of the trainer.
         model_args (`ModelConfig`):
             The model, its precision, and LoRA if any.
-        problems (`tuple[Dataset, Dataset]`, *optional*):
-            Problems to train on and to hold out. `None`: those that `script_args` names.
-        make_model (`Callable[[], str]`, *optional*):
-            Makes the model and returns its folder. `None`: the model that `model_args` names.
     """
-    train_dataset, eval_dataset = load_problems(script_args) if problems is None else problems
-    out = Path(args.output_dir)  # type: ignore[arg-type]  # TRL's default is resolved by now
-    if make_model is not None:
-        model = make_model()
-    else:
-        if model_args.model_name_or_path is None:
-            raise ValueError("--model_name_or_path is not set. Give a local folder or a Hub id.")
-        model = model_args.model_name_or_path
-        require_local_or_hub(model, "model", "--model_name_or_path")
-        init: dict[str, Any] = {"revision": model_args.model_revision, "dtype": model_args.dtype}
-        init |= {"attn_implementation": model_args.attn_implementation, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
-        args.model_init_kwargs = init
-
-    grpo_args = copy.copy(args)
-    grpo_args.push_to_hub = False  # it would go where DAPO's model goes
-    trainer, seconds = _train(DAPOTrainer, args, model_args, script_args, model, train_dataset, eval_dataset)
-    # Not yet pushed, although `push_to_hub` is set: figures and curves go with it.
-    trainer.save_model(args.output_dir, _internal_call=True)
-    histories = {"DAPO": trainer.state.log_history}
-    before, after = _accuracies(trainer)
-    results = {
-        "accuracy_before": before,
-        "accuracy_after": after,
-        "train_seconds": round(seconds, 1),
-        "seed": args.seed,
-    }
-    if trainer.dynamic_sampler is not None:
-        results["rollout_efficiency"] = trainer.dynamic_sampler.rollout_efficiency
-    if script_args.compare_grpo:
-        # GRPO as TRL ships it: symmetric clipping, no dynamic sampling, no length penalty; all else the same.
-        grpo_args.output_dir, grpo_args.epsilon_high = str(out / "grpo"), None
-        grpo, seconds = _train(GRPOTrainer, grpo_args, model_args, script_args, model, train_dataset, eval_dataset)
-        histories["GRPO"] = grpo.state.log_history
-        results["grpo_accuracy_after"] = _accuracies(grpo)[1]
-        results["grpo_train_seconds"] = round(seconds, 1)
-
-    if trainer.is_world_process_zero():
-        trainer.create_model_card()
-        curves = plot_curves(histories, out / CURVES_FILE, num_columns=2)
-        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        print(f"\nHeld-out accuracy (sampled, {len(eval_dataset)} problems): {before:.1%} before, {after:.1%} after.")
-        for name, value in results.items():
-            print(f"  {name}: {value}")
-        print(f"  model: {out}\n  model card: {out / 'README.md'}\n  curves: {curves}")
-        if args.push_to_hub:
-            # What was pushed in training has other weights, so they are written over.
-            options = PushOptions(args.hub_private_repo, args.hub_revision, overwrite=True, token=args.hub_token)
-            push_run(out, args.hub_model_id, options)
-    trainer.accelerator.end_training()
-
-
-def _train(
-    trainer_class: type[GRPOTrainer],
-    args: Any,
-    model_args: ModelConfig,
-    script_args: TrainingScriptArguments,
-    model: str,
-    train_dataset: Dataset,
-    eval_dataset: Dataset,
-) -> tuple[Any, float]:
-    """Trains and evaluates; returns the trainer and its wall time in seconds, evaluation included."""
-    trainer = trainer_class(
+    train_dataset, eval_dataset = load_problems(script_args)
+    model = use_model(args, model_args)
+    trainer = DAPOTrainer(
         model=model,
         args=args,
         reward_funcs=[get_reward(name) for name in script_args.reward_names],
@@ -170,21 +131,132 @@ def _train(
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
     )
-    if isinstance(trainer, DAPOTrainer) and script_args.dataset_name:
-        name, config = script_args.dataset_name, script_args.dataset_config
-        trainer.card_data_source = DataSource.named(name, config, script_args.dataset_train_split)
-        held_out = (script_args.eval_dataset_name, None) if script_args.eval_dataset_name else (name, config)
-        trainer.card_eval_source = DataSource.named(*held_out, script_args.dataset_test_split)
-    start = time.perf_counter()
+    name_data(trainer, script_args)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    seconds = time.perf_counter() - start
     trainer.evaluate()
+    save_model(trainer)
+    grpo = train_grpo(trainer, model, script_args, model_args) if script_args.compare_grpo else None
+    finish_run(trainer, grpo)
+
+
+def name_data(trainer: DAPOTrainer, script_args: TrainingScriptArguments) -> None:
+    """
+    Tells the trainer where its data come from, for the model card.
+
+    Args:
+        trainer (`DAPOTrainer`):
+            A trainer that has not trained yet.
+        script_args (`TrainingScriptArguments`):
+            Names of the data. Without a `dataset_name` nothing is set.
+    """
+    name, config = script_args.dataset_name, script_args.dataset_config
+    if not name:
+        return
+    trainer.card_data_source = DataSource.named(name, config, script_args.dataset_train_split)
+    held_out = (script_args.eval_dataset_name, None) if script_args.eval_dataset_name else (name, config)
+    trainer.card_eval_source = DataSource.named(*held_out, script_args.dataset_test_split)
+
+
+def save_model(trainer: GRPOTrainer) -> None:
+    """
+    Saves model and trainer state in `output_dir`. Pushes nothing: [`finish_run`] pushes the model with its results.
+
+    Args:
+        trainer (`GRPOTrainer`):
+            A trainer that has trained.
+    """
     trainer.save_state()
-    return trainer, seconds
+    trainer.save_model(trainer.args.output_dir, _internal_call=True)
 
 
-def _accuracies(trainer: Any) -> tuple[float, float]:
-    """Returns held-out sampled accuracy before and after training, by the first reward."""
+def train_grpo(
+    trainer: DAPOTrainer, model: str, script_args: TrainingScriptArguments, model_args: ModelConfig
+) -> GRPOTrainer:
+    """
+    Trains and evaluates TRL's `GRPOTrainer` on the data and settings of a `DAPOTrainer`, in `output_dir`/grpo.
+
+    It is GRPO as TRL has it by default: symmetric clipping, no dynamic sampling, no length penalty.
+
+    Args:
+        trainer (`DAPOTrainer`):
+            A trainer that has trained.
+        model (`str`):
+            Name of the model that both start from.
+        script_args (`TrainingScriptArguments`), model_args (`ModelConfig`):
+            Names of the rewards, and LoRA or quantization if any.
+    """
+    args: Any = copy.copy(trainer.args)
+    args.output_dir, args.epsilon_high = str(Path(args.output_dir) / "grpo"), None
+    args.push_to_hub = False  # its repository would be that of the `DAPOTrainer`
+    grpo = GRPOTrainer(
+        model=model,
+        args=args,
+        reward_funcs=[get_reward(name) for name in script_args.reward_names],
+        train_dataset=trainer.train_dataset,
+        eval_dataset=trainer.eval_dataset,
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+    )
+    grpo.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    grpo.evaluate()
+    grpo.save_state()
+    return grpo
+
+
+def finish_run(trainer: DAPOTrainer, grpo: GRPOTrainer | None = None) -> None:
+    """
+    Writes the model card, `curves.png` and `results.json`, prints the results, and pushes with `push_to_hub`.
+
+    Args:
+        trainer (`DAPOTrainer`):
+            A trainer that has trained, with its model saved.
+        grpo (`GRPOTrainer`, *optional*):
+            The trainer to compare it with.
+
+    Raises:
+        `HubPushError`, `HubUnreachableError`: as in [`~trl_dapo.publishing.push.push_run`].
+    """
+    args: Any = trainer.args
+    if trainer.is_world_process_zero():
+        out = Path(args.output_dir)
+        results, curves = _results(trainer, grpo), out / CURVES_FILE
+        trainer.create_model_card()  # draws the curves too
+        if grpo is not None and curves.exists():
+            # One picture of both, instead of that of the `DAPOTrainer` alone.
+            plot_curves({"DAPO": trainer.state.log_history, "GRPO": grpo.state.log_history}, curves, num_columns=2)
+        atomic_write(out / "results.json", json.dumps(results, indent=2) + "\n")
+        num_problems, before, after = len(trainer.eval_dataset), results["accuracy_before"], results["accuracy_after"]  # type: ignore[arg-type]
+        print(f"\nHeld-out accuracy (sampled, {num_problems} problems): {before:.1%} before, {after:.1%} after.")
+        for name, value in results.items():
+            print(f"  {name}: {value}")
+        print(f"  model: {out}\n  model card: {out / 'README.md'}")
+        if curves.exists():
+            print(f"  curves: {curves}")
+        if args.push_to_hub:
+            # The repository may hold the weights of an earlier step of this run: they are replaced.
+            options = PushOptions(args.hub_private_repo, args.hub_revision, overwrite=True, token=args.hub_token)
+            push_run(out, args.hub_model_id, options)
+    trainer.accelerator.end_training()
+
+
+def _results(trainer: DAPOTrainer, grpo: GRPOTrainer | None) -> dict[str, Any]:
+    """Returns the content of `results.json`: accuracies, wall times of training with its evaluations, efficiency."""
+    before, after = _accuracies(trainer)
+    results: dict[str, Any] = {"accuracy_before": before, "accuracy_after": after}
+    results |= {"train_seconds": _train_seconds(trainer), "seed": trainer.args.seed}
+    if trainer.dynamic_sampler is not None:
+        results["rollout_efficiency"] = trainer.dynamic_sampler.rollout_efficiency
+    if grpo is not None:
+        results |= {"grpo_accuracy_after": _accuracies(grpo)[1], "grpo_train_seconds": _train_seconds(grpo)}
+    return results
+
+
+def _accuracies(trainer: GRPOTrainer) -> tuple[float, float]:
+    """Returns held-out sampled accuracy at the first and at the last evaluation, by the first reward."""
     metric = f"eval_rewards/{trainer.reward_func_names[0]}/mean"
     logged = [entry[metric] for entry in trainer.state.log_history if metric in entry]
     return logged[0], logged[-1]
+
+
+def _train_seconds(trainer: GRPOTrainer) -> float:
+    return [round(entry["train_runtime"], 1) for entry in trainer.state.log_history if "train_runtime" in entry][-1]

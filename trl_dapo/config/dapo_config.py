@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
+from .batch_shape import BatchShape
 from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
 from .secrets import PickledWithoutToken
@@ -86,7 +87,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             Scales the soft overlong punishment.
         max_non_finite_steps (`int` or `None`, *optional*, defaults to `5`):
             An optimizer step whose gradients are NaN or infinite is skipped, since it would make every weight NaN, and its
-            batch is written to `<output_dir>/_non_finite/`. After so many in a row the run stops with
+            batch is written to `<output_dir>/_non_finite/`. After so many consecutive ones the run stops with
             [`NonFiniteGradientError`]. `None`: such a step is taken, as in TRL.
         reward_timeout (`float` or `None`, *optional*, defaults to `1500.0`):
             Most wall seconds that one call of a reward function may take, for all completions of a process in a round.
@@ -158,7 +159,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     refill_confidence: float | None = field(
         default=0.9,
         metadata={
-            "help": "Probability with which one round shall fill what the batch lacks, in (0, 1). "
+            "help": "Probability with which one round fills what the batch lacks, in (0, 1). "
             "None takes the round size with the least expected time."
         },
     )
@@ -210,7 +211,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     max_non_finite_steps: int | None = field(
         default=5,
         metadata={
-            "help": "Optimizer steps in a row with NaN or infinite gradients that are skipped before the run stops. "
+            "help": "Consecutive optimizer steps with NaN or infinite gradients that are skipped before the run stops. "
             "None takes such steps, as TRL does."
         },
     )
@@ -292,17 +293,33 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     @property
     def num_groups_per_batch(self) -> int:
         """Prompts of one generation batch."""
-        return self.generation_batch_size // self.num_generations
+        return _resolved(self.generation_batch_size) // _resolved(self.num_generations)
 
     @property
     def num_updates_per_batch(self) -> int:
         """Optimizer steps on one generation batch."""
-        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+        num_micro_batches = _resolved(self.steps_per_generation) * self.num_iterations
+        return max(1, num_micro_batches // self.gradient_accumulation_steps)
+
+    @property
+    def shape(self) -> BatchShape:
+        """The numbers that shape a generation batch."""
+        return BatchShape(
+            num_generations=_resolved(self.num_generations),
+            num_groups=self.num_groups_per_batch,
+            num_slices=_resolved(self.steps_per_generation),
+            num_updates=self.num_updates_per_batch,
+            max_rounds=self.max_generation_rounds,
+            max_prompts_per_round=self.max_prompts_per_round or 4 * self.num_groups_per_batch,
+            keeps_surplus=self.surplus == "carry",
+            max_off_policy_steps=self.max_off_policy_steps or self.num_updates_per_batch,
+        )
 
     @property
     def trl_computes_old_logps(self) -> bool:
         """Whether TRL computes old log-probabilities, first of all; else it takes the ratio to be 1."""
-        is_aligned = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) == 0
+        num_micro_batches = _resolved(self.steps_per_generation) * self.num_iterations
+        is_aligned = self.gradient_accumulation_steps % num_micro_batches == 0
         return not is_aligned or bool(self.use_vllm and self.vllm_importance_sampling_correction)
 
     @property
@@ -392,7 +409,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         if self.loss_normalization == "generation_batch":
             return
         accumulation = self.gradient_accumulation_steps
-        if self.steps_per_generation % accumulation:
+        if _resolved(self.steps_per_generation) % accumulation:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
                 f"gradient_accumulation_steps ({accumulation}), so that the tokens of every optimizer step are known when "
@@ -407,8 +424,8 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 f'beta is {self.beta}, but must be 0 with loss_normalization="group": groups are weighted through their '
                 'advantages, which a KL term has not. Set beta=0.0 (DAPO), or loss_normalization="batch".'
             )
-        is_split = self.steps_per_generation > self.gradient_accumulation_steps
-        if is_split and rows_per_step % self.num_generations:
+        is_split = _resolved(self.steps_per_generation) > self.gradient_accumulation_steps
+        if is_split and rows_per_step % _resolved(self.num_generations):
             raise ValueError(
                 f'loss_normalization is "group", but the {rows_per_step} completions of a process in an optimizer step '
                 f"(per_device_train_batch_size * gradient_accumulation_steps) are no multiple of num_generations "
@@ -483,9 +500,15 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 f"multi_objective_aggregation is {self.multi_objective_aggregation!r}, but dynamic_sampling needs "
                 '"sum_then_normalize": the other normalises over the whole batch. Or set dynamic_sampling=False.'
             )
-        if self.steps_per_generation % self.gradient_accumulation_steps:
+        if _resolved(self.steps_per_generation) % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that every optimizer step trains "
                 "on one generation batch. Change either, or set dynamic_sampling=False."
             )
+
+
+def _resolved(value: int | None) -> int:
+    """Returns a field that TRL types as optional, and that its `__post_init__` has set."""
+    assert value is not None
+    return value

@@ -28,14 +28,14 @@ def describe_run(
     Returns:
         `str`: a few lines, the last ones a warning each.
     """
-    prompts, updates = args.num_groups_per_batch, args.num_updates_per_batch
-    completions = prompts * args.num_generations
+    shape = args.shape
+    prompts, updates, completions = shape.num_groups, shape.num_updates, shape.num_completions
     limit = args.max_completion_length
     tokens = "without a length limit" if limit is None else f"at most {completions * limit:,} tokens"
     data = "a stream of prompts" if num_rows is None else f"{num_rows:,} prompts"
     lines = [
         f"DAPO: {num_steps:,} optimizer steps on {data}, reward {' + '.join(reward_names)}.",
-        f"  Rollout step: {prompts} prompts x {args.num_generations} completions = {completions:,} to train on, {tokens}; "
+        f"  Rollout step: {prompts} prompts x {shape.num_generations} completions = {completions:,} to train on, {tokens}; "
         f"{updates} optimizer step{'s' if updates > 1 else ''} on each, of {_per_update(completions, args)} completions.",
     ]
     if first_round is not None:
@@ -51,8 +51,7 @@ def _refill(plan: RoundPlan, args: DAPOConfig) -> str:
         f"{plan.acceptance_rate:.0%} of groups are informative"
     )
     if args.refill == "stream":
-        most = args.max_generation_rounds * args.max_prompts_per_round
-        return f"group by group, first {odds}, at most {most:,} prompts a batch"
+        return f"group by group, first {odds}, at most {args.shape.max_prompts:,} prompts a batch"
     rounds = min(2.0 - plan.fill_probability, args.max_generation_rounds)
     return (
         f"the first round samples {odds}, so about {rounds:.1f} rounds a batch, at most {args.max_generation_rounds}"
@@ -71,7 +70,7 @@ def describe_method(args: DAPOConfig, num_steps: int, num_rows: int | None, rewa
     method = [line.strip() for line in lines if not line.startswith("  !")]
     if args.dynamic_sampling:
         most = (
-            f"group by group, at most {args.max_generation_rounds * args.max_prompts_per_round:,} prompts a batch"
+            f"group by group, at most {args.shape.max_prompts:,} prompts a batch"
             if args.refill == "stream"
             else f"at most {args.max_generation_rounds} rounds a batch"
         )
@@ -118,7 +117,7 @@ def departures(args: DAPOConfig) -> list[str]:
 
 
 def _per_update(completions: int, args: DAPOConfig) -> str:
-    per_step = completions * args.gradient_accumulation_steps / args.steps_per_generation
+    per_step = completions * args.gradient_accumulation_steps / args.shape.num_slices
     return f"{min(per_step, completions):,.0f}"
 
 

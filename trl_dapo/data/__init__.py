@@ -1,4 +1,4 @@
-"""Datasets of problems: loading, columns, prompts, and checks of their gold answers."""
+"""Datasets of problems: loads them, turns their rows into prompts and gold answers, and checks them."""
 
 from .checks import check_problems
 from .problems import as_problems, load_rows

@@ -1,4 +1,4 @@
-"""Finds the rows of a dataset that cannot train or be graded, before a run spends hours beside them."""
+"""Finds the rows of a dataset that cannot be trained on or graded, before the run starts."""
 
 import json
 import logging
@@ -10,26 +10,27 @@ from typing import Any
 from datasets import Dataset
 
 from trl_dapo.grading.answers import gold_answer
-from trl_dapo.grading.equivalence import Verdict, grade
+from trl_dapo.grading.equivalence import Grade, grade
+from trl_dapo.grading.golds import gold_faults
 
 
 logger = logging.getLogger(__name__)
 
-# Why a row is bad, in the order of the report.
+# Why a row is reported, in the order of the report.
 WRONG_TYPE = "wrong type"
 EMPTY_PROMPT = "empty prompt"
 UNREADABLE_GOLD = "unreadable gold"
 CONFLICTING_GOLD = "same prompt, other gold"
 DUPLICATE_PROMPT = "duplicate prompt"
 _REASONS = (WRONG_TYPE, EMPTY_PROMPT, UNREADABLE_GOLD, CONFLICTING_GOLD, DUPLICATE_PROMPT)
-# These make generation fail or train on nothing; the trainer copes with the others, at a cost.
+# With these, generation fails or has no question. With the others the trainer works, but less efficiently.
 _UNUSABLE = (WRONG_TYPE, EMPTY_PROMPT)
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """
-    A row that something is wrong with.
+    A row with a fault.
 
     Args:
         row (`int`):
@@ -37,7 +38,7 @@ class BadRow:
         reason (`str`):
             One of the constants of this module.
         detail (`str`):
-            What was found.
+            The fault, with the values.
     """
 
     row: int
@@ -48,13 +49,13 @@ class BadRow:
 @dataclass(frozen=True, slots=True)
 class ProblemReport:
     """
-    What `check_problems` found.
+    The result of `check_problems`.
 
     Args:
         num_rows (`int`):
-            Rows that were looked at.
+            Rows that were checked.
         bad_rows (`list[BadRow]`):
-            What is wrong, by row number. A row is listed once, for the first reason that holds.
+            The rows with a fault, by row number. Each row is listed once, with its first fault.
     """
 
     num_rows: int
@@ -62,15 +63,15 @@ class ProblemReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Bad rows by reason; reasons without any are left out."""
+        """Number of bad rows of each reason that occurs."""
         counts = Counter(bad.reason for bad in self.bad_rows)
         return {reason: counts[reason] for reason in _REASONS if counts[reason]}
 
     def describe(self, max_rows: int = 5) -> str:
-        """Returns a text with the count, and the first `max_rows` rows, of every reason."""
+        """Returns a text with the number of bad rows, and the first `max_rows` of them, for each reason."""
         if not self.bad_rows:
             return f"All {self.num_rows} problems are usable."
-        lines = [f"{len(self.bad_rows)} of {self.num_rows} problems should be looked at:"]
+        lines = [f"{len(self.bad_rows)} of {self.num_rows} problems have a fault:"]
         for reason, count in self.counts.items():
             lines.append(f"  {count} x {reason}")
             shown = [bad for bad in self.bad_rows if bad.reason == reason][:max_rows]
@@ -80,26 +81,26 @@ class ProblemReport:
 
     def refuse_unusable(self, name: str) -> None:
         """
-        Logs the report if there is anything to report, and refuses a dataset that cannot be used.
+        Refuses a dataset that cannot be used. Logs the report as a warning if there are other faults.
 
         Args:
             name (`str`):
-                What the dataset is called, for the message.
+                Name of the dataset, for the message.
 
         Raises:
-            `ValueError`: when a prompt or solution has a wrong type or a prompt is empty, or when no gold is readable.
+            `ValueError`: when a prompt or solution has a wrong type, a prompt is empty, or no gold answer is readable.
         """
         num_unusable = sum(self.counts.get(reason, 0) for reason in _UNUSABLE)
         if num_unusable:
             raise ValueError(
-                f"{name} has {num_unusable} unusable rows. {self.describe()}\nFix them, or drop them: "
+                f"{name} has {num_unusable} unusable rows. {self.describe()}\nCorrect these rows, or drop them: "
                 "bad = {bad.row for bad in check_problems(dataset).bad_rows}; "
                 "dataset.select([row for row in range(len(dataset)) if row not in bad])."
             )
         if self.counts.get(UNREADABLE_GOLD, 0) == self.num_rows:
             raise ValueError(
-                f"{name} has no readable gold. {self.describe()}\nThe `solution` column should hold a number, a LaTeX "
-                "expression, a short text, or a solution that ends in `\\boxed{...}` or `#### n`."
+                f"{name} has no readable gold answer. {self.describe()}\nThe `solution` column must hold a number, a LaTeX "
+                "expression, a short text, or a solution that ends with `\\boxed{...}` or `#### n`."
             )
         if self.bad_rows:
             logger.warning(f"{name}: {self.describe()}")
@@ -107,24 +108,26 @@ class ProblemReport:
 
 def check_problems(dataset: Dataset, first_row: int = 0) -> ProblemReport:
     """
-    Looks at every row of a dataset of problems.
+    Checks every row of a dataset of problems.
 
-    Reported are a `prompt` that is neither a text nor a conversation, or a `solution` that is neither a text nor a
-    number (*wrong type*); a prompt without text (*empty prompt*); a gold that grading cannot read (*unreadable gold*: such
-    prompts get no reward and are skipped in training); a prompt that has occurred before, with an equivalent gold
-    (*duplicate prompt*) or with another one (*same prompt, other gold*).
+    It reports these faults:
+    - *wrong type*: the `prompt` is neither a text nor a conversation, or the `solution` is neither a text nor a number;
+    - *empty prompt*: the prompt has no text;
+    - *unreadable gold*: grading cannot read the gold answer, so completions get no reward and training skips the prompt;
+    - *same prompt, other gold*: an earlier row has the same prompt, but a gold answer that is not equivalent;
+    - *duplicate prompt*: an earlier row has the same prompt and an equivalent gold answer.
 
     Args:
         dataset (`Dataset`):
-            Columns `prompt` and `solution`, as `as_problems` returns them or made by hand.
+            Columns `prompt` and `solution`, for example from `as_problems`.
         first_row (`int`, *optional*, defaults to 0):
-            Number of the first row, where `dataset` is the rest of a larger one.
+            Number of the first row, if `dataset` is a part of a larger one.
 
     Returns:
-        `ProblemReport`: What is wrong, by row number.
+        `ProblemReport`: The rows with a fault.
 
     Raises:
-        `ValueError`: when a column is missing or there are no rows.
+        `ValueError`: when a column is missing or the dataset has no rows.
 
     Example:
 
@@ -132,14 +135,13 @@ def check_problems(dataset: Dataset, first_row: int = 0) -> ProblemReport:
     >>> check_problems(Dataset.from_list(rows)).bad_rows
     [BadRow(row=1, reason='empty prompt', detail='the prompt has no text')]
     """
-    missing = {"prompt", "solution"} - set(dataset.column_names)
-    if missing:
+    if not {"prompt", "solution"} <= set(dataset.column_names):
         raise ValueError(
-            f"The dataset has the columns {sorted(dataset.column_names)}, but needs {sorted(missing)}. "
-            "Turn rows of other shapes into problems with `as_problems`."
+            f"The dataset has the columns {sorted(dataset.column_names)}, but must have 'prompt' and 'solution'. Convert rows "
+            "of another shape with `as_problems`."
         )
     if len(dataset) == 0:
-        raise ValueError("The dataset has no rows. Check the file, the split and any filter.")
+        raise ValueError("The dataset has no rows. Check the file, the split and the filters.")
     bad: dict[int, BadRow] = {}
     golds: dict[int, str] = {}
     repeats: list[tuple[int, int]] = []
@@ -156,38 +158,40 @@ def check_problems(dataset: Dataset, first_row: int = 0) -> ProblemReport:
             first = first_of.setdefault(json.dumps(prompt, sort_keys=True, default=str), number)
             if first != number:
                 repeats.append((number, first))
-    unreadable = _unreadable(set(golds.values()))
+    faults = gold_faults(golds.values())
     for number, gold in golds.items():
-        if gold in unreadable:
-            bad[number] = BadRow(number, UNREADABLE_GOLD, f"the gold is {_shortened(gold)}")
+        if gold in faults:
+            bad[number] = BadRow(
+                number, UNREADABLE_GOLD, f"the gold answer is {_shortened(gold)}: {faults[gold].value}"
+            )
     repeats = [pair for pair in repeats if pair[0] not in bad]
     for (number, first), is_same in zip(repeats, _are_equivalent(golds, repeats), strict=True):
         reason = DUPLICATE_PROMPT if is_same else CONFLICTING_GOLD
-        detail = f"the prompt of row {first}"
+        detail = f"row {first} has the same prompt"
         if not is_same:
-            detail += f", whose gold is {_shortened(golds[first])}; here it is {_shortened(golds[number])}"
+            detail += f" and the gold answer {_shortened(golds[first])}, this row has {_shortened(golds[number])}"
         bad[number] = BadRow(number, reason, detail)
     return ProblemReport(len(dataset), [bad[number] for number in sorted(bad)])
 
 
-def _type_fault(prompt: Any, solution: Any) -> str | None:
+def _type_fault(prompt: object, solution: object) -> str | None:
     if not isinstance(prompt, str | list | None):
         return f"the prompt is of type {type(prompt).__name__}, but must be a text or a conversation"
     if isinstance(prompt, list) and not all(
         isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in prompt
     ):
-        return "the prompt is a list, but not of turns with 'role' and 'content'"
+        return "the prompt is a list, but its elements are not turns with 'role' and 'content'"
     if not isinstance(solution, str | int | float | None):
         return f"the solution is of type {type(solution).__name__}, but must be a text or a number"
     return None
 
 
-def _has_text(prompt: Any) -> bool:
+def _has_text(prompt: str | list[dict[str, Any]] | None) -> bool:
     return any(text.strip() for text in _texts(prompt))
 
 
-def _texts(prompt: Any) -> Iterator[str]:
-    """Yields the texts of a plain prompt, or of the last turn of a conversation: a system turn asks nothing."""
+def _texts(prompt: str | list[dict[str, Any]] | None) -> Iterator[str]:
+    """Yields the text of a plain prompt, or the texts of the last turn of a conversation, which holds the question."""
     if isinstance(prompt, str):
         yield prompt
     elif prompt:
@@ -198,20 +202,12 @@ def _texts(prompt: Any) -> Iterator[str]:
                 yield text
 
 
-def _unreadable(golds: set[str]) -> set[str]:
-    ordered = sorted(golds)
-    gradings = grade(ordered, [""] * len(ordered))
-    return {
-        gold for gold, grading in zip(ordered, gradings, strict=True) if grading.verdict is Verdict.UNPARSEABLE_GOLD
-    }
-
-
 def _are_equivalent(golds: dict[int, str], pairs: list[tuple[int, int]]) -> list[bool]:
-    """Tells for each pair of rows whether the gold of one answers the other."""
+    """Returns for each pair of rows whether their gold answers are equivalent."""
     texts = {(golds[first], golds[number]) for number, first in pairs if golds[first] != golds[number]}
     ordered = sorted(texts)
-    gradings = grade([first for first, _ in ordered], [f"\\boxed{{{gold_answer(other)}}}" for _, other in ordered])
-    is_same = {pair: grading.verdict is Verdict.CORRECT for pair, grading in zip(ordered, gradings, strict=True)}
+    graded = grade([first for first, _ in ordered], [f"\\boxed{{{gold_answer(other)}}}" for _, other in ordered])
+    is_same = {pair: result.grade is Grade.CORRECT for pair, result in zip(ordered, graded, strict=True)}
     return [is_same.get((golds[first], golds[number]), True) for number, first in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Asks once, and briefly, whether the Hugging Face Hub can be reached, before a library retries for a minute."""
+"""Checks within 5 seconds whether the Hugging Face Hub can be reached. Libraries try for a minute before they fail."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,15 @@ from trl_dapo.errors import HubUnreachableError
 
 
 _TIMEOUT_SECONDS = 5.0
+# A name that ends with one of these is a file, even without a slash.
+_DATA_SUFFIXES = frozenset({".jsonl", ".json", ".parquet"})
 
 
 def require_local_or_hub(name: str, repo_type: str, option: str) -> None:
     """
-    Checks that a model or dataset is a local path, or that the Hub answers for it.
+    Checks that a model or dataset is a local path or exists on the Hub.
 
-    With `HF_HUB_OFFLINE=1` nothing is asked: what is in the cache loads at once, and what is not fails at once.
+    With `HF_HUB_OFFLINE=1` the Hub is not asked: a model or dataset in the cache loads at once, any other fails at once.
 
     Args:
         name (`str`):
@@ -24,31 +26,31 @@ def require_local_or_hub(name: str, repo_type: str, option: str) -> None:
         repo_type (`str`):
             `"model"` or `"dataset"`.
         option (`str`):
-            The option in which the user gave `name`, for the message.
+            The option with which the user gave `name`, for the error message.
 
     Raises:
-        `FileNotFoundError`: `name` is written like a path, but nothing is there.
-        `HubUnreachableError`: there is no such path, and the Hub does not answer within 5 seconds.
-        `huggingface_hub.errors.RepositoryNotFoundError`: the Hub answers that it has no such repository.
+        `FileNotFoundError`: `name` looks like a path, but there is no such file or folder.
+        `HubUnreachableError`: `name` is not a local path, and the Hub does not answer within 5 seconds.
+        `huggingface_hub.errors.RepositoryNotFoundError`: the Hub has no such repository, or the token may not read it.
     """
     if Path(name).expanduser().exists():
         return
     is_path_like = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix in _DATA_SUFFIXES
     if is_path_like:
-        raise FileNotFoundError(f"{option} is {name!r}, but there is no such file or folder.")
+        raise FileNotFoundError(
+            f"{option} is {name!r}, which looks like a local path, but there is no such file or folder. Correct the path, or "
+            "give the id of a Hub repository (`name` or `namespace/name`)."
+        )
     if constants.HF_HUB_OFFLINE:
         return
     try:
         HfApi().repo_info(name, repo_type=repo_type, timeout=_TIMEOUT_SECONDS)
     except HfHubHTTPError:
-        raise  # the Hub answered: there is no such repository, or no access to it
+        raise  # the Hub answered: there is no such repository, or the token may not read it
     except Exception as error:
-        # Which class the failed connection has depends on the HTTP library that huggingface_hub was built on.
+        # The class of the error depends on the HTTP library of huggingface_hub.
         raise HubUnreachableError(
-            f"{option} is {name!r}, which is no local path, and the Hugging Face Hub does not answer. Pass a local file "
-            f"or folder with `{option}`, set HF_HUB_OFFLINE=1 to use your cache, or run `make quickstart`, which needs "
-            "no Hub."
+            f"{option} is {name!r}, which is not a local path, and the Hugging Face Hub did not answer within "
+            f"{_TIMEOUT_SECONDS:g} seconds. Pass a local file or folder with `{option}`, or set HF_HUB_OFFLINE=1 to use the "
+            "files in your cache. `make quickstart` trains without the Hub."
         ) from error
-
-
-_DATA_SUFFIXES = frozenset({".jsonl", ".json", ".parquet"})

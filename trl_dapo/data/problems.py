@@ -1,4 +1,4 @@
-r"""Problems for training: from the Hub or from local files, as `prompt` and `solution`."""
+r"""Loads datasets from the Hub or from local files, and turns their rows into problems: `prompt` and `solution`."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from .hub_access import require_local_or_hub
 
 
-_CALCULATOR_NOTE = re.compile(r"<<.*?>>")  # GSM8K's rationales carry them: 48/2 = <<48/2=24>>24
+_CALCULATOR_NOTE = re.compile(r"<<.*?>>")  # in the rationales of GSM8K: 48/2 = <<48/2=24>>24
 
 _DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -24,7 +24,7 @@ TEMPLATES: dict[str, str] = {
     "dapo": _DAPO_BEFORE + "{question}" + _DAPO_AFTER,
     "boxed": "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
 }
-"""User's turns by name: the question alone; that of DAPO's data, word for word; that of Qwen's math models."""
+"""Texts of the user's turn: the question alone; the prompt of DAPO's data, word for word; the prompt of Qwen's math models."""
 
 _LOADERS: dict[str, Callable[[str], Dataset]] = {
     ".jsonl": Dataset.from_json,
@@ -40,23 +40,23 @@ def load_rows(name: str, split: str, config: str | None = None) -> Dataset:
     Args:
         name (`str`):
             A `.jsonl`, `.json` or `.parquet` file; a folder that holds `<split>.jsonl` (or `.json`, `.parquet`), Hub-style
-            `<split>-*.parquet` parts or what `Dataset.save_to_disk` wrote; or a Hub id. A single file has no splits: it
-            is returned for every split.
+            `<split>-*.parquet` files, or the output of `Dataset.save_to_disk`; or a Hub id. A single file has no splits: it
+            is returned for every `split`.
         split (`str`):
             Name of the split.
         config (`str`, *optional*):
             Configuration of a Hub dataset.
 
     Raises:
-        `FileNotFoundError`: when a local path does not exist or holds no such split.
-        [`HubUnreachableError`]: when `name` is no local path and the Hub does not answer.
+        `FileNotFoundError`: when a local path does not exist, has an unknown suffix, or holds no such split.
+        [`HubUnreachableError`]: when `name` is not a local path and the Hub does not answer.
     """
     require_local_or_hub(name, "dataset", "--dataset_name")
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix not in _LOADERS:
             raise FileNotFoundError(
-                f"{path} has the suffix {path.suffix!r}, but must be one of {', '.join(_LOADERS)}."
+                f"{path} has the suffix {path.suffix!r}, but must have one of {', '.join(_LOADERS)}. Convert the file."
             )
         return _LOADERS[path.suffix](str(path))
     if path.is_dir():
@@ -76,8 +76,8 @@ def _load_folder(folder: Path, split: str) -> Dataset:
         return Dataset.from_parquet(parts)
     names = sorted(path.name for path in folder.iterdir())[:10]
     raise FileNotFoundError(
-        f"{folder} holds no split {split!r}: looked for {split}.jsonl, {split}.json, {split}.parquet and "
-        f"{split}-*.parquet, found {names}."
+        f"{folder} holds no split {split!r}: it must hold {split}.jsonl, {split}.json, {split}.parquet or "
+        f"{split}-*.parquet, but the first names found are {names}. Choose another split or folder."
     )
 
 
@@ -89,50 +89,54 @@ def as_problems(
     drop_duplicates: bool = False,
 ) -> Dataset:
     r"""
-    Turns rows into problems: a conversational `prompt`, and a `solution` that `accuracy_reward` reads.
+    Turns rows into problems: a conversational `prompt`, and a `solution` with the gold answer for `accuracy_reward`.
 
-    Three shapes are understood: `prompt` + `solution`; GSM8K's `question` + `answer`, whose rationale ends in `#### n`;
-    and `prompt` + `reward_model["ground_truth"]` of DAPO-Math-17k and of the AIME files of its release. Other columns
-    stay. A missing question becomes an empty prompt and a missing gold an empty solution, which `check_problems` reports.
+    Rows can have three shapes: `prompt` + `solution`; `question` + `answer` as in GSM8K, whose rationale ends with
+    `#### n`; `prompt` + `reward_model["ground_truth"]` as in DAPO-Math-17k and the AIME files released with it. Other
+    columns stay. A missing question becomes an empty prompt, a missing gold answer an empty solution: `check_problems`
+    reports both.
 
     Args:
         rows (`Dataset`):
             The rows.
         template (`str`, *optional*):
-            Text of the user's turn around `{question}`, or the name of one: `"plain"`, `"dapo"` (the answer on a last
-            line of its own after "Answer:") or `"boxed"`. `None`: a prompt that is a conversation already stays as it is,
-            and a question is asked plainly. With a template, a conversation that is a question in DAPO's own prompt is
-            asked anew in the template; other conversations stay.
+            Text of the user's turn with `{question}` in it, or the name of such a text: `"plain"` (the question alone),
+            `"dapo"` (asks for the answer on a last line after "Answer:") or `"boxed"` (asks for the answer in
+            `\boxed{}`). `None`: a conversation stays as it is, and a question that is a text is asked with `"plain"`. With a
+            template, a conversation in the words of `"dapo"` is asked again with the template; other conversations stay.
         system_prompt (`str`, *optional*):
-            Text of a system turn before it. As the shots, it goes only where the user's turn is written here.
+            Text of a system turn before the user's turn. Conversations that stay as they are do not get it.
         shots (`Dataset`, *optional*):
-            Rows to show as worked examples before the question.
+            Rows to show as worked examples before the question. Conversations that stay as they are do not get them.
         drop_duplicates (`bool`, *optional*, defaults to `False`):
-            Whether of rows with exactly the same question and gold only the first stays. DAPO-Math-17k repeats each
-            problem about a hundred times, its AIME 2024 each 32 times.
+            Whether to keep only the first of the rows with exactly the same question and gold answer. DAPO-Math-17k repeats
+            each problem about a hundred times, its AIME 2024 each 32 times.
+
+    Returns:
+        `Dataset`: The problems, in the order of the rows.
 
     Raises:
-        `ValueError`: when the rows have none of the three shapes, when there are none, when `template` has no
-        `{question}`, or a question is neither text nor a conversation.
+        `ValueError`: when there are no rows, they have none of the three shapes, `template` has no `{question}`, or a
+            question is neither a text nor a conversation.
     """
     if len(rows) == 0:
-        raise ValueError("The dataset has no rows. Check the file, the split and any filter.")
+        raise ValueError("The dataset has no rows. Check the file, the split and the filters.")
     text = TEMPLATES["plain"] if template is None else TEMPLATES.get(template, template)
     if "{question}" not in text:
         raise ValueError(
-            f"The prompt template {text!r} has no place for the question. Write {{question}} into it, or name one of "
-            f"{', '.join(TEMPLATES)}."
+            f"The prompt template is {text!r}, but must contain {{question}} or be one of {', '.join(TEMPLATES)}. Write "
+            "{question} where the question belongs."
         )
     columns = set(rows.column_names)
     if not ({"prompt", "solution"} <= columns or {"question", "answer"} <= columns or _is_dapo_math(columns)):
         raise ValueError(
-            f"The dataset has the columns {sorted(columns)}, but needs 'prompt' and 'solution' (or 'question' and "
-            "'answer' as GSM8K, or 'prompt' and 'reward_model' as DAPO-Math-17k). Rename them: "
+            f"The dataset has the columns {sorted(columns)}, but must have 'prompt' and 'solution', or 'question' and "
+            "'answer' (GSM8K), or 'prompt' and 'reward_model' (DAPO-Math-17k). Rename its columns: "
             "dataset.rename_column(old, new)."
         )
 
     def user_turn(question: str) -> dict[str, str]:
-        # Not str.format: a template with \boxed{} has braces of its own.
+        # Not str.format: a template with \boxed{} has other braces.
         return {"role": "user", "content": text.replace("{question}", question)}
 
     before = [{"role": "system", "content": system_prompt}] if system_prompt else []
@@ -147,7 +151,7 @@ def as_problems(
         if not isinstance(question, str | list):
             raise ValueError(
                 f"The question of row {number} is {question!r} ({type(question).__name__}), but must be a text or a "
-                "conversation. Cast the column, or drop the row."
+                "conversation. Cast the column to text, or drop the row."
             )
         if isinstance(question, str):
             question = [*before, user_turn(question)] if question.strip() else []
@@ -155,7 +159,7 @@ def as_problems(
 
     if drop_duplicates:
         rows = rows.select(_first_of_each(rows))
-    # Under new names first: `map` would cast to the type that a column of the old name had.
+    # New names first: `map` casts a column to the type of an old column with the same name.
     problems = rows.map(convert, with_indices=True, desc="Reading problems")
     problems = problems.remove_columns(sorted(columns & {"prompt", "solution"}))
     return problems.rename_columns({"new_prompt": "prompt", "new_solution": "solution"})
@@ -169,8 +173,8 @@ def _first_of_each(rows: Dataset) -> list[int]:
     return list(first.values())
 
 
-def _unwrapped(conversation: list[dict[str, Any]]) -> Any:
-    """Returns the question of a conversation that is DAPO's prompt around it; any other conversation as it is."""
+def _unwrapped(conversation: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Returns the question of a conversation in the words of DAPO's data; any other conversation unchanged."""
     if len(conversation) == 1 and conversation[0].get("role") == "user":
         content = conversation[0].get("content")
         if isinstance(content, str) and content.startswith(_DAPO_BEFORE) and content.endswith(_DAPO_AFTER):
@@ -189,5 +193,5 @@ def _question_and_gold(row: dict[str, Any]) -> tuple[Any, str]:
         question, gold = row["question"], row["answer"]
     else:
         question, gold = row["prompt"], (row["reward_model"] or {}).get("ground_truth")
-    # The text "None" would be a gold of one word.
+    # str(None) would be the gold answer "None".
     return "" if question is None else question, "" if gold is None else str(gold)

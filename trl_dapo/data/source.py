@@ -1,4 +1,4 @@
-"""Where data came from, as it may be told to others: a Hub id, or the bare name of a local file."""
+"""Where data come from, in a form that can be published: a Hub id, or the name of a local file without its path."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 
-# How `datasets` records a file that it read from the Hub.
+# The address under which `datasets` records a file from the Hub.
 _HUB_FILE = re.compile(r"^hf://datasets/(?P<name>[^@]+)@(?P<revision>[0-9a-f]{40})/")
 
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
     """
-    Where a dataset came from. It goes into published files, so it has no path of the machine in it.
+    Where a dataset comes from. It is published in model cards, so it never contains a local path.
 
     Args:
         name (`str`, *optional*):
@@ -41,7 +41,7 @@ class DataSource:
     @classmethod
     def named(cls, name: str, config: str | None = None, split: str | None = None) -> "DataSource":
         """
-        Returns the source that a user gave by name.
+        Returns the source of a dataset that the user named.
 
         Args:
             name (`str`):
@@ -49,7 +49,7 @@ class DataSource:
             config (`str`, *optional*):
                 Configuration of a Hub dataset.
             split (`str`, *optional*):
-                Split of a folder or Hub dataset; a file has none.
+                Split of a folder or Hub dataset. Ignored for a file, which has no splits.
         """
         path = Path(name).expanduser()
         if path.exists() or not is_hub_id(name):
@@ -59,11 +59,14 @@ class DataSource:
     @classmethod
     def of_dataset(cls, dataset: Any) -> "DataSource":
         """
-        Returns what a dataset itself recorded of where it came from.
+        Returns the source that a dataset itself recorded when it was loaded from the Hub.
 
         Args:
             dataset (`Dataset` or `IterableDataset`):
-                The dataset, possibly mapped and filtered.
+                The dataset, possibly mapped and filtered. Any other object has no source.
+
+        Returns:
+            `DataSource`: The source. Its `name` is `None` if the dataset recorded none.
         """
         info = getattr(dataset, "info", None)
         for file in getattr(info, "download_checksums", None) or ():
@@ -74,13 +77,13 @@ class DataSource:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "DataSource":
-        """Returns the source that `dataclasses.asdict` made `content` of."""
+        """Returns the source from the output of `dataclasses.asdict`."""
         return cls(**content)
 
 
 def is_hub_id(name: str) -> bool:
     """
-    Returns whether a text has the form of a Hub id. Nothing is asked.
+    Returns whether a text has the form of a Hub id. It does not ask the Hub.
 
     >>> is_hub_id("openai/gsm8k"), is_hub_id("gsm8k"), is_hub_id("out/run/model"), is_hub_id("<b>")
     (True, True, False, False)

@@ -1,52 +1,87 @@
-"""The folder of an evaluation: its settings, and its completions as they come, so that a killed run can go on."""
+"""The folder of an evaluation that is running: its settings and its completions, from which a killed evaluation goes on."""
 
-import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
+
+from filelock import FileLock, Timeout
+
+from trl_dapo.atomic_write import atomic_write
 
 
 SETTINGS_FILE = "settings.json"
 COMPLETIONS_FILE = "completions.jsonl"
+# The operating system releases the lock when the process ends, however it ends. The file itself stays.
+LOCK_FILE = ".evaluation.lock"
+
+
+class CompletionRecord(TypedDict):
+    """
+    One completion: a line of `completions.jsonl`.
+
+    Attributes:
+        problem (`int`):
+            Number of the problem in the dataset, from 0.
+        sample (`int`):
+            Number of the completion among those of its problem, 0 to k - 1.
+        grade (`str`):
+            Value of the `Grade` of its answer.
+        answer (`str`, *optional*):
+            The answer that was read from the completion. `None`: it has none.
+        num_tokens (`int`):
+            Tokens of the completion, the end token included.
+        is_truncated (`bool`):
+            Whether it reached the limit of tokens before its end.
+        completion (`str`):
+            Its text.
+    """
+
+    problem: int
+    sample: int
+    grade: str
+    answer: str | None
+    num_tokens: int
+    is_truncated: bool
+    completion: str
 
 
 class CompletionLog:
     """
-    Completions on disk, one JSON object a line.
+    Completions on disk, one JSON object per line. A context manager; one process at a time can open a folder.
 
-    What was added is on disk once `add` returns. A line that a killed process left unfinished is cut off. Use it as a
-    context manager; one process at a time can.
+    When `add` returns, its completions are on disk. If a process was killed while it wrote a line, the next one removes the
+    incomplete line.
 
     Args:
         folder (`Path`):
-            The folder; it is made if it is not there.
-        settings (`dict[str, Any]`):
-            All that the completions depend on, as JSON.
+            The folder. It is created if it does not exist.
+        settings (`Mapping[str, Any]`):
+            Everything that the completions depend on, as JSON.
 
     Attributes:
-        records (`list[dict[str, Any]]`):
-            The completions so far, in the order of their lines.
+        records (`list[CompletionRecord]`):
+            The completions so far, in the order of the lines.
 
     Raises:
-        `ValueError`: when the folder holds a run with other settings, completions without settings, or a line that is no
-            completion.
-        `BlockingIOError`: when another process evaluates into the folder.
+        `ValueError`: when the folder holds an evaluation with other settings, completions without settings, or a line that is
+            not a completion.
+        `BlockingIOError`: when another process is evaluating into the folder.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / COMPLETIONS_FILE
-        self._file = self.path.open("ab+")
-        try:
-            _lock(self._file.fileno(), folder)
+        with ExitStack() as resources:
+            resources.callback(_lock(folder).release)
+            self._file = resources.enter_context(self.path.open("ab+"))
             _check_settings(folder, settings, has_completions=self.path.stat().st_size > 0)
             self.records = self._read()
-        except BaseException:
-            self._file.close()
-            raise
+            # Without an error they stay open until `__exit__`.
+            self._resources = resources.pop_all()
 
     def __enter__(self) -> "CompletionLog":
         return self
@@ -54,16 +89,16 @@ class CompletionLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._resources.close()
 
-    def add(self, records: Sequence[dict[str, Any]]) -> None:
+    def add(self, records: Sequence[CompletionRecord]) -> None:
         """Writes the completions of a batch, and waits until they are on disk."""
         self._file.write("".join(json.dumps(record) + "\n" for record in records).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
         self.records.extend(records)
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[CompletionRecord]:
         self._file.seek(0)
         content = self._file.read()
         end = content.rfind(b"\n") + 1
@@ -72,47 +107,48 @@ class CompletionLog:
         records = []
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
-                record = json.loads(line)
-                record["problem"], record["sample"]
+                record: CompletionRecord = json.loads(line)
+                record["problem"], record["sample"], record["grade"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"Line {number} of {self.path} is {line[:80]!r}, but must be a completion. Remove the line, and it is "
-                    "sampled again."
+                    f"Line {number} of {self.path} is {line[:80]!r}, but must be a completion. Delete the line: its "
+                    "completion is then sampled again."
                 ) from error
             records.append(record)
         return records
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock.acquire()
+    except Timeout as error:
         raise BlockingIOError(
-            f"Another process evaluates into {folder}. Wait for it, or choose another output_dir."
+            f"Another process is evaluating into {folder}. Wait until it has finished, or choose another output_dir."
         ) from error
+    return lock
 
 
-def _check_settings(folder: Path, settings: dict[str, Any], has_completions: bool) -> None:
+def _check_settings(folder: Path, settings: Mapping[str, Any], has_completions: bool) -> None:
+    """Writes the settings into a new folder. Refuses a folder with other settings."""
     path = folder / SETTINGS_FILE
     if not path.exists():
         if has_completions:
             raise ValueError(
-                f"{folder} has {COMPLETIONS_FILE} but no {SETTINGS_FILE}, so nobody knows how they were sampled. Choose "
-                "another output_dir, or delete the file."
+                f"{folder} holds {COMPLETIONS_FILE} but no {SETTINGS_FILE}, so the settings of its completions are unknown. "
+                f"Choose another output_dir, or delete {COMPLETIONS_FILE}."
             )
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n")
-        unfinished.replace(path)
+        atomic_write(path, json.dumps(settings, indent=2) + "\n")
         return
-    there = json.loads(path.read_text())
-    here = json.loads(json.dumps(settings))
+    old = json.loads(path.read_text())
+    new = json.loads(json.dumps(settings))
     differences = [
-        f"{name} is {here.get(name)!r} now and {there.get(name)!r} there"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
+        f"{name} is {new.get(name)!r} (in the folder: {old.get(name)!r})"
+        for name in sorted(new.keys() | old.keys())
+        if new.get(name) != old.get(name)
     ]
     if differences:
         raise ValueError(
             f"output_dir is {str(folder)!r}, which holds an evaluation with other settings: {'; '.join(differences)}. "
-            "Choose another output_dir, go on with the settings that are there, or delete the folder."
+            "Choose another output_dir, use the settings of the folder, or delete the folder."
         )

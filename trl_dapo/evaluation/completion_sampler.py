@@ -1,9 +1,9 @@
 """
-Samples completions for evaluation, each from random numbers of its own.
+Samples completions for evaluation. Each completion has its own random numbers.
 
-`generate` draws for a whole batch from one random state, so that a completion depends on its neighbours in the batch and
-on all that was sampled before. Here every completion has a key, and the i-th token of it is picked with the i-th random
-number of that key: by the inverse of the distribution function, over the tokens in the order of their ids.
+`generate` of transformers has one random state for the whole batch, so a completion depends on the other completions of the
+batch and on everything sampled before. Here every completion has a key, and its i-th token is chosen with the i-th random
+number of that key, by the inverse of the cumulative distribution over the tokens in the order of their ids.
 """
 
 import hashlib
@@ -26,25 +26,27 @@ from transformers import (
 )
 
 
-# Values of each parameter that its digest looks at: any training step changes nearly all of them.
+# A text, or a conversation: its turns with `role` and `content`.
+Prompt = str | list[dict[str, Any]]
+# Values of each parameter that enter its digest. A training step changes nearly all values, so a few are enough.
 _NUM_DIGESTED_VALUES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
     """
-    How completions are sampled; the defaults are those of the paper's evaluation.
+    How completions are sampled. The defaults are those of the paper's evaluation.
 
     Args:
         k (`int`, *optional*, defaults to 32):
             Completions per problem.
         temperature (`float`, *optional*, defaults to 1.0):
-            Divides the logits. 0 always takes the likeliest token.
+            Divides the logits. 0: always the most probable token.
         top_p (`float`, *optional*, defaults to 0.7):
-            Only the likeliest tokens that together have this probability are drawn from. 1 draws from all.
+            Nucleus sampling: only the most probable tokens that together have this probability. 1: all tokens.
         max_completion_length (`int`, *optional*):
-            Most tokens of a completion. `None`: 20,480 as in the paper, or what the longest prompt leaves of the model's
-            context.
+            Maximum length of a completion in tokens. `None`: 20,480 as in the paper, or less if the model's context has less
+            room behind the longest prompt.
         seed (`int`, *optional*, defaults to 0):
             Seed of the sampling and of the confidence intervals.
 
@@ -63,43 +65,45 @@ class SamplingSettings:
             raise ValueError(f"k is {self.k}, but must be at least 1: it is the number of completions per problem.")
         if self.temperature < 0:
             raise ValueError(
-                f"temperature is {self.temperature}, but must be at least 0. The paper has 1.0; 0 takes the likeliest "
-                "token."
+                f"temperature is {self.temperature}, but must be at least 0. The paper uses 1.0; 0 always takes the most "
+                "probable token."
             )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, but must be above 0 and at most 1. The paper has 0.7.")
+            raise ValueError(f"top_p is {self.top_p}, but must be above 0 and at most 1. The paper uses 0.7.")
         if self.max_completion_length is not None and self.max_completion_length < 1:
             raise ValueError(
-                f"max_completion_length is {self.max_completion_length}, but must be at least 1. Leave it None for all "
-                "that the context has room for."
+                f"max_completion_length is {self.max_completion_length}, but must be at least 1. Set it to None for "
+                "20,480 or the room in the model's context."
             )
 
 
 class CompletionSampler(Protocol):
     """
-    What evaluation needs of an engine. `TransformersSampler` is one; another engine (vLLM) fits in with these methods.
+    What evaluation needs from an engine. `TransformersSampler` and `VLLMSampler` are such engines.
 
     Attributes:
         end_token_ids (`list[int]`):
             Tokens with which a completion ends.
         context_length (`int` or `None`):
-            Most tokens of prompt and completion together; `None` if nobody knows.
+            Maximum number of tokens of prompt and completion together. `None`: not known.
     """
 
     end_token_ids: list[int]
     context_length: int | None
 
     def identity(self) -> dict[str, Any]:
-        """Returns what has to be the same for a run to go on, as JSON: engine, weights, precision."""
+        """Returns engine, weights and precision, as JSON. Only an evaluation with the same values can be continued."""
 
-    def encode(self, prompts: Sequence[Any]) -> list[list[int]]:
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Returns the token ids of prompts, each a text or a conversation."""
 
-    def sample(self, prompt_ids: list[list[int]], keys: list[str], settings: SamplingSettings) -> list[list[int]]:
+    def sample(
+        self, prompt_ids: Sequence[list[int]], keys: Sequence[str], settings: SamplingSettings
+    ) -> list[list[int]]:
         """
-        Returns the token ids of one completion per prompt, up to and with its end token.
+        Returns the token ids of one completion per prompt, its end token included.
 
-        `keys` are the sources of randomness; `settings.max_completion_length` is a number.
+        The random numbers of a completion depend only on its key and the seed. `settings.max_completion_length` is set.
         """
 
     def decode(self, completion_ids: list[int]) -> str:
@@ -110,16 +114,16 @@ class TransformersSampler:
     """
     Samples with `transformers`, in batches padded on the left.
 
-    A completion is a function of its prompt, its key, the settings and the logits. The logits of a row depend on its
-    batch by rounding alone: on the CPU in float32 completions are the same in all batches but for rare coincidences; in
-    bfloat16, or with other kernels, a close call may go the other way, and the completion goes on differently from there.
+    A completion is a function of its prompt, its key, the settings and the logits. The logits of a row depend on its batch
+    only by rounding errors. On the CPU in float32 these almost never change a token, so a completion is the same in every
+    batch. In bfloat16, or with other kernels, they sometimes change a token, and then all tokens after it.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            A causal language model. It is sampled in evaluation mode, and its own generation settings are not used but
-            for the end tokens.
+            A causal language model. It samples in evaluation mode. Of its own generation settings only the end tokens are
+            used.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer, with a chat template if there are conversations.
+            Its tokenizer, with a chat template if prompts are conversations.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
@@ -134,7 +138,7 @@ class TransformersSampler:
         self.context_length: int | None = getattr(text_config, "max_position_embeddings", None)
 
     def identity(self) -> dict[str, Any]:
-        """Returns engine, precision and a digest of the weights, which is the same for the same model elsewhere."""
+        """Returns engine, precision and a digest of the weights. Equal weights have equal digests on every machine."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             flat = parameter.detach().flatten()
@@ -142,9 +146,13 @@ class TransformersSampler:
             digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.numpy().tobytes())
         return {"engine": "transformers", "dtype": str(self.model.dtype), "weights": digest.hexdigest()[:16]}
 
-    def encode(self, prompts: Sequence[Any]) -> list[list[int]]:
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """
         Returns the token ids of prompts.
+
+        Args:
+            prompts (`Sequence[str or list[dict[str, Any]]]`):
+                Texts or conversations.
 
         Raises:
             `ValueError`: when a prompt is a conversation and the tokenizer has no chat template.
@@ -156,7 +164,7 @@ class TransformersSampler:
                 continue
             if not self.tokenizer.chat_template:
                 raise ValueError(
-                    "The prompts are conversations, but the tokenizer has no chat template. Give it one "
+                    "The prompts are conversations, but the tokenizer has no chat template. Set one "
                     "(`tokenizer.chat_template = ...`), or evaluate on prompts that are texts."
                 )
             ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
@@ -168,22 +176,24 @@ class TransformersSampler:
         return str(self.tokenizer.decode(completion_ids, skip_special_tokens=True))
 
     @torch.no_grad()
-    def sample(self, prompt_ids: list[list[int]], keys: list[str], settings: SamplingSettings) -> list[list[int]]:
-        """See [`CompletionSampler.sample`]. All prompts are one batch."""
+    def sample(
+        self, prompt_ids: Sequence[list[int]], keys: Sequence[str], settings: SamplingSettings
+    ) -> list[list[int]]:
+        """See [`CompletionSampler.sample`]. All prompts are sampled in one batch."""
         assert settings.max_completion_length is not None
         width = max(map(len, prompt_ids))
         rows = [[self.pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
         masks = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
         device = self.model.device
         config = GenerationConfig(
-            do_sample=False,  # the pick is made by the last of the processors
+            do_sample=False,  # the last logits processor chooses the token
             max_new_tokens=settings.max_completion_length,
             eos_token_id=self.end_token_ids or None,
             pad_token_id=self.pad_token_id,
         )
-        # `generate` fills what a config leaves open from the model's own, such as a repetition penalty.
+        # `generate` takes settings that a config leaves open from the model's own config, such as a repetition penalty.
         model: Any = self.model
-        # A PEFT model hands its config on to the model inside.
+        # A PEFT model has its own config and that of its base model.
         holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
         was_training, own_configs = model.training, [holder.generation_config for holder in holders]
         model.eval()
@@ -206,7 +216,7 @@ class TransformersSampler:
         return completion_ids[: next(ends, len(completion_ids)) + 1]
 
 
-def _processors(keys: list[str], settings: SamplingSettings) -> LogitsProcessorList:
+def _processors(keys: Sequence[str], settings: SamplingSettings) -> LogitsProcessorList:
     processors = LogitsProcessorList()
     if settings.temperature == 0:
         return processors
@@ -220,47 +230,50 @@ def _processors(keys: list[str], settings: SamplingSettings) -> LogitsProcessorL
 
 class KeyedPick(LogitsProcessor):
     """
-    Picks one token for each row with the row's own random numbers, and leaves only that one possible.
+    Chooses one token for each row with the random numbers of the row's key, and masks all other tokens.
 
     Args:
-        keys (`list[str]`):
+        keys (`Sequence[str]`):
             One per row.
         seed (`int`):
-            Seed beside the keys.
+            Seed of the random numbers, together with the key.
     """
 
-    def __init__(self, keys: list[str], seed: int):
-        # Seeded by a text, Python's generator gives the same numbers on all machines and in all versions.
+    def __init__(self, keys: Sequence[str], seed: int):
+        # With a text as seed, Python's generator gives the same numbers on all machines and in all versions.
         self.streams = [random.Random(f"{seed}/{key}") for key in keys]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Takes ids `(B, T)` and logits `(B, V)`; returns logits that are 0 for the picked token, else -inf."""
+        """Takes ids `(B, T)` and logits `(B, V)`; returns logits that are 0 for the chosen token, else -inf."""
         uniforms = torch.tensor([stream.random() for stream in self.streams], dtype=torch.float64)
-        # In the order of ids, not of probability: there, two tokens of nearly the same probability would change places
-        # by rounding. In float64, so that the sum over a vocabulary does not round.
+        # In the order of ids: in the order of probabilities, rounding would swap tokens of nearly the same probability. In
+        # float64, so that the rounding error of the sum over a vocabulary stays small.
         reached = scores.double().softmax(dim=-1).cumsum(dim=-1)
         targets = uniforms.to(scores.device).unsqueeze(1) * reached[:, -1:]
-        picked = torch.searchsorted(reached, targets, right=True).clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, picked, 0.0)
+        chosen = torch.searchsorted(reached, targets, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
 def load_sampler(
-    name: str, dtype: Any = "auto", tokenizer: Any = None, **model_init_kwargs: Any
+    name: str,
+    dtype: str | torch.dtype | None = "auto",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **model_init_kwargs: Any,
 ) -> TransformersSampler:
     """
-    Loads a model for sampling with `transformers`, onto the GPU if there is one.
+    Loads a model for sampling with `transformers`, on the GPU if there is one.
 
     Args:
         name (`str`):
             Local folder or Hub id of a causal language model or of a LoRA adapter.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-            Precision; `"auto"` is the one that the weights were saved in.
+            Precision. `"auto"`: the precision of the saved weights.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The tokenizer. `None`: that of `name`.
+            The tokenizer. `None`: the one saved under `name`.
         **model_init_kwargs:
-            More arguments of `from_pretrained`, such as `revision` or `attn_implementation`.
+            Other arguments of `from_pretrained`, such as `revision` or `attn_implementation`.
     """
-    # Left open, transformers asks at a terminal whether to run the code that a model brings.
+    # Without a value, transformers asks in the terminal whether to run code from the model's repository.
     model_init_kwargs.setdefault("trust_remote_code", False)
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **model_init_kwargs)
     if tokenizer is None:

@@ -1,8 +1,8 @@
 r"""
-What k completions of each problem say: avg@k, maj@k and pass@k, with intervals over problems.
+Metrics of k completions per problem: avg@k, maj@k and pass@k, with confidence intervals over problems.
 
-Every figure is the mean over problems of a value in [0, 1] that belongs to one problem. So one bootstrap over problems
-serves them all. It answers for the choice of the problems and, as each drew its own completions, for the sampling too.
+Every metric is the mean over problems of one value in [0, 1] per problem. So one bootstrap over problems serves all of
+them. The interval covers the choice of the problems and also the sampling, because each problem has its own completions.
 """
 
 import math
@@ -23,11 +23,11 @@ class Estimate:
         value (`float`):
             The mean.
         low (`float | None`):
-            Lower end of the interval; `None` for fewer than two problems, which have no spread.
+            Lower end of the interval. `None` for fewer than two problems: one value has no spread.
         high (`float | None`):
             Upper end of the interval.
         num_problems (`int`):
-            Problems that the mean is over.
+            Number of problems.
     """
 
     value: float
@@ -38,7 +38,7 @@ class Estimate:
 
 def avg_at_k(is_correct: Sequence[bool]) -> float:
     """
-    Returns the share of a problem's completions that are correct.
+    Returns the share of correct completions of a problem.
 
     >>> avg_at_k([True, False, False, False])
     0.25
@@ -49,7 +49,7 @@ def avg_at_k(is_correct: Sequence[bool]) -> float:
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     r"""
-    Returns the probability that k completions, drawn from those of a problem, hold a correct one.
+    Returns the probability that at least one of k completions, drawn from those of a problem, is correct.
 
     The unbiased estimator of Chen et al. ([2107.03374](https://huggingface.co/papers/2107.03374), Eq. 1):
     \\(1 - \binom{n-c}{k} / \binom{n}{k}\\).
@@ -60,7 +60,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
         num_correct (`int`):
             c, how many of them are correct.
         k (`int`):
-            Completions that are drawn without putting back.
+            Completions drawn, without replacement.
 
     Raises:
         `ValueError`: unless 1 <= k <= n and 0 <= c <= n.
@@ -81,15 +81,15 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 def maj_at_k(votes: Sequence[Hashable | None], correct: Hashable, k: int) -> float:
     """
-    Returns the probability that the answer which most of k completions give is correct.
+    Returns the probability that the majority answer of k completions is correct.
 
-    The k completions are drawn from those of the problem without putting back, and all draws are counted exactly. A tie
-    is broken by lot among the answers that lead, so a correct one of three counts 1/3. A completion without an answer
-    has no vote; where none has one, the vote is wrong.
+    The k completions are drawn from those of the problem without replacement, and all draws are counted exactly. A tie is
+    broken at random among the answers with the most votes: if one of three such answers is correct, it counts 1/3. A
+    completion without an answer does not vote. If no completion votes, the result is wrong.
 
     Args:
         votes (`Sequence[Hashable | None]`):
-            The class of each completion's answer, `None` without an answer. Equal answers have equal classes.
+            The class of each completion's answer; `None`: no answer. Equivalent answers have equal classes.
         correct (`Hashable`):
             The class of the correct answer.
         k (`int`):
@@ -102,14 +102,14 @@ def maj_at_k(votes: Sequence[Hashable | None], correct: Hashable, k: int) -> flo
 
     >>> maj_at_k(["18", "18", "7", None], correct="18", k=4)
     1.0
-    >>> maj_at_k(["18", "7", "7"], correct="18", k=2)  # of three draws two are ties
+    >>> maj_at_k(["18", "7", "7"], correct="18", k=2)  # two of the three draws are ties
     0.3333333333333333
     """
     _check_k(k, len(votes))
     counts = Counter(vote for vote in votes if vote is not None)
     num_correct = counts.pop(correct, 0)
     num_silent = len(votes) - num_correct - counts.total()
-    # Draws in which the correct answer has `most` votes, nobody more and `ties` others as many.
+    # Adds the draws in which the correct answer has `most` votes, no answer has more, and `num_ties` others have as many.
     wins = Fraction(0)
     for most in range(1, min(num_correct, k) + 1):
         draws: Counter[tuple[int, int]] = Counter({(most, 0): math.comb(num_correct, most)})
@@ -122,7 +122,7 @@ def maj_at_k(votes: Sequence[Hashable | None], correct: Hashable, k: int) -> flo
 
 
 def _with_class(draws: Counter[tuple[int, int]], count: int, most: int, k: int) -> Counter[tuple[int, int]]:
-    """Adds an answer that `count` completions give and that may get up to `most` votes."""
+    """Counts the draws anew with one more answer, which `count` completions give and which may get up to `most` votes."""
     extended: Counter[tuple[int, int]] = Counter()
     for (num_drawn, num_ties), num_ways in draws.items():
         for num_votes in range(min(count, most, k - num_drawn) + 1):
@@ -132,12 +132,13 @@ def _with_class(draws: Counter[tuple[int, int]], count: int, most: int, k: int) 
 
 def estimate(values: Sequence[float], seed: int = 0, level: float = 0.95, num_resamples: int = 2000) -> Estimate:
     """
-    Returns the mean of values of problems, with a bootstrap confidence interval over problems.
+    Returns the mean of one value per problem, with a bootstrap confidence interval over problems.
 
-    The interval is the percentile interval, widened for few problems: its percentiles are those of a normal law at the
-    ends of Student's interval (Hesterberg's "expanded percentile", [1411.5279](https://arxiv.org/abs/1411.5279)). The
-    plain one is too narrow: of 30 normal values it misses the mean in 6.4 % of cases instead of 5. Where all values are
-    equal the interval has no width, which says that these problems do not differ, not that the mean is certain.
+    It is the percentile interval, widened for few problems (Hesterberg's "expanded percentile",
+    [1411.5279](https://arxiv.org/abs/1411.5279)): its percentiles are those of a normal distribution at the ends of
+    Student's t interval. The plain percentile interval is too narrow: with 30 normal values it misses the mean in 6.4 % of
+    cases instead of 5 %. If all values are equal, the interval has no width. This means that these problems do not differ,
+    and not that the mean is certain.
 
     Args:
         values (`Sequence[float]`):
@@ -145,12 +146,12 @@ def estimate(values: Sequence[float], seed: int = 0, level: float = 0.95, num_re
         seed (`int`, *optional*, defaults to 0):
             Seed of the resampling.
         level (`float`, *optional*, defaults to 0.95):
-            Probability with which the interval should cover the mean over all such problems.
+            Probability with which the interval should contain the mean over all problems of this kind.
         num_resamples (`int`, *optional*, defaults to 2000):
             Bootstrap samples.
 
     Raises:
-        `ValueError`: when there are no values, `level` is not between 0 and 1 or `num_resamples` is below 100.
+        `ValueError`: when there are no values, `level` is not between 0 and 1, or `num_resamples` is below 100.
 
     Example:
 
@@ -160,9 +161,9 @@ def estimate(values: Sequence[float], seed: int = 0, level: float = 0.95, num_re
     if not values:
         raise ValueError("values is empty, but must hold one value per problem. Evaluate at least one problem.")
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}, but must be between 0 and 1, both excluded. The usual one is 0.95.")
+        raise ValueError(f"level is {level}, but must be between 0 and 1, both excluded. Use 0.95.")
     if num_resamples < 100:
-        raise ValueError(f"num_resamples is {num_resamples}, but must be at least 100. 2000 are a good choice.")
+        raise ValueError(f"num_resamples is {num_resamples}, but must be at least 100. Use 2000.")
     num_values = len(values)
     mean = math.fsum(values) / num_values
     if num_values == 1:
@@ -182,7 +183,20 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Returns a quantile of Student's t: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5."""
+    """
+    Returns a quantile of Student's t distribution: exact for 1 and 2 degrees of freedom, else Abramowitz and Stegun 26.7.5.
+
+    Args:
+        probability (`float`):
+            Probability of values below the quantile, in (0, 1).
+        freedom (`int`):
+            Degrees of freedom, at least 1.
+
+    Example:
+
+    >>> round(student_quantile(0.975, 30), 3)
+    2.042
+    """
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))
     if freedom == 2:
@@ -194,12 +208,13 @@ def student_quantile(probability: float, freedom: int) -> float:
         (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
         (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
     )
-    return x + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+    corrections: list[float] = [term / freedom ** (power + 1) for power, term in enumerate(terms)]
+    return x + sum(corrections)
 
 
 def _check_k(k: int, num_samples: int) -> None:
     if not 1 <= k <= num_samples:
         raise ValueError(
             f"k is {k}, but must be between 1 and the number of completions of a problem ({num_samples}). Sample more "
-            "completions, or ask for a smaller k."
+            "completions, or choose a smaller k."
         )

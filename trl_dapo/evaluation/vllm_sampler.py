@@ -1,32 +1,34 @@
-"""Samples completions for evaluation with vLLM, each with a seed of its own."""
+"""Samples completions for evaluation with vLLM. Each completion has its own seed."""
 
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from trl_dapo.sampling.prompt_stream import keyed_hash
 
 from .completion_sampler import SamplingSettings, TransformersSampler
 
 
 class VLLMSampler(TransformersSampler):
     """
-    Samples with a vLLM engine of its own; a [`CompletionSampler`].
+    A [`CompletionSampler`] that samples with vLLM, in its own engine.
 
-    The random numbers of a completion depend on its key and the seed alone, as with [`TransformersSampler`], but they are
-    vLLM's: the two engines give different completions of the same distribution.
+    As with [`TransformersSampler`], the random numbers of a completion depend only on its key and the seed. But vLLM has
+    another random number generator, so the two samplers give different completions of the same distribution.
 
     Args:
         name (`str`):
             Local folder or Hub id of a causal language model.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision; `"auto"` is the one that the weights were saved in.
+            Precision. `"auto"`: the precision of the saved weights.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The tokenizer. `None`: that of `name`.
+            The tokenizer. `None`: the one saved under `name`.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         engine_kwargs (`dict[str, Any]`, *optional*):
-            More of vLLM's `EngineArgs`, such as `{"enforce_eager": True}`.
+            Other fields of vLLM's `EngineArgs`, such as `{"enforce_eager": True}`.
 
     Raises:
         `ValueError`: when the folder holds a LoRA adapter.
@@ -36,7 +38,7 @@ class VLLMSampler(TransformersSampler):
         self,
         name: str,
         dtype: str = "auto",
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
         engine_kwargs: dict[str, Any] | None = None,
     ):
@@ -45,10 +47,10 @@ class VLLMSampler(TransformersSampler):
 
         if Path(name, "adapter_config.json").exists():
             raise ValueError(
-                f"model is {name!r}, which holds a LoRA adapter, but vLLM evaluates whole models here. Merge it first "
-                "(`merge_and_unload`, `save_pretrained`), or leave use_vllm=False."
+                f"model is {name!r}, which holds a LoRA adapter, but with vLLM only complete models can be evaluated. Merge "
+                "the adapter (`merge_and_unload`, `save_pretrained`), or set use_vllm=False."
             )
-        # For the digest of the weights, the end tokens and the context; the engine then has the memory to itself.
+        # Loaded for the digest of its weights, its end tokens and its context, and freed before the engine needs memory.
         origin: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **origin)
         super().__init__(model, tokenizer or AutoTokenizer.from_pretrained(name, **origin))
@@ -56,16 +58,18 @@ class VLLMSampler(TransformersSampler):
         del self.model, model
         options: dict[str, Any] = {"dtype": dtype, "revision": revision}
         if current_platform.is_cpu():
-            options["enable_chunked_prefill"] = False  # with seeds of requests it fails there
+            options["enable_chunked_prefill"] = False  # on the CPU it fails for requests with a seed
         self.llm = LLM(model=name, **options | (engine_kwargs or {}))
         self.context_length = self.llm.llm_engine.vllm_config.model_config.max_model_len
 
     def identity(self) -> dict[str, Any]:
-        """Returns engine, precision and the digest of the weights, which is that of `TransformersSampler`."""
+        """Returns engine, precision and the digest of the weights, the same digest as `TransformersSampler`."""
         return dict(self._identity)
 
-    def sample(self, prompt_ids: list[list[int]], keys: list[str], settings: SamplingSettings) -> list[list[int]]:
-        """See [`CompletionSampler.sample`]. The engine decides how many it decodes at once."""
+    def sample(
+        self, prompt_ids: Sequence[list[int]], keys: Sequence[str], settings: SamplingSettings
+    ) -> list[list[int]]:
+        """See [`CompletionSampler.sample`]. The engine decides how many completions it decodes at once."""
         from vllm import SamplingParams
 
         params = [
@@ -73,7 +77,7 @@ class VLLMSampler(TransformersSampler):
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_tokens=settings.max_completion_length,
-                seed=_seed(settings.seed, key),
+                seed=keyed_hash(f"{settings.seed}/{key}", num_bytes=7),
                 stop_token_ids=self.end_token_ids,
                 detokenize=False,
             )
@@ -82,7 +86,3 @@ class VLLMSampler(TransformersSampler):
         prompts: Any = [{"prompt_token_ids": ids} for ids in prompt_ids]
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         return [self._up_to_end(list(output.outputs[0].token_ids)) for output in outputs]
-
-
-def _seed(seed: int, key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=7).digest(), "little")

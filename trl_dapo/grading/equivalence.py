@@ -8,14 +8,14 @@ import asyncio
 from collections.abc import Sequence
 
 from .exact import Question, grade_cheaply
-from .grades import Grading, Verdict
+from .grades import Grade, GradedAnswer
 from .pool import GradingPool, shared_pool
 
 
-__all__ = ["Grading", "Verdict", "grade", "grade_async", "is_equivalent"]
+__all__ = ["Grade", "GradedAnswer", "grade", "grade_async", "is_equivalent"]
 
 
-def is_equivalent(gold: str, completion: str) -> Grading:
+def is_equivalent(gold: str, completion: str) -> GradedAnswer:
     r"""
     Grade the final answer of a completion against a gold solution. See [`grade`] for many at once.
 
@@ -29,22 +29,22 @@ def is_equivalent(gold: str, completion: str) -> Grading:
             The text of the completion.
 
     Returns:
-        `Grading`: The verdict, with the two answers that were compared.
+        `GradedAnswer`: The grade, with the two answers that were compared.
 
     Raises:
-        `ImportError`: If math-verify is needed and not installed. No text raises anything.
+        `ImportError`: If sympy is needed and not installed. No text raises anything.
 
     Example:
 
-    >>> is_equivalent("18", r"It is \boxed{18}.").verdict
-    <Verdict.CORRECT: 'correct'>
+    >>> is_equivalent("18", r"It is \boxed{18}.").grade
+    <Grade.CORRECT: 'correct'>
     >>> is_equivalent(r"9\pi", r"I first thought $9\pi$, but the answer is 9.")
-    Grading(verdict=<Verdict.WRONG: 'wrong'>, gold='9\\pi', extracted='9')
+    GradedAnswer(grade=<Grade.WRONG: 'wrong'>, gold='9\\pi', extracted='9')
     """
     return grade([gold], [completion])[0]
 
 
-def grade(golds: Sequence[str], completions: Sequence[str], pool: GradingPool | None = None) -> list[Grading]:
+def grade(golds: Sequence[str], completions: Sequence[str], pool: GradingPool | None = None) -> list[GradedAnswer]:
     r"""
     Grade the final answers of completions against their gold solutions, in bounded time and memory.
 
@@ -58,29 +58,29 @@ def grade(golds: Sequence[str], completions: Sequence[str], pool: GradingPool | 
             first such question.
 
     Returns:
-        `list[Grading]`: One grading per completion, in order.
+        `list[GradedAnswer]`: One per completion, in order.
 
     Raises:
         `ValueError`: If there are not as many golds as completions.
-        `ImportError`: If math-verify is needed and not installed.
+        `ImportError`: If sympy is needed and not installed.
         `RuntimeError`: If the pool is closed, or the machine does not let its workers start.
 
     Example:
 
-    >>> [grading.verdict.value for grading in grade(["18", "Monday"], [r"\boxed{18.0}", "It was on a day."])]
+    >>> [result.grade.value for result in grade(["18", "Monday"], [r"\boxed{18.0}", "It was on a day."])]
     ['correct', 'no_answer']
     """
     results = [grade_cheaply(gold, completion) for gold, completion in zip(golds, completions, strict=True)]
     questions = [result for result in results if isinstance(result, Question)]
     if not questions:
-        return [result for result in results if isinstance(result, Grading)]
+        return [result for result in results if isinstance(result, GradedAnswer)]
     pool = shared_pool() if pool is None else pool
-    outcomes = iter(pool.compare([(question.gold, question.answer) for question in questions]))
-    return [result.settle(next(outcomes)) if isinstance(result, Question) else result for result in results]
+    comparisons = iter(pool.compare([(question.gold, question.answer) for question in questions]))
+    return [result.settle(next(comparisons)) if isinstance(result, Question) else result for result in results]
 
 
 async def grade_async(
     golds: Sequence[str], completions: Sequence[str], pool: GradingPool | None = None
-) -> list[Grading]:
+) -> list[GradedAnswer]:
     """[`grade`] without blocking the event loop."""
     return await asyncio.to_thread(grade, golds, completions, pool)

@@ -30,7 +30,7 @@ def start_cpu_limit(seconds: float) -> None:
         seconds (`float`):
             CPU seconds from now on. 0 takes the limit away.
     """
-    # A timer of the kernel: it counts CPU time and not wall time, so a verdict does not depend on the machine's load,
+    # A timer of the kernel: it counts CPU time and not wall time, so a grade does not depend on the machine's load,
     # and its default effect needs no help from the interpreter, which a loop over big integers would not give.
     signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-from .grades import Outcome
+from .grades import Comparison
 from .worker_process import CPU_LIMIT_SIGNALS, WorkerLostError, WorkerNotStartedError, WorkerProcess
 
 
@@ -27,16 +27,16 @@ WALL_FACTOR = 60.0
 MAX_TRIES = 3
 MAX_PAIRS_PER_REQUEST = 64
 MAX_WORKERS = 8
-# Groups share their golds and often their answers, so outcomes are remembered; two short texts each.
+# Groups share their golds and often their answers, so comparisons are remembered; two short texts each.
 MAX_KNOWN_PAIRS = 16_384
 
 
 class _Task:
-    """Pairs on their way through the queue, and the future of their outcomes."""
+    """Pairs on their way through the queue, and the future of their comparisons."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
-        self.outcomes: Future[list[tuple[Outcome, bool]]] = Future()
+        self.comparisons: Future[list[tuple[Comparison, bool]]] = Future()
 
 
 class GradingPool:
@@ -52,7 +52,7 @@ class GradingPool:
             ranks of the machine (`LOCAL_WORLD_SIZE`), at most 8.
         cpu_seconds (`float`, *optional*, defaults to `2.0`):
             CPU time, in seconds, for parsing a gold, and again for comparing one answer. The operating system counts
-            and enforces it, so load does not change a verdict.
+            and enforces it, so load does not change a grade.
         memory_bytes (`int`, *optional*, defaults to 512 MiB):
             Memory that a worker may use beyond its imports (about 60 MiB).
         wall_seconds (`float`, *optional*):
@@ -66,7 +66,7 @@ class GradingPool:
 
     >>> with GradingPool(num_workers=1) as pool:
     ...     pool.compare([(r"\\\\sqrt{50}", r"5\\\\sqrt{2}"), (r"9\\\\pi", "9")])
-    [<Outcome.EQUAL: 'equal'>, <Outcome.DIFFERENT: 'different'>]
+    [<Comparison.EQUAL: 'equal'>, <Comparison.DIFFERENT: 'different'>]
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class GradingPool:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Task | None] = queue.Queue(maxsize=4 * self.num_workers)
-        self._known: OrderedDict[Pair, Outcome] = OrderedDict()
+        self._known: OrderedDict[Pair, Comparison] = OrderedDict()
         self._bad_golds: set[str] = set()
         self._is_closed = self._is_killed = False
         self.num_restarts = 0
@@ -122,7 +122,7 @@ class GradingPool:
         """Process ids of the workers that run now."""
         return [worker.pid for worker in list(self._workers.values())]
 
-    def compare(self, pairs: Sequence[Pair]) -> list[Outcome]:
+    def compare(self, pairs: Sequence[Pair]) -> list[Comparison]:
         """
         Compare answers with gold ones.
 
@@ -132,24 +132,24 @@ class GradingPool:
                 can be read.
 
         Returns:
-            `list[Outcome]`: One outcome per pair, in order.
+            `list[Comparison]`: One comparison per pair, in order.
 
         Raises:
-            `ImportError`: If math-verify is not installed.
+            `ImportError`: If sympy is not installed.
             `RuntimeError`: If the pool is closed, or the machine does not let workers start.
         """
         with self._lock:
-            outcomes = {pair: self._known[pair] for pair in pairs if pair in self._known}
-            outcomes |= {pair: Outcome.BAD_GOLD for pair in pairs if pair[0] in self._bad_golds}
-        tasks = [_Task(request) for request in self._requests([pair for pair in pairs if pair not in outcomes])]
+            comparisons = {pair: self._known[pair] for pair in pairs if pair in self._known}
+            comparisons |= {pair: Comparison.BAD_GOLD for pair in pairs if pair[0] in self._bad_golds}
+        tasks = [_Task(request) for request in self._requests([pair for pair in pairs if pair not in comparisons])]
         for task in tasks:
             self._put(task)
         for task in tasks:
-            for pair, (outcome, is_final) in zip(task.pairs, task.outcomes.result(), strict=True):
-                outcomes[pair] = outcome
+            for pair, (comparison, is_final) in zip(task.pairs, task.comparisons.result(), strict=True):
+                comparisons[pair] = comparison
                 if is_final:
-                    self._remember(pair, outcome)
-        return [outcomes[pair] for pair in pairs]
+                    self._remember(pair, comparison)
+        return [comparisons[pair] for pair in pairs]
 
     def close(self) -> None:
         """End the workers, after what has been asked. Does nothing the second time."""
@@ -162,7 +162,7 @@ class GradingPool:
             thread.join()
 
     def kill(self) -> None:
-        """End the workers at once; who still waits for outcomes gets a `RuntimeError`."""
+        """End the workers at once. Threads that wait for comparisons get a `RuntimeError`."""
         with self._lock:
             self._is_closed = self._is_killed = True
             for worker in self._workers.values():
@@ -191,9 +191,9 @@ class GradingPool:
                     return self._queue.put_nowait(task)
             time.sleep(0.005)
 
-    def _remember(self, pair: Pair, outcome: Outcome) -> None:
+    def _remember(self, pair: Pair, comparison: Comparison) -> None:
         with self._lock:
-            self._known[pair] = outcome
+            self._known[pair] = comparison
             if len(self._known) > MAX_KNOWN_PAIRS:
                 self._known.popitem(last=False)
 
@@ -217,9 +217,9 @@ class GradingPool:
                 self._worker(slot)
             while (task := self._queue.get()) is not None:
                 try:
-                    task.outcomes.set_result(self._outcomes(slot, task.pairs))
+                    task.comparisons.set_result(self._comparisons(slot, task.pairs))
                 except Exception as error:
-                    task.outcomes.set_exception(error)
+                    task.comparisons.set_exception(error)
                 if self._is_killed:
                     break
         finally:
@@ -231,26 +231,26 @@ class GradingPool:
         with contextlib.suppress(queue.Empty):
             while True:
                 if task := self._queue.get_nowait():
-                    task.outcomes.set_exception(RuntimeError("The grading pool is closed."))
+                    task.comparisons.set_exception(RuntimeError("The grading pool is closed."))
 
-    def _outcomes(self, slot: int, pairs: Sequence[Pair]) -> list[tuple[Outcome, bool]]:
-        """Have one worker answer, or its successors; `False` beside an outcome that another try might change."""
-        outcomes: dict[Pair, tuple[Outcome, bool]] = {}
+    def _comparisons(self, slot: int, pairs: Sequence[Pair]) -> list[tuple[Comparison, bool]]:
+        """Have one worker answer, or its successors; `False` beside a comparison that another try might change."""
+        comparisons: dict[Pair, tuple[Comparison, bool]] = {}
         open_pairs = deque(pairs)
         num_tries = 0  # of the first open pair
         while True:
             # A gold that reached the limit need not do so for every completion of its group.
-            outcomes |= {pair: (Outcome.BAD_GOLD, True) for pair in open_pairs if pair[0] in self._bad_golds}
-            open_pairs = deque(pair for pair in open_pairs if pair not in outcomes)
+            comparisons |= {pair: (Comparison.BAD_GOLD, True) for pair in open_pairs if pair[0] in self._bad_golds}
+            open_pairs = deque(pair for pair in open_pairs if pair not in comparisons)
             if not open_pairs:
-                return [outcomes[pair] for pair in pairs]
+                return [comparisons[pair] for pair in pairs]
             if self._is_killed:
                 raise RuntimeError("The grading pool is closed.")
             try:
-                for outcome in self._replies(slot, list(open_pairs)):
+                for comparison in self._replies(slot, list(open_pairs)):
                     pair = open_pairs.popleft()
-                    outcomes[pair] = outcome, True
-                    if outcome is Outcome.BAD_GOLD:
+                    comparisons[pair] = comparison, True
+                    if comparison is Comparison.BAD_GOLD:
                         self._bad_golds.add(pair[0])
                     num_tries = 0
             except WorkerLostError as error:
@@ -259,11 +259,11 @@ class GradingPool:
                 if num_tries == MAX_TRIES and not self._is_killed:
                     if isinstance(error, WorkerNotStartedError):
                         raise RuntimeError(f"Grading workers do not start: {error}") from error
-                    outcomes[open_pairs.popleft()] = Outcome.GAVE_UP, False
+                    comparisons[open_pairs.popleft()] = Comparison.GAVE_UP, False
                     num_tries = 0
 
-    def _replies(self, slot: int, pairs: list[Pair]) -> Iterator[Outcome]:
-        """Yield the outcomes of the pairs until one costs the fork its life; then the rest must be asked again."""
+    def _replies(self, slot: int, pairs: list[Pair]) -> Iterator[Comparison]:
+        """Yield the comparisons of the pairs until one costs the fork its life; then the rest must be asked again."""
         worker = self._worker(slot)
         worker.ask(pairs, self.wall_seconds)
         is_reading_gold = False
@@ -279,10 +279,10 @@ class GradingPool:
                     # Killed from outside, or crashed: who knows how much of the request it had read.
                     raise WorkerLostError(f"the worker's fork was ended by signal {signal_number}")
                 self.num_restarts += 1
-                yield Outcome.BAD_GOLD if is_reading_gold else Outcome.GAVE_UP
+                yield Comparison.BAD_GOLD if is_reading_gold else Comparison.GAVE_UP
                 return
             else:
-                yield Outcome(word)
+                yield Comparison(word)
                 num_open -= 1
 
     def _worker(self, slot: int) -> WorkerProcess:

@@ -1,12 +1,12 @@
 r"""A worker process of the grading pool: `python -P -m trl_dapo.grading.worker PARENT_PID CPU_SECONDS MEMORY_BYTES`.
 
-It imports math-verify once and then forks itself: the fork grades, the original waits. A grading that reaches a limit
+It imports sympy once and then forks itself: the fork grades, the original waits. A grading that reaches a limit
 costs the fork its life, and the next fork takes over within milliseconds, in the same fresh state.
 
 Requests come on standard input: four bytes of length (big-endian), then JSON: a number, and a list of
 `[gold, answer or null]`. Replies are lines on standard output, each with the request's number, at most one per pair and
-in order: the value of an `Outcome`. Between them stand `reading_gold` and `gold_read` around the parsing of a new gold.
-`renewed` instead of an outcome says that nobody will answer the rest of the request, which has to be sent again, and
+in order: the value of an `Comparison`. Between them stand `reading_gold` and `gold_read` around the parsing of a new gold.
+`renewed` instead of an comparison says that nobody will answer the rest of the request, which has to be sent again, and
 `died N`, without a number, the same because a fork was ended by signal N (0 for none).
 """
 
@@ -16,7 +16,7 @@ import os
 import sys
 
 from . import limits
-from .grades import Outcome
+from .grades import Comparison
 
 
 # Pairs after which a fork is replaced, so that nothing piles up in sympy's caches. Forking costs milliseconds.
@@ -81,10 +81,10 @@ def _serve(replies: int, cpu_seconds: float) -> int:
                 limits.start_cpu_limit(0)
                 _reply(replies, f"{number} gold_read")
             limits.start_cpu_limit(cpu_seconds)
-            outcome = symbolic.compare(gold, answer)
+            comparison = symbolic.compare(gold, answer)
             limits.start_cpu_limit(0)
-            _reply(replies, f"{number} {outcome.value}")
-            if outcome is Outcome.GAVE_UP:
+            _reply(replies, f"{number} {comparison.value}")
+            if comparison is Comparison.GAVE_UP:
                 # Whatever failed may have left something behind: a lack of memory, for one.
                 if position < len(pairs):
                     _reply(replies, f"{number} renewed")

@@ -1,1 +1,1 @@
-"""What goes to the Hub: the model card, its facts, and the push."""
+"""Publishing on the Hub: the facts of a run, the model card made from them, and the push."""

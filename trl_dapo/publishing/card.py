@@ -1,4 +1,4 @@
-"""The model card: a template, filled from what the run recorded. It says nothing that was not recorded."""
+"""The model card: a template, filled from what the run recorded. It contains only what was recorded."""
 
 import hashlib
 import re
@@ -11,7 +11,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData, constants
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.data.source import is_hub_id
+from trl_dapo.report.curves import plot_curves
 
 from .card_results import Evaluation, evaluation_section, logged_table, model_index, training_table
 from .card_text import as_code, as_markdown, as_table, single_line
@@ -47,11 +49,11 @@ def render_card(
         facts (`RunFacts`):
             What the run recorded.
         repo_id (`str`, *optional*):
-            Where the model is published. `None`: nowhere yet, and no code to load it from there is shown.
+            Repository of the model. `None`: none yet, so the card shows no code to load it.
         evaluations (`Sequence[Evaluation]`, *optional*):
-            Evaluations of these weights.
+            Evaluations of these weights by `trl-dapo eval`.
         has_curves (`bool`, *optional*, defaults to `False`):
-            Whether `curves.png` lies beside the card.
+            Whether `curves.png` is beside the card.
         license (`str`, *optional*):
             Licence, in the Hub's words (`apache-2.0`). `None`: the one that the run recorded, if any.
     """
@@ -102,20 +104,30 @@ def render_card(
 
 def write_card(card: ModelCard, folder: str | Path) -> Path:
     """Writes a card into a folder, all or nothing, with a seal by which `is_unedited` knows it; returns its path."""
-    path = Path(folder) / CARD_FILE
-    unfinished = path.with_suffix(".tmp")
-    text = str(card)
-    try:
-        unfinished.write_text(f"{text}<!-- trl-dapo {_digest(text)} -->\n", encoding="utf-8", newline="")
-        unfinished.replace(path)
-    finally:
-        # On a full disk there is a part of it.
-        unfinished.unlink(missing_ok=True)
+    path, text = Path(folder) / CARD_FILE, str(card)
+    atomic_write(path, f"{text}<!-- trl-dapo {_digest(text)} -->\n")
     return path
 
 
+def draw_curves(facts: RunFacts, folder: str | Path) -> bool:
+    """
+    Draws `curves.png` beside the card.
+
+    Args:
+        facts (`RunFacts`):
+            What the run recorded.
+        folder (`str` or `Path`):
+            The folder of the card.
+
+    Returns:
+        `bool`: Whether it was drawn. `False`: the run logged nothing, or matplotlib is not installed (a warning is logged).
+    """
+    history = [entry for entry in facts.log_history if "step" in entry]
+    return bool(history) and plot_curves({"DAPO": history}, Path(folder) / CURVES_FILE, num_columns=2) is not None
+
+
 def is_unedited(folder: str | Path) -> bool:
-    """Returns whether the card in a folder is one that `write_card` wrote, and nobody changed."""
+    """Returns whether the card in a folder was written by `write_card` and not changed since."""
     text = (Path(folder) / CARD_FILE).read_text(encoding="utf-8")
     found = _SEAL.search(text)
     return found is not None and found["digest"] == _digest(text[: found.start()])
@@ -158,7 +170,7 @@ def _adapter(facts: RunFacts) -> str | None:
 
 
 def _run_time(facts: RunFacts) -> str | None:
-    """Returns how long training took, where it was logged: at its end."""
+    """Returns how long training took, or `None` if it has not ended."""
     seconds: Any = [entry["train_runtime"] for entry in facts.log_history if entry.get("train_runtime")]
     if not seconds:
         return None

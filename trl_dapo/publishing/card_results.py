@@ -1,4 +1,4 @@
-"""The results in a model card: what was logged on held-out data in training, and what `trl-dapo eval` found."""
+"""The results in a model card: metrics on held-out data logged in training, and evaluations by `trl-dapo eval`."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from .facts import RunFacts
 
 
 _LOGGED_FIGURE = re.compile(r"^eval_(?:(?P<dataset>.+)_)?(?P<figure>(?:avg|maj|pass)@(?P<k>\d+))$", re.DOTALL)
-# What is said of training: metric, label. Of each the first and the last logged value are shown.
+# Metrics of training in the card, with their labels. The card shows the first and the last logged value of each.
 _TRAINING_FIGURES = {
     "dapo/sampled_accuracy": "accuracy over all sampled completions",
     "dapo/trained_accuracy": "accuracy over the trained batch, which the filter pulls towards one half",
@@ -39,11 +39,11 @@ class Evaluation:
         source (`DataSource`):
             Where the problems came from.
         figures (`dict[str, dict[str, float | None]]`):
-            `value`, `low` and `high` of each figure; the last two are the 95 % interval.
+            `value`, `low` and `high` of each metric; the last two are the ends of its 95 % interval.
         num_problems (`int`), num_unreadable_golds (`int`):
-            Problems, and those whose gold cannot be read.
+            Number of problems, and of those whose gold answer cannot be read.
         settings (`dict[str, Any]`):
-            k, temperature, top-p and so on, and the digest of the weights.
+            k, temperature, top-p and others, and the digest of the weights.
     """
 
     source: DataSource
@@ -59,11 +59,11 @@ class Evaluation:
 
         Args:
             path (`str` or `Path`):
-                Its folder or its `results.json`.
+                Folder of the evaluation, or its `results.json`.
 
         Raises:
-            `FileNotFoundError`: there is none.
-            `ValueError`: the file is not from `trl-dapo eval`.
+            `FileNotFoundError`: there is no evaluation.
+            `ValueError`: the file was not written by `trl-dapo eval`.
         """
         file = result_file(path)
         if not file.is_file():
@@ -79,12 +79,12 @@ class Evaluation:
 
 
 def result_file(path: str | Path) -> Path:
-    """Returns the file of an evaluation that is given by its folder or by its file."""
+    """Returns the `results.json` of an evaluation, given its folder or this file."""
     return Path(path) / RESULTS_FILE if Path(path).is_dir() else Path(path)
 
 
 def logged_table(facts: RunFacts) -> str:
-    """Returns the held-out figures that training logged, at the first and the last evaluation, as a table."""
+    """Returns a table of the metrics on held-out data that training logged at its first and its last evaluation."""
     entries = _evaluations_logged(facts.log_history)
     names = list(dict.fromkeys(name for entry in entries for name in entry if _LOGGED_FIGURE.match(name)))
     rows, steps = [], sorted({entry["step"] for entry in entries})
@@ -96,12 +96,12 @@ def logged_table(facts: RunFacts) -> str:
         data = as_markdown(_held_out(facts, found["dataset"]).name)
         problems = facts.num_eval_rows.get(found["dataset"] or "")
         rows.append([as_code(found["figure"]), data, str(problems or ""), *map(_percent, values)])
-    header = ["figure", "data", "problems", *(f"step {step}" for step in shown)]
+    header = ["metric", "data", "problems", *(f"step {step}" for step in shown)]
     return as_table(header, rows)
 
 
 def training_table(facts: RunFacts) -> str:
-    """Returns a few figures of training, as they were logged first and last, as a table."""
+    """Returns a table of some metrics of training, with their first and their last logged value."""
     points = {
         name: [(entry["step"], entry[name]) for entry in facts.log_history if entry.get(name) is not None]
         for name in _TRAINING_FIGURES
@@ -119,11 +119,11 @@ def training_table(facts: RunFacts) -> str:
         for name, logged in points.items()
         if logged
     ]
-    return as_table(["figure", "what", *(f"step {step}" for step in shown)], rows)
+    return as_table(["metric", "meaning", *(f"step {step}" for step in shown)], rows)
 
 
 def evaluation_section(evaluation: Evaluation) -> str:
-    """Returns an evaluation as a line of what was done and a table of its figures."""
+    """Returns an evaluation as a line that says how it was done, and a table of its metrics."""
     settings, source = evaluation.settings, evaluation.source
     parts = [as_markdown(source.name or "problems from a file")]
     parts += [
@@ -142,14 +142,14 @@ def evaluation_section(evaluation: Evaluation) -> str:
         show = _number if name == "mean_length" else _percent
         interval = "" if figure["low"] is None else f"{show(figure['low'])} to {show(figure['high'])}"
         rows.append([as_code(name), show(figure["value"]), interval])
-    return f"{text}\n\n{as_table(['figure', 'value', '95 % interval over problems'], rows)}"
+    return f"{text}\n\n{as_table(['metric', 'value', '95 % interval over problems'], rows)}"
 
 
 def model_index(facts: RunFacts, evaluations: Sequence[Evaluation]) -> list[EvalResult]:
     """
-    Returns the results of these weights for the metadata: shares in [0, 1], as they were logged.
+    Returns the results of these weights for the metadata of the card: shares in [0, 1].
 
-    Of training only what was logged at the very step of the weights counts.
+    Metrics of training are included only if they were logged at the step of the weights.
     """
     results = []
     for name, value in _logged_now(facts).items():
@@ -175,14 +175,14 @@ def model_index(facts: RunFacts, evaluations: Sequence[Evaluation]) -> list[Eval
 
 
 def _held_out(facts: RunFacts, name: str | None) -> DataSource:
-    """Returns the source of the held-out problems that the trainer knows by a name, or by none."""
+    """Returns the source of the held-out problems with this name in the trainer; `None` is a single, unnamed dataset."""
     if name is None and facts.eval_data.name is not None:
         return facts.eval_data
     return DataSource(name or "held-out problems")
 
 
 def _eval_result(source: DataSource, figure: str, value: float, args: dict[str, Any]) -> EvalResult:
-    # The Hub knows datasets by their id. What has none gets a type of its own, so that no two are taken for one.
+    # The Hub identifies datasets by their id. A dataset without an id gets its own type, so that no two are mixed up.
     name = single_line(source.name or "problems from a file")
     kind = name if source.is_on_hub else re.sub(r"[^a-z0-9]+", "-", f"local {name}".lower()).strip("-")
     return EvalResult(
@@ -204,7 +204,7 @@ def _evaluations_logged(history: Sequence[Mapping[str, Any]]) -> list[Mapping[st
 
 
 def _logged_now(facts: RunFacts) -> dict[str, float]:
-    """Returns the last value of each figure that was logged at the step of the weights."""
+    """Returns the last value of each metric that was logged at the step of the weights."""
     now: dict[str, float] = {}
     for entry in _evaluations_logged(facts.log_history):
         if entry["step"] == facts.step:

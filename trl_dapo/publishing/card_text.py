@@ -1,4 +1,4 @@
-"""Text of others (names of models, datasets and metrics) as it may stand in a model card."""
+"""Makes foreign text (names of models, datasets and metrics) safe for a model card."""
 
 import html
 import re
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-# Whatever begins a structure inside a line of CommonMark or of GitHub's and the Hub's extensions: emphasis, code, a link or
-# picture (also one without brackets), a cell of a table, a formula, a mention.
+# Characters that begin a structure inside a line of CommonMark, or of GitHub's and the Hub's extensions: emphasis, code, a link
+# or picture (also one without brackets), a cell of a table, a formula, a mention.
 _MARKUP = re.compile(r"([\\`*_\[\]|~$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 _MAX_LENGTH = 300
 
@@ -25,7 +25,7 @@ def single_line(text: Any) -> str:
 
 def as_markdown(text: Any) -> str:
     r"""
-    Returns a text that Markdown shows as it is: no structure, link, formula or HTML comes of it. For the middle of a line.
+    Returns a text that Markdown shows unchanged, without structure, link, formula or HTML. For the middle of a line.
 
     >>> as_markdown("<b> | [x](https://evil.example)")
     '&lt;b&gt; \\| \\[x\\](https\\://evil.example)'
@@ -48,7 +48,7 @@ def as_code(text: Any) -> str:
 
 def as_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
-    Returns a table of cells that are Markdown already, or nothing if it has no rows.
+    Returns a table of cells that are already Markdown, or an empty text if there are no rows.
 
     >>> print(as_table(["a", "b"], [["1", "2"]]))
     | a | b |

@@ -1,4 +1,4 @@
-"""What a run recorded of itself, in one file beside the model: the only source of the model card."""
+"""The facts of a run, in one file beside the model: the only source of the model card."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.config.dapo_config import GROUPS_TO_LOG, DAPOConfig
 from trl_dapo.config.secrets import without_secrets
 from trl_dapo.data.source import DataSource
@@ -22,13 +23,13 @@ from trl_dapo.data.source import DataSource
 
 FACTS_FILE = "run_facts.json"
 
-# Of TrainingArguments, what the outcome depends on; of GRPOConfig and DAPOConfig everything but the fields below.
+# The fields of TrainingArguments that change the result. Of GRPOConfig and DAPOConfig all fields count, except those below.
 _GENERAL_SETTINGS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "seed"),
 )
-# Places, secrets and switches of the screen; and what other settings imply.
+# Paths, secrets, options of the display, and fields that follow from other fields.
 _LEFT_OUT = frozenset(
     {"model_init_kwargs", "generation_batch_size", "chat_template_path", "log_completions", "num_completions_to_print"}
     | {
@@ -40,7 +41,7 @@ _LEFT_OUT = frozenset(
     }
     | {"vllm_server_timeout", "vllm_group_port", "vllm_structured_outputs_regex", "pad_to_multiple_of"}
 )
-# The value of a field that the user left `None`, where `DAPOConfig` puts in one that depends on others.
+# The default of fields that are `None` until `DAPOConfig` computes them from other fields.
 _RESOLVED: dict[str, Callable[[DAPOConfig], Any]] = {
     "soft_punish_cache": lambda args: None if args.max_completion_length is None else args.max_completion_length // 5,
     "max_prompts_per_round": lambda args: 4 * args.num_groups_per_batch,
@@ -56,7 +57,7 @@ _PACKAGES = ("trl-dapo", "trl", "transformers", "torch", "datasets", "accelerate
 @dataclass(frozen=True)
 class RunFacts:
     """
-    What a run recorded.
+    The facts that a run recorded.
 
     Args:
         model_name (`str`):
@@ -66,25 +67,25 @@ class RunFacts:
         base_model_is_on_hub (`bool`):
             Whether it is a Hub id.
         license (`str`, *optional*):
-            Licence of the trained model, as in the metadata of a card. `None`: nobody said.
+            Licence of the trained model, as in the metadata of a card. `None`: unknown.
         adapter (`dict[str, Any]`, *optional*):
-            LoRA's rank and so on. `None`: all weights were trained.
+            LoRA's rank and other settings. `None`: all weights were trained.
         num_parameters, num_trained_parameters (`int`):
-            Parameters of the model, and those that were trained.
+            Number of parameters of the model, and of those that were trained.
         train_data (`DataSource`):
             Where the prompts came from.
         num_train_rows (`int`, *optional*):
-            Prompts to train on. `None`: a stream.
+            Number of prompts to train on. `None`: an iterable dataset.
         eval_data (`DataSource`):
-            Where the held-out problems came from, if they are a single dataset.
+            Where the held-out problems came from, if there is a single dataset.
         num_eval_rows (`dict[str, int]`):
-            Held-out prompts by the name of their dataset; the name of a single one is `""`.
+            Number of held-out prompts by the name of their dataset; the name of a single dataset is `""`.
         is_conversational (`bool`):
             Whether the prompts are conversations.
         rewards (`dict[str, float]`):
             Weight of each reward function.
         method (`list[str]`), departures (`list[str]`):
-            What the run did, and where it is not what the paper calls DAPO; the words of its announcement.
+            What the run did, and where it differs from DAPO in the paper, as in the first lines of the run.
         settings (`dict[str, list]`):
             Value and default of each setting that differs from its default.
         sampling (`dict[str, Any]`):
@@ -92,11 +93,11 @@ class RunFacts:
         hardware (`dict[str, Any]`):
             Device, number of processes, precision.
         versions (`dict[str, str]`):
-            Versions of Python and of the packages that had a part in it.
+            Versions of Python and of the packages involved.
         step, num_steps (`int`):
-            Optimizer step that the weights are of, and steps planned.
+            Optimizer step of the weights, and number of planned steps.
         log_history (`list[dict]`):
-            All that was logged, in order. Values that are no finite number are `None`.
+            All log lines, in order. Values that are not finite numbers are `None`.
         tags (`list[str]`), trackers (`dict[str, str]`):
             Tags of the model; addresses of the run in Weights & Biases, Trackio and Comet.
     """
@@ -128,32 +129,24 @@ class RunFacts:
 
     def write(self, folder: str | Path) -> None:
         """Writes the facts into a folder, all or nothing."""
-        path = Path(folder) / FACTS_FILE
-        unfinished = path.with_suffix(".tmp")
-        try:
-            unfinished.write_text(
-                json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
-            unfinished.replace(path)
-        finally:
-            # On a full disk there is a part of it.
-            unfinished.unlink(missing_ok=True)
+        text = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        atomic_write(Path(folder) / FACTS_FILE, text + "\n")
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunFacts":
         """
-        Reads the facts that lie in a folder.
+        Reads the facts from a folder.
 
         Raises:
-            `FileNotFoundError`: there are none.
-            `ValueError`: the file is of another version of this package.
+            `FileNotFoundError`: the folder has no facts.
+            `ValueError`: another version of this package wrote the file.
         """
         path = Path(folder) / FACTS_FILE
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {field.name for field in dataclasses.fields(cls)}
         if set(content) != names:
             raise ValueError(
-                f"{path} has the fields {sorted(set(content) ^ names)} too many or too few: another version of trl-dapo "
+                f"{path} has missing or unknown fields: {sorted(set(content) ^ names)}. Another version of trl-dapo "
                 "wrote it. Push with that version."
             )
         sources = {name: DataSource.from_dict(content[name]) for name in ("train_data", "eval_data")}
@@ -162,11 +155,11 @@ class RunFacts:
 
 def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
     """
-    Returns value and default of each setting of a configuration that is not what it would be if left alone.
+    Returns value and default of each setting of a configuration that differs from its default.
 
     Args:
         args (`DAPOConfig`):
-            The configuration. Paths, tokens and addresses in it are never returned.
+            The configuration. Its paths, tokens and addresses are never returned.
     """
     own = {field.name for field in dataclasses.fields(DAPOConfig)}
     own -= {field.name for field in dataclasses.fields(TrainingArguments)} | _LEFT_OUT
@@ -178,7 +171,7 @@ def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
         value = getattr(args, field.name)
         if default is None and field.name in _RESOLVED:
             default = _RESOLVED[field.name](args)
-        # Where `DAPOConfig` leaves `None` in such a field, it does not apply.
+        # Such a field does not apply if `DAPOConfig` leaves it `None`.
         is_unused = value is None and field.name in _RESOLVED
         if not is_unused and _plain(value) != _plain(default):
             changed[field.name] = [_plain(without_secrets(value, field.name)), _plain(default)]
@@ -186,7 +179,7 @@ def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
 
 
 def hardware_of(args: DAPOConfig) -> dict[str, Any]:
-    """Returns device, number of processes and precision of a run; and whether vLLM sampled."""
+    """Returns device, number of processes, precision and sampler (vLLM or transformers) of a run."""
     device = args.device.type
     accelerator: Any = getattr(torch, device, None)
     if hasattr(accelerator, "get_device_name"):
@@ -199,7 +192,7 @@ def hardware_of(args: DAPOConfig) -> dict[str, Any]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Returns the versions of Python and of those packages that are installed."""
+    """Returns the versions of Python and of the installed packages among `_PACKAGES`."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -210,12 +203,12 @@ def installed_versions() -> dict[str, str]:
 
 
 def finite_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns log lines that JSON can hold: what is no finite number becomes `None`."""
+    """Returns log lines for JSON: a value that is not a finite number becomes `None`."""
     return [{name: _plain(value) for name, value in entry.items()} for entry in log_history]
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as JSON holds it, without paths of the machine."""
+    """Returns a value for JSON, without paths of this machine."""
     if isinstance(value, Enum):
         return _plain(value.value)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What the Hub's refusals mean for somebody who pushes a model, and the command to try again."""
+"""Explains errors of the Hub to a user who pushes a model, with the command to try again."""
 
 import shlex
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from trl_dapo.errors import HubPushError, HubUnreachableError
 
 
-# The base class of failed connections, of whichever HTTP library huggingface_hub was built on.
+# The base class of failed connections in the HTTP library that huggingface_hub uses.
 _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
-# What an upload by Xet, the client's default, raises when it breaks off, and one by LFS in a thread.
+# Errors of an interrupted upload: by Xet, the client's default, or by LFS in a thread.
 _BROKEN_OFF = (ConnectionError, TimeoutError, PermissionError, RuntimeError)
 _NO_TOKEN = (
-    "There is no Hub token. Make one with the right to write at https://huggingface.co/settings/tokens, and set it as "
+    "There is no Hub token. Create one with write access at https://huggingface.co/settings/tokens, and set it as "
     "HF_TOKEN or run `hf auth login`."
 )
 
@@ -35,40 +35,40 @@ def push_command(folder: Path, repo_id: str | None) -> str:
 @contextmanager
 def explained(repo_id: str | None, folder: Path | None = None, command: str | None = None) -> Iterator[None]:
     """
-    Turns what goes wrong at the Hub into one message: what it means, where the model is, how to try again.
+    Turns an error of the Hub into a message that says what it means, where the model is, and how to try again.
 
     Args:
         repo_id (`str`, *optional*):
-            Repository, for the message.
+            Name of the repository, for the message.
         folder (`Path`, *optional*):
-            Folder of the model. `None`: there is none yet.
+            Folder of the model. `None`: not saved yet.
         command (`str`, *optional*):
-            The command to try again. `None`: `trl-dapo push` of the folder.
+            The command that tries again. `None`: `trl-dapo push` of the folder.
 
     Raises:
-        `HubPushError`: the Hub refused, or the upload broke off.
+        `HubPushError`: the Hub refused, or the upload was interrupted.
         `HubUnreachableError`: the Hub does not answer.
     """
-    way_on = ""
+    retry_hint = ""
     if folder is not None:
-        way_on = (
+        retry_hint = (
             f"\nThe model is safe in {folder}. To try again (what the Hub has already is not sent again):\n"
             f"  {command or push_command(folder, repo_id)}"
         )
     try:
         yield
     except (HubPushError, HubUnreachableError) as error:
-        if way_on in str(error):
+        if retry_hint in str(error):
             raise
-        raise type(error)(f"{error}{way_on}") from error.__cause__
+        raise type(error)(f"{error}{retry_hint}") from error.__cause__
     except (HfHubHTTPError, _HTTPError, LocalTokenNotFoundError, *_BROKEN_OFF) as error:
         meaning, kind = _meaning(error, repo_id or "the repository")
-        raise kind(f"{meaning}{way_on}") from error
+        raise kind(f"{meaning}{retry_hint}") from error
     except ValueError as error:
-        # The client has the Hub check the card before it sends anything.
+        # The Hub checks the card before the client sends anything.
         if not str(error).startswith("Invalid metadata in README.md"):
             raise
-        raise HubPushError(f"The Hub does not accept the card: {error}{way_on}") from error
+        raise HubPushError(f"The Hub does not accept the card: {error}{retry_hint}") from error
 
 
 def no_token() -> HubPushError:
@@ -77,7 +77,7 @@ def no_token() -> HubPushError:
 
 
 def _meaning(error: BaseException, repo_id: str) -> tuple[str, type[Exception]]:
-    # An upload in a thread wraps what happened in a RuntimeError.
+    # An upload in a thread raises a RuntimeError with the error as its cause.
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -101,19 +101,19 @@ def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
     if status == 401:
         return (
             "The Hub does not accept the token: it is mistyped, expired or revoked. It comes from HF_TOKEN or, if that is "
-            f"not set, from `hf auth login`. Make one at https://huggingface.co/settings/tokens.{said}"
+            f"not set, from `hf auth login`. Create one at https://huggingface.co/settings/tokens.{said}"
         )
     if status == 403:
         return (
-            f"The token has no right to write to {repo_id}: the name belongs to somebody else, or the token may only read. "
-            f"Choose a name of your own with --hub_model_id, or a token with the right to write.{said}"
+            f"The token has no right to write to {repo_id}: the name belongs to another account, or the token is read-only. "
+            f"Choose a name in your own account with --hub_model_id, or a token with write access.{said}"
         )
     if status == 404:
-        return f"The Hub has no {repo_id}, or the token may not see it.{said}"
+        return f"The Hub has no {repo_id}, or the token has no access to it.{said}"
     if status == 409:
         return f"The name {repo_id} is taken. Choose another with --hub_model_id.{said}"
     if status == 429:
-        return f"The Hub asks to slow down (429). Wait some minutes.{said}"
+        return f"The Hub reports too many requests (429). Wait some minutes.{said}"
     if status >= 500:
-        return f"The Hub is in trouble ({status}). Wait some minutes.{said}"
+        return f"The Hub has an internal error ({status}). Wait some minutes.{said}"
     return f"The Hub refused ({status}).{said}"

@@ -1,4 +1,4 @@
-"""What a trained model takes to the Hub: the card, filled from the run, and a push that says what to do when it fails."""
+"""Writes the model card of a run, and pushes model and card to the Hub with error messages that say how to go on."""
 
 import functools
 import logging
@@ -12,15 +12,15 @@ from datasets import Dataset
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from transformers import is_wandb_available
 from transformers.trainer_pt_utils import get_model_param_count
+from transformers.trainer_utils import SaveStrategy
 from trl import GRPOTrainer
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.departures import departures, describe_method
 from trl_dapo.data.source import DataSource, is_hub_id
-from trl_dapo.report.curves import plot_curves
 
-from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, render_card, write_card
+from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
 from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
 from .hub_errors import explained
 
@@ -32,7 +32,9 @@ class PublishedTrainer(GRPOTrainer):
     """
     A [`~trl.GRPOTrainer`] that writes a full model card at every save.
 
-    `README.md`, `curves.png` and `run_facts.json` lie in `output_dir` and are pushed with the weights.
+    `README.md` and `run_facts.json` lie in `output_dir` and are pushed with the weights. `curves.png` joins them when
+    training ends and whenever `create_model_card` or `push_to_hub` is called. A save does not draw it: that would take
+    longer than the rest of the save.
     """
 
     _tag_names = ["trl", "dapo"]
@@ -40,12 +42,30 @@ class PublishedTrainer(GRPOTrainer):
     _paper = {"title": DAPO_TITLE, "id": "2503.14476", "citation": DAPO_CITATION}
 
     args: DAPOConfig
-    # What the user said of the data and the licence; it holds for the cards of later saves too.
+    # Given by the user. They also apply to the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
     card_license: str | None = None
+    _is_saving_checkpoint = False
 
-    def create_model_card(  # type: ignore[override]  # the signature of TRL's, and a licence
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains, as in `GRPOTrainer`. At the end, a run that saves checkpoints draws its curves and writes its card."""
+        output = super().train(*args, **kwargs)
+        if self.args.save_strategy != SaveStrategy.NO:
+            try:
+                self.create_model_card()
+            except Exception:
+                logger.warning("Training is complete, but its model card could not be written.", exc_info=True)
+        return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._is_saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving_checkpoint = False
+
+    def create_model_card(  # type: ignore[override]  # TRL's signature, and a licence
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
@@ -53,18 +73,18 @@ class PublishedTrainer(GRPOTrainer):
         license: str | None = None,
     ) -> None:
         """
-        Writes the model card, the curves and the facts of the run into `output_dir`.
+        Writes the model card, the facts of the run and, unless a checkpoint is being saved, the curves into `output_dir`.
 
         Args:
             model_name (`str`, *optional*):
-                Name of the model. `None`: that of the repository, or of the folder.
+                Name of the model. `None`: the name of the repository or of the folder.
             dataset_name (`str`, *optional*):
-                Hub id or path of the training data. `None`: what was given before, or what the dataset itself recorded.
+                Hub id or path of the training data. `None`: the one given before, or the one that the dataset recorded.
             tags (`str` or `list[str]`, *optional*):
-                More tags.
+                Additional tags.
             license (`str`, *optional*):
-                Licence in the Hub's words (`apache-2.0`). `None`: what was given before, or that of the base model's card
-                where it can be read without the network.
+                Hub identifier of the licence (`apache-2.0`). `None`: the one given before, or the licence in the base model's
+                card if it is in a local folder or in the cache.
         """
         if not self.is_world_process_zero():
             return
@@ -72,28 +92,31 @@ class PublishedTrainer(GRPOTrainer):
             self.card_data_source = DataSource.named(dataset_name)
         self.card_license = license or self.card_license
         if self.is_in_train and not self._may_change_pushed_files():
-            # This save will not be pushed either.
+            # `Trainer` does not push this save either.
             return
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]  # TRL's default is resolved by now
         try:
             folder.mkdir(parents=True, exist_ok=True)
             facts = self._facts_of_run(model_name, {tags} if isinstance(tags, str) else set(tags or []))
             facts.write(folder)
-            has_curves = _draw_curves(facts, folder)
+            has_curves = not self._is_saving_checkpoint and draw_curves(facts, folder)
             write_card(render_card(facts, self.hub_model_id, has_curves=has_curves), folder)
+            if not has_curves:
+                # It may show an earlier step, or another run.
+                (folder / CURVES_FILE).unlink(missing_ok=True)
         except Exception:
             if not self.is_in_train:
                 raise
-            # A card is not worth a run.
+            # A missing card must not stop the training.
             logger.warning("The model card could not be written; training goes on.", exc_info=True)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Pushes weights, tokenizer, card and curves to `hub_model_id`; arguments as in `GRPOTrainer`, and `license`.
+        Pushes weights, tokenizer, card and curves to `hub_model_id`. Arguments as in `GRPOTrainer`, and `license`.
 
         Raises:
-            `HubPushError`: the Hub refused or did not answer. The model is in `output_dir`, and the message says how to
-                push it from there.
+            `HubPushError`, `HubUnreachableError`: the Hub refused or did not answer. The model is in `output_dir`, and the
+                message has the command that pushes it from there.
         """
         folder = Path(self.args.output_dir)  # type: ignore[arg-type]
         with explained(self.hub_model_id or self.args.hub_model_id, folder):
@@ -101,7 +124,7 @@ class PublishedTrainer(GRPOTrainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """
-        Makes the repository, as in `GRPOTrainer`: with `push_to_hub=True` before anything is trained.
+        Creates the repository, as in `GRPOTrainer`: with `push_to_hub=True` before training starts.
 
         Raises:
             `HubPushError`, `HubUnreachableError`: as in [`~PublishedTrainer.push_to_hub`].
@@ -111,9 +134,9 @@ class PublishedTrainer(GRPOTrainer):
 
     def _may_change_pushed_files(self) -> bool:
         """
-        Whether nothing in `output_dir` is on its way to the Hub: files must not change under an upload.
+        Returns whether no upload of `output_dir` is in progress: files must not change during an upload.
 
-        With `hub_always_push` a push in progress is waited for.
+        With `hub_always_push` it waits for an upload in progress.
         """
         if self.args.hub_always_push:
             self._finish_current_push()
@@ -121,7 +144,7 @@ class PublishedTrainer(GRPOTrainer):
         return push is None or push.is_done()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # `Trainer` would copy these weights over those that are being sent.
+        # `Trainer` copies the weights of this checkpoint into `output_dir`, which may still be uploading.
         if self.is_world_process_zero():
             self._may_change_pushed_files()
         before = getattr(self, "push_in_progress", None)
@@ -129,10 +152,10 @@ class PublishedTrainer(GRPOTrainer):
         push: Any = getattr(self, "push_in_progress", None)
         if push is not before:
             for job in push.jobs:
-                job.add_done_callback(self._tell_of_failed_push)
+                job.add_done_callback(self._warn_if_push_failed)
 
-    def _tell_of_failed_push(self, job: Future[Any]) -> None:
-        """`Trainer` asks no push in the background how it went."""
+    def _warn_if_push_failed(self, job: Future[Any]) -> None:
+        """Logs the error of a push in the background, which `Trainer` never reads."""
         error = None if job.cancelled() else job.exception()
         if error is None:
             return
@@ -159,7 +182,7 @@ class PublishedTrainer(GRPOTrainer):
         trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
         named = ("temperature", "top_p", "max_completion_length", "seed")
         sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
-        # Once it has trained, a trainer with this option has the best weights, not the last.
+        # With this option, the trainer loads the best weights at the end of training.
         best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
         return RunFacts(
             model_name=model_name or (self.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],  # type: ignore[arg-type]
@@ -190,26 +213,9 @@ class PublishedTrainer(GRPOTrainer):
 
 
 def _tags_of_place(trackio_url: str | None) -> set[str]:
-    """Returns the tags by which the Hub finds models of its Jobs and of Trackio, as TRL sets them."""
+    """Returns the tags that TRL sets for models from Hub Jobs and from runs tracked by Trackio."""
     tags = {"hf_jobs"} if "JOB_ID" in os.environ else set()
     return tags | ({f"trackio:{trackio_url}"} if trackio_url else set())
-
-
-def _draw_curves(facts: RunFacts, folder: Path) -> bool:
-    """Draws the curves, all or nothing; returns whether there is a picture."""
-    history = [entry for entry in facts.log_history if "step" in entry]
-    unfinished = folder / f"{CURVES_FILE}.tmp"
-    if not history:
-        return False
-    try:
-        plot_curves({"DAPO": history}, unfinished, format="png", num_columns=2)
-        unfinished.replace(folder / CURVES_FILE)
-    except ImportError:
-        return False
-    finally:
-        # On a full disk there is a part of it.
-        unfinished.unlink(missing_ok=True)
-    return True
 
 
 def _adapter_of(model: Any) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _adapter_of(model: Any) -> dict[str, Any]:
 
 @functools.cache
 def _license_of(base: str) -> str | None:
-    """Returns the licence in the card of a local or cached model. Nothing is asked of the Hub."""
+    """Returns the licence in the card of a local or cached model. It does not ask the Hub."""
     card: Any = Path(base) / CARD_FILE
     if not card.is_file():
         card = try_to_load_from_cache(base, CARD_FILE) if is_hub_id(base) else None
@@ -231,7 +237,7 @@ def _license_of(base: str) -> str | None:
         return None
     try:
         named = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except Exception:  # somebody else's card: any YAML may be in it
+    except Exception:  # the card of another model can hold any YAML
         return None
     return named if isinstance(named, str) else None
 

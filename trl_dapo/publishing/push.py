@@ -1,26 +1,25 @@
-"""A finished run's folder on the Hub: what is pushed, and what is checked before."""
+"""Pushes the folder of a finished run to the Hub, after checks."""
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, RepoFile, get_token
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.data.source import is_hub_id
 from trl_dapo.errors import HubPushError
 from trl_dapo.evaluation.completion_sampler import load_sampler
 
-from .card import CARD_FILE, CURVES_FILE, is_unedited, render_card, write_card
+from .card import CARD_FILE, CURVES_FILE, draw_curves, is_unedited, render_card, write_card
 from .card_results import Evaluation, result_file
 from .facts import FACTS_FILE, RunFacts
 from .hub_errors import explained, no_token
 
 
-# What is pushed. Not the optimizer, sampled completions, nor training_args.bin, a pickle with the paths of the machine.
+# Files that are pushed. The optimizer, sampled completions and training_args.bin (a pickle with paths of the machine) are not.
 _FILES = re.compile(
     r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|(config|generation_config|adapter_config|processor_config|preprocessor_config|video_preprocessor_config)\.json"
@@ -35,15 +34,15 @@ EVALUATIONS_FOLDER = "evaluations"
 @dataclass(frozen=True, slots=True)
 class PushOptions:
     """
-    How a folder is pushed.
+    Options of a push.
 
     Args:
         private (`bool`, *optional*):
-            Whether a new repository is private. `None`: as the account has it.
+            Whether a new repository is private. `None`: the default of the account.
         revision (`str`, *optional*):
-            Branch, made if it is not there. `None`: `main`.
+            Branch, created if it does not exist. `None`: `main`.
         results (`Sequence[str]`, *optional*):
-            Folders of `trl-dapo eval`, for the card.
+            Folders of `trl-dapo eval` whose results go into the card.
         license (`str`, *optional*):
             Licence in the Hub's words (`apache-2.0`). `None`: the one that the run recorded, if any.
         commit_message (`str`, *optional*, defaults to `"Upload model"`):
@@ -51,7 +50,7 @@ class PushOptions:
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether the model may replace another one of the same name.
         token (`str`, *optional*):
-            The token. `None`: that of HF_TOKEN or `hf auth login`.
+            Token of the Hub. `None`: that of HF_TOKEN or `hf auth login`.
     """
 
     private: bool | None = None
@@ -79,19 +78,19 @@ def push_run(
         repo_id (`str`, *optional*):
             `name` or `namespace/name`. `None`: the name of the folder.
         options (`PushOptions`, *optional*):
-            How it is pushed.
+            Options of the push.
         command (`str`, *optional*):
-            The command to try again, for error messages.
+            The command that tries again, for error messages.
         report (`Callable[[str], None]`, *optional*):
-            Is told what happens.
+            Gets a line for each thing that happens.
 
     Returns:
-        `CommitInfo`: The commit, or the last one if there was nothing new.
+        `CommitInfo`: The commit, or the last one if nothing changed.
 
     Raises:
-        `FileNotFoundError`: the folder holds no complete model, or there are no such results.
-        `ValueError`: the name is no name for a repository, the results are of other weights or cannot enter the card.
-        `HubPushError`: the Hub refused, or another model has this name.
+        `FileNotFoundError`: the folder has no complete model, or a folder of results does not exist.
+        `ValueError`: the name is not a valid repository name, the results are of other weights or cannot go into the card.
+        `HubPushError`: the Hub refused, or the repository holds another model.
         `HubUnreachableError`: the Hub does not answer.
     """
     folder, options = Path(folder), options or PushOptions()
@@ -112,7 +111,7 @@ def push_run(
         account = api.whoami()
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubPushError(
-                f"The token of {account['name']} may only read. Make one with the right to write at "
+                f"The token of {account['name']} may only read. Create one with write access at "
                 "https://huggingface.co/settings/tokens."
             )
         repo_id = repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
@@ -140,10 +139,10 @@ def push_run(
 
 def files_to_push(folder: Path) -> list[str]:
     """
-    Returns the names of the files of a folder that are pushed.
+    Returns the names of those files in a folder that are pushed.
 
     Raises:
-        `FileNotFoundError`: there is no such folder, no model in it, or a part of its weights is missing.
+        `FileNotFoundError`: the folder does not exist, has no model, or a part of the weights is missing.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Give the output_dir of a run.")
@@ -152,7 +151,7 @@ def files_to_push(folder: Path) -> list[str]:
     kind = "adapter_config.json" if any(found[1] == "adapter_model" for found in weights) else "config.json"
     if not weights or kind not in names:
         hint = "".join(
-            f" There are checkpoints in it: push one of them, {path}?" for path in _checkpoints(folder)[-1:]
+            f" It has checkpoints. To push the last one, give {path}." for path in _checkpoints(folder)[-1:]
         )
         raise FileNotFoundError(
             f"{folder} holds no model: looked for config.json with model.safetensors, or adapter_config.json with "
@@ -170,10 +169,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _check_weights(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Refuses results of other weights: the card would claim what was not measured."""
+    """Refuses results of other weights: the card would report what was not measured on these weights."""
     found: dict[str, str] = {}
     for name, evaluation in evaluations.items():
-        # The digest is of the weights in the precision that they were evaluated in.
+        # The digest is computed from the weights in the precision of the evaluation.
         dtype, evaluated = str(evaluation.settings["dtype"]).removeprefix("torch."), evaluation.settings["weights"]
         if dtype not in found:
             found[dtype] = load_sampler(str(folder), dtype=dtype).identity()["weights"]
@@ -186,18 +185,18 @@ def _check_weights(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None, folder: Path, files: Sequence[str]) -> None:
-    """An unfinished push of the same model is gone on with; another model is not written over by accident."""
+    """Refuses to overwrite another model. An unfinished push of the same model may continue."""
     tree = api.list_repo_tree(repo_id, revision=revision)
     remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile) and _WEIGHTS.fullmatch(entry.path)}
     others = [path for path, entry in remote.items() if path not in files or not _is_same(folder / path, entry)]
     if others:
         raise HubPushError(
             f"The name {repo_id} is taken: it holds another model ({', '.join(sorted(others))} differ). Choose another name "
-            "with --hub_model_id, another branch with --hub_revision, or pass --overwrite true to put this model over it."
+            "with --hub_model_id, another branch with --hub_revision, or pass --overwrite true to replace it with this model."
         )
 
 
-def _is_same(path: Path, entry: Any) -> bool:
+def _is_same(path: Path, entry: RepoFile) -> bool:
     if path.stat().st_size != entry.size:
         return False
     with path.open("rb") as file:
@@ -210,31 +209,33 @@ def _is_same(path: Path, entry: Any) -> bool:
 def _write_card(
     folder: Path, repo_id: str, license: str | None, evaluations: Sequence[Evaluation], report: Callable[[str], None]
 ) -> None:
-    """Writes the card anew, with what is known only now; one that was edited stays as it is."""
+    """Writes the card again, with the repository and the evaluations. A card that was edited stays as it is."""
     has_facts, has_card = (folder / FACTS_FILE).is_file(), (folder / CARD_FILE).is_file()
     if has_facts and (not has_card or is_unedited(folder)):
-        has_curves = (folder / CURVES_FILE).is_file()
-        write_card(render_card(RunFacts.read(folder), repo_id, evaluations, has_curves, license), folder)
+        facts = RunFacts.read(folder)
+        # A run that was killed has no picture yet.
+        has_curves = (folder / CURVES_FILE).is_file() or draw_curves(facts, folder)
+        write_card(render_card(facts, repo_id, evaluations, has_curves, license), folder)
         return
     what = f"{CARD_FILE} stays as it is" if has_card else "There is no model card"
     why = "it was edited" if has_facts else f"the folder has no {FACTS_FILE} to write one from"
     if evaluations or license:
         raise ValueError(
-            f"{what}: {why}. So neither results nor a licence can enter it. Write them into the card yourself and push "
-            f"without --results and --license, or move {CARD_FILE} away to have it written anew."
+            f"{what}: {why}. So neither results nor a licence can be added. Write them into the card yourself and push "
+            f"without --results and --license, or move {CARD_FILE} away, so that a new one is written."
         )
     report(f"{what}: {why}.")
 
 
 def _keep_results(folder: Path, results: Sequence[str]) -> None:
-    """Copies evaluations into the folder, beside those that were put there before."""
+    """Copies evaluations into the folder, beside those of earlier pushes."""
     for path in results:
         evaluation = Evaluation.read(path)
         data = re.sub(r"[^A-Za-z0-9.]+", "-", evaluation.source.name or "problems").strip("-")
         settings = evaluation.settings
         copy = folder / EVALUATIONS_FOLDER / f"{data}-{settings['problems']}-k{settings['k']}.json"
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(result_file(path), copy)
+        atomic_write(copy, result_file(path).read_bytes())
 
 
 def _kept_results(folder: Path) -> list[str]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from trl_dapo.sampling.judge import EmptyCompletion
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
@@ -130,6 +132,38 @@ class Rollout:
         return cls(**state)
 
 
+def rollouts_of(
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    sampling_logps: Sequence[Sequence[float | None]] | None,
+    completions: Sequence[Any],
+    logged_columns: Mapping[str, Sequence[Any]],
+) -> list[Rollout]:
+    """
+    Returns the rollouts of R completions.
+
+    Args:
+        prompt_ids (`Sequence[Sequence[int]]`), completion_ids (`Sequence[Sequence[int]]`):
+            Tokens of each, without placeholders.
+        sampling_logps (`Sequence[Sequence[float | None]]`, *optional*):
+            Log-probability of each completion token by the engine that sampled it.
+        completions (`Sequence`):
+            Each completion as reward functions saw it.
+        logged_columns (`Mapping[str, Sequence]`):
+            What reward functions logged, R values a column.
+    """
+    return [
+        Rollout.from_lists(
+            prompt_ids[row],
+            completion_ids[row],
+            None if sampling_logps is None else sampling_logps[row],
+            {column: values[row] for column, values in logged_columns.items()},
+            completions[row],
+        )
+        for row in range(len(completions))
+    ]
+
+
 def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> int:
     """
     Length of a packed rollout with `num_logps` kinds of log-probabilities, in int32 words.
@@ -144,13 +178,14 @@ def with_placeholders(
     completion_ids: Sequence[Sequence[int]], logps: Sequence[Sequence[float | None]] | None, pad_token_id: int
 ) -> tuple[list[list[int]], list[list[float | None]] | None]:
     """
-    Puts one padding token, of unknown log-probability, where a completion is empty: TRL reads the last token of each.
+    Puts one padding token, of unknown log-probability, where a completion is empty: TRL reads the last token of each. Its
+    row is an [`EmptyCompletion`].
 
     >>> with_placeholders([[7, 8], []], [[-1.0, -2.0], []], pad_token_id=0)
     ([[7, 8], [0]], [[-1.0, -2.0], [None]])
     """
     placeholder: list[float | None] = [None]
     return (
-        [list(ids) or [pad_token_id] for ids in completion_ids],
+        [list(ids) or EmptyCompletion([pad_token_id]) for ids in completion_ids],
         None if logps is None else [list(row) or placeholder for row in logps],
     )

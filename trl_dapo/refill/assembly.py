@@ -1,26 +1,85 @@
 """From the groups that were collected, scattered over the ranks, to the batch that each rank trains."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout, packed_size, with_placeholders
-from trl_dapo.sampling.groups import Location, SampledGroup
+from trl_dapo.sampling.judge import Location, RowFacts, SampledGroup
 from trl_dapo.sampling.placement import Move, place_groups
 from trl_dapo.sampling.prompt_stream import Draw
-from trl_dapo.sampling.refill_ledger import BatchCollection
+from trl_dapo.sampling.refill_ledger import RefillLedger
+from trl_dapo.sampling.refill_planner import RoundPlan
+from trl_dapo.trl_seams import Generated
 
 from .completion_decoder import decode_completion
 from .image_prompts import images_of
+from .prompt_source import PromptSource
+
+
+# Is shown groups as soon as they are judged: the groups, the rollouts of this rank by location, and the rows of draws.
+ObserveGroups = Callable[
+    [Sequence[SampledGroup], Callable[[Location], Rollout], Callable[[Draw], Mapping[str, Any]]], None
+]
+
+
+class Unfinished(Protocol):
+    """A completion of this rank that goes on in the next batch, and that the present policy sampled tokens of."""
+
+    @property
+    def rollout(self) -> Rollout:
+        """The completion as far as it is decoded."""
+
+    def keep_logps(self, old_logps: torch.Tensor | None) -> None:
+        """Notes the log-probabilities of the policies that sampled its tokens so far, shape `(C,)`."""
 
 
 @dataclass(frozen=True, slots=True)
-class CollectedBatch:
+class RefillResult:
+    """
+    What filled a generation batch on this rank.
+
+    Attributes:
+        kept (`dict[Location, Rollout]`):
+            The rollouts of informative groups that this rank sampled.
+        spare (`tuple[Draw, Rollout]`, *optional*):
+            Any rollout of this rank. `None`: it sampled nothing.
+        seconds (`float`):
+            Seconds of sampling on the slowest rank.
+        plan (`RoundPlan`, *optional*):
+            The last plan that was made. `None`: none was needed.
+        metrics (`dict[str, float]`):
+            Metrics by their names below `dapo/`, beside those of any refill.
+        num_uncounted_tokens (`int`):
+            Tokens of prompts and completions over all ranks that TRL has not counted.
+        unchecked (`list[Rollout]`, *optional*):
+            Rollouts by which the weights of the engine can be checked. `None`: they are checked.
+        unfinished (`list[Unfinished]`):
+            Completions of this rank that need the log-probabilities of the present policy before it changes.
+        num_unfinished (`Sequence[int]`):
+            How many each rank has. Empty: none has any.
+        first_suspended (`int`, *optional*):
+            Stream position of the first group that goes on in the next batch. `None`: there is none.
+    """
+
+    kept: dict[Location, Rollout]
+    spare: tuple[Draw, Rollout] | None
+    seconds: float
+    plan: RoundPlan | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    num_uncounted_tokens: int = 0
+    unchecked: list[Rollout] | None = None
+    unfinished: list[Unfinished] = field(default_factory=list)
+    num_unfinished: Sequence[int] = ()
+    first_suspended: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationBatch:
     """
     A generation batch as one rank trains it: B rows of N * G.
 
@@ -36,10 +95,16 @@ class CollectedBatch:
             Which of the B rows stand in for groups that were not found, shape `(B,)`, bool. They carry no weight.
         is_truncated (`torch.Tensor`):
             Which of the B rows ran into the length limit, shape `(B,)`, bool.
-        collection (`BatchCollection`):
+        ledger (`RefillLedger`):
             What was sampled, and what became of it. The same on all ranks.
         num_moved_words (`int`):
             What crossed ranks to assemble the batch, over all ranks, in int32 words.
+        refill (`RefillResult`):
+            How the batch was filled.
+        last_plan (`RoundPlan`, *optional*):
+            The last plan of the run.
+        num_passes (`float`):
+            Passes over the data so far.
     """
 
     inputs: list[dict[str, Any]]
@@ -47,12 +112,31 @@ class CollectedBatch:
     rewards: torch.Tensor
     is_filler: torch.Tensor
     is_truncated: torch.Tensor
-    collection: BatchCollection
+    ledger: RefillLedger
     num_moved_words: int
+    refill: RefillResult
+    last_plan: RoundPlan | None = None
+    num_passes: float = 0.0
 
-    def as_generated(self, tokenizer: Any, prompts: Sequence[Any]) -> tuple[Any, ...]:
+    @property
+    def facts(self) -> list[RowFacts]:
+        """Lengths and truncation of the B rows."""
+        return [
+            RowFacts(len(rollout.prompt_ids), len(rollout.completion_ids), is_truncated)
+            for rollout, is_truncated in zip(self.rollouts, self.is_truncated.tolist(), strict=True)
+        ]
+
+    def as_generated(self, tokenizer: Any, prompts: Sequence[Any], is_multimodal: bool = True) -> Generated:
         """
         Returns what TRL's `_generate` returns for the B prompts; see `with_placeholders` for empty completions.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`):
+                Decodes completions that came from another rank.
+            prompts (`Sequence`):
+                The prompts as TRL has prepared them.
+            is_multimodal (`bool`, *optional*, defaults to `True`):
+                Whether there may be images in them.
         """
         is_conversational = not isinstance(prompts[0], str)
         logps = [rollout.sampling_logps.tolist() for rollout in self.rollouts if rollout.sampling_logps is not None]
@@ -66,9 +150,10 @@ class CollectedBatch:
                 completions[row] = decode_completion(
                     tokenizer, prompt_ids[row], completion_ids[row], is_conversational
                 )
-        return prompt_ids, completion_ids, None, completions, logps_or_none, {}, images_of(prompts), []
+        images = images_of(prompts) if is_multimodal else None
+        return Generated(prompt_ids, completion_ids, None, completions, logps_or_none, {}, images, [])
 
-    def extra_logs(self) -> dict[str, list[Any]]:
+    def logged_columns(self) -> dict[str, list[Any]]:
         """Returns the columns that reward functions logged, one value for each of the B rows."""
         columns = sorted({column for rollout in self.rollouts for column in rollout.extra_logs})
         return {column: [rollout.extra_logs.get(column) for rollout in self.rollouts] for column in columns}
@@ -79,14 +164,14 @@ class BatchAssembler:
     Lays out the collected groups and moves the rollouts of which a rank has too many, in one exchange.
 
     Args:
-        ranks (`Ranks`):
-            The ranks of the run.
         num_generations (`int`):
             Completions per group G.
+        ranks (`Ranks`):
+            The ranks of the run.
+        source (`PromptSource`):
+            Has the dataset rows. Every rank has the whole dataset, so rows never travel.
         num_rewards (`int`):
             Reward functions F.
-        row_of (`Callable[[Draw], dict]`):
-            Returns the dataset row of a draw. Every rank has the whole dataset, so rows never travel.
         has_sampling_logps (`bool`):
             Whether rollouts carry the log-probabilities of the engine that sampled them.
         moves_extra_logs (`bool`):
@@ -95,89 +180,93 @@ class BatchAssembler:
 
     def __init__(
         self,
-        ranks: Ranks,
         num_generations: int,
+        ranks: Ranks,
+        source: PromptSource,
         num_rewards: int,
-        row_of: Callable[[Draw], dict[str, Any]],
-        has_sampling_logps: bool,
-        moves_extra_logs: bool,
+        has_sampling_logps: bool = False,
+        moves_extra_logs: bool = False,
     ):
-        self.ranks = ranks
         self.num_generations = num_generations
+        self.ranks = ranks
+        self.source = source
         self.num_rewards = num_rewards
-        self.row_of = row_of
         self.has_sampling_logps = has_sampling_logps
         self.moves_extra_logs = moves_extra_logs
 
     def assemble(
-        self, collection: BatchCollection, kept: Mapping[Location, Rollout], spare: tuple[Draw, Rollout] | None
-    ) -> CollectedBatch:
+        self, ledger: RefillLedger, kept: Mapping[Location, Rollout], refill: RefillResult
+    ) -> GenerationBatch:
         """
-        Returns the batch of this rank.
+        Returns the batch of this rank. A collective.
 
         Args:
-            collection (`BatchCollection`):
+            ledger (`RefillLedger`):
                 The collected groups.
             kept (`Mapping[Location, Rollout]`):
                 The rollouts of accepted groups that this rank generated.
-            spare (`tuple[Draw, Rollout]`, *optional*):
-                Any rollout of this rank, to fill rows of a batch that is not full.
+            refill (`RefillResult`):
+                How the batch was filled. Its spare rollout fills rows of a batch that is not full.
         """
-        accepted = collection.accepted
+        accepted = ledger.accepted
         moves = place_groups(
             [[location.rank for location in group.locations] for group in accepted],
-            num_groups=collection.num_groups,
+            num_groups=ledger.num_groups,
             num_generations=self.num_generations,
             num_ranks=self.ranks.num_ranks,
         )
-        arrived, num_moved_words = self._exchange(moves, collection, kept)
+        arrived, num_moved_words = self._exchange(moves, ledger, kept)
         local = [move for move in moves if move.target == self.ranks.rank]
-        inputs, rollouts = [], []
+        draws, rollouts = [], []
         for move in local:
             if move.group is None:
-                # Cut to one token: it has no weight and should cost nothing.
-                draw, rollout = spare[0], spare[1].truncated(1)
+                # A batch that is not full was sampled for. Cut to one token: it has no weight and should cost nothing.
+                assert refill.spare is not None
+                draw, rollout = refill.spare[0], refill.spare[1].truncated(1)
             else:
                 group = accepted[move.group]
                 draw = group.draw
                 rollout = arrived.get(move) or kept[group.locations[move.sample]]
-            inputs.append(copy.deepcopy(self.row_of(draw)))
+            draws.append(draw)
             rollouts.append(rollout)
         not_scored = [math.nan] * self.num_rewards
-        return CollectedBatch(
-            inputs=inputs,
+        rewards = [group.rewards_in_statistics() for group in accepted]
+        return GenerationBatch(
+            inputs=self.source.rows(draws),
             rollouts=rollouts,
             rewards=torch.tensor(
-                [
-                    not_scored if move.group is None else accepted[move.group].rewards_in_statistics(move.sample)
-                    for move in moves
-                ]
+                [not_scored if move.group is None else rewards[move.group][move.sample] for move in moves]
             ),
             is_filler=torch.tensor([move.group is None for move in local]),
             is_truncated=torch.tensor(
                 [move.group is not None and accepted[move.group].is_truncated[move.sample] for move in local]
             ),
-            collection=collection,
+            ledger=ledger,
             num_moved_words=num_moved_words,
+            refill=refill,
         )
 
     def _exchange(
-        self, moves: Sequence[Move], collection: BatchCollection, kept: Mapping[Location, Rollout]
+        self, moves: Sequence[Move], ledger: RefillLedger, kept: Mapping[Location, Rollout]
     ) -> tuple[dict[Move, Rollout], int]:
         """Returns the rollouts that other ranks generated and this one trains, and the int32 words moved in all."""
         travelling = [move for move in moves if move.source != move.target]
         if not travelling:
             return {}, 0
-        accepted = collection.accepted
-        is_off_policy = [collection.is_off_policy(group) for group in accepted]
+        accepted = ledger.accepted
+        is_off_policy = [ledger.is_off_policy(group) for group in accepted]
         rank = self.ranks.rank
 
+        def number(move: Move) -> int:
+            assert move.group is not None  # a row without a group has no rollout to move
+            return move.group
+
         def group_of(move: Move) -> SampledGroup:
-            return accepted[move.group]
+            return accepted[number(move)]
 
         def size(move: Move) -> int:
-            # They have the log-probabilities of the policies that sampled them.
-            num_logps = self.has_sampling_logps + is_off_policy[move.group]
+            # Carried rollouts have the log-probabilities of the policies that sampled them.
+            num_logps = self.has_sampling_logps + is_off_policy[number(move)]
             return packed_size(*group_of(move).lengths[move.sample], num_logps)
 
         # One walk over the moves, and not one for each rank: with 1,024 of them that took seconds.
@@ -190,7 +279,7 @@ class BatchAssembler:
                 coming[move.source].append(move)
         received = self.ranks.exchange(
             [
-                [kept[group_of(move).locations[move.sample]].pack(is_off_policy[move.group]) for move in row]
+                [kept[group_of(move).locations[move.sample]].pack(is_off_policy[number(move)]) for move in row]
                 for row in leaving
             ],
             [[size(move) for move in row] for row in coming],
@@ -205,7 +294,7 @@ class BatchAssembler:
                 packed,
                 *group_of(move).lengths[move.sample],
                 has_sampling_logps=self.has_sampling_logps,
-                has_old_logps=is_off_policy[move.group],
+                has_old_logps=is_off_policy[number(move)],
                 extra_logs=extra_logs.get(move),
             )
             for row, tensors in zip(coming, received, strict=True)

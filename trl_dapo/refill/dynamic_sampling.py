@@ -1,180 +1,153 @@
-"""Refilling the generation batch: sampling until every group of it can teach."""
+"""Dynamic sampling: a generation batch is collected, with what earlier batches kept and what later ones will need."""
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import torch
-from datasets import Dataset, IterableDataset
 
-from trl_dapo.checkpoints.run_state import RunState
-from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.config.batch_shape import BatchShape
 from trl_dapo.errors import RefillExhaustedError
-from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.sampling.group_filter import GroupVerdict
-from trl_dapo.sampling.groups import GroupJudge, Location, SampledGroup
-from trl_dapo.sampling.placement import prompts_multiple
-from trl_dapo.sampling.prompt_history import PromptHistory
-from trl_dapo.sampling.prompt_stream import Draw, PromptStream, SequenceKey
-from trl_dapo.sampling.refill_ledger import BatchCollection
+from trl_dapo.sampling.judge import Location, SampledGroup
+from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
-from trl_dapo.streaming.local_groups import StreamSources
-from trl_dapo.streaming.stream_refill import StreamRefill
 
-from .assembly import BatchAssembler, CollectedBatch
-from .iterable_stream import IterablePromptStream
-from .rounds import RoundOutput, RoundRefill
+from .assembly import BatchAssembler, GenerationBatch, RefillResult
+from .prompt_source import PromptSource
+
+
+class Refill(Protocol):
+    """
+    Samples the groups of a generation batch.
+
+    Attributes:
+        planner (`RefillPlanner`):
+            Plans how many prompts to sample, and learns from what was found.
+    """
+
+    planner: RefillPlanner
+
+    def fill(self, ledger: RefillLedger, policy_step: int) -> RefillResult:
+        """
+        Samples until the batch is full or the prompts that it may sample are used up. A collective.
+
+        Args:
+            ledger (`RefillLedger`):
+                Gets the sampled groups. It has those that an earlier batch kept.
+            policy_step (`int`):
+                Optimizer steps that the policy has taken.
+
+        Raises:
+            `RankFailedError`: another rank failed. A rank that failed itself raises its own failure.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of this rank between two batches."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state."""
 
 
 class DynamicSampler:
     """
-    Draws prompts and samples groups until the generation batch is full of informative ones.
+    Collects generation batches in which every group is informative (DAPO Eq. 11).
 
     Args:
-        args (`DAPOConfig`):
-            The trainer's configuration.
-        ranks (`Ranks`):
-            The ranks of the run.
-        dataset (`Dataset` or `IterableDataset`):
-            Dataset with a `prompt` column.
-        sample (`Callable[[list[dict], list[SequenceKey]], RoundOutput]`):
-            Generates one completion for each given dataset row, and scores it.
-        compute_logps (`Callable[[list[Rollout]], list[torch.Tensor]]`):
+        shape (`BatchShape`):
+            The shape of a generation batch.
+        source (`PromptSource`):
+            Gives the prompts.
+        refill (`Refill`):
+            Samples groups until a batch is full.
+        assembler (`BatchAssembler`):
+            Makes a batch of them.
+        score (`Callable[[list[Rollout]], list[torch.Tensor]]`):
             Returns the log-probabilities of the completions under the present policy. Called on all ranks at once, with
             equally many rollouts.
-        num_rewards (`int`):
-            Reward functions F.
-        judge (`GroupJudge`):
-            Judges the sampled groups.
         keep_awake (`Callable[[], AbstractContextManager[None]]`, *optional*):
-            A batch is sampled inside it: an engine that sleeps while the model trains need not meanwhile.
-        sources (`StreamSources`, *optional*):
-            What this rank samples with where groups are refilled one by one.
-        observe (`Callable`, *optional*):
-            Is shown groups as soon as they are judged, as `RolloutRecorder.observe`.
+            A batch is sampled inside it: an engine that sleeps while the model trains stays awake meanwhile.
+
+    Attributes:
+        last_plan (`RoundPlan`, *optional*):
+            The last plan that was made.
+        num_generated_tokens (`int`), num_trained_tokens (`int`):
+            Tokens since the run began.
     """
 
     def __init__(
         self,
-        args: DAPOConfig,
-        ranks: Ranks,
-        dataset: Dataset | IterableDataset,
-        sample: Callable[[list[dict[str, Any]], list[SequenceKey]], RoundOutput],
-        compute_logps: Callable[[list[Rollout]], list[torch.Tensor]],
-        num_rewards: int,
-        judge: GroupJudge,
+        shape: BatchShape,
+        source: PromptSource,
+        refill: Refill,
+        assembler: BatchAssembler,
+        score: Callable[[list[Rollout]], list[torch.Tensor]],
         keep_awake: Callable[[], AbstractContextManager[None]] = nullcontext,
-        sources: StreamSources | None = None,
-        observe: Callable[..., None] = lambda groups, rollout_at, row_of: None,
     ):
-        self.args = args
+        self.shape = shape
+        self.source = source
+        self.refill = refill
+        self.assembler = assembler
+        self.score = score
         self.keep_awake = keep_awake
-        self.ranks = ranks
-        self.compute_logps = compute_logps
-        self.stream: PromptStream | IterablePromptStream
-        self.history: PromptHistory | None = None
-        row_of: Callable[[Draw], dict[str, Any]]
-        if isinstance(dataset, IterableDataset):
-            self.stream = IterablePromptStream(dataset, seed=args.seed, shuffle=bool(args.shuffle_dataset))
-            row_of = self.stream.row_of
-        else:
-            self.stream = PromptStream(len(dataset), seed=args.seed, shuffle=bool(args.shuffle_dataset))
-            if args.selective_rollout:
-                self.history = PromptHistory(len(dataset), seed=args.seed)
-
-            def row_of(draw: Draw) -> dict[str, Any]:
-                return dataset[draw.index]
-
-        # The completions of a group stand in a row: each dataset row is read once.
-        self.row_of = functools.lru_cache(maxsize=1)(row_of)
-        self.planner = RefillPlanner(
-            num_groups=args.num_groups_per_batch,
-            confidence=args.refill_confidence,
-            max_prompts=args.max_prompts_per_round,
-            multiple_of=prompts_multiple(args.num_generations, ranks.num_ranks),
-            keeps_surplus=args.surplus == "carry",
-        )
-        self.assembler = BatchAssembler(
-            ranks, args.num_generations, num_rewards, self.row_of, bool(args.use_vllm), bool(args.log_completions)
-        )
+        self.last_plan: RoundPlan | None = None
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
-        self.refill: RoundRefill | StreamRefill
-        common: Any = {
-            "args": args,
-            "ranks": ranks,
-            "judge": judge,
-            "planner": self.planner,
-            "row_of": self.row_of,
-            "draw": self._draw,
-            "observe": observe,
-        }
-        if sources is None:
-            self.refill = RoundRefill(sample=sample, **common)
-        else:
-            self.refill = StreamRefill(
-                sources=sources, num_rewards=num_rewards, stream_position=lambda: self.stream.position, **common
-            )
         self._carried: list[SampledGroup] = []
-        # Rollouts that this rank generated and that may yet train.
+        # Rollouts of carried groups that this rank generated.
         self._kept: dict[Location, Rollout] = {}
+        # Stream position of the first group that is carried, or goes on; else the stream's.
+        self._first_needed = source.position
 
     @property
     def rollout_efficiency(self) -> float:
         """Trained tokens over generated tokens, since the run began."""
         return self.num_trained_tokens / self.num_generated_tokens if self.num_generated_tokens else 0.0
 
-    def collect(self, policy_step: int) -> CollectedBatch:
+    def collect(self, policy_step: int, raises_if_exhausted: bool = False) -> GenerationBatch:
         """
-        Samples until the batch is full or what it may sample is spent.
+        Samples until the batch is full or the prompts that it may sample are used up. A collective.
 
         Args:
             policy_step (`int`):
                 Optimizer steps that the policy has taken.
+            raises_if_exhausted (`bool`, *optional*, defaults to `False`):
+                Whether a batch that is not full is an error.
 
         Raises:
-            `RefillExhaustedError`: it is spent, the batch is not full, and `on_exhausted="error"`.
+            `RefillExhaustedError`: the batch is not full, and that is an error.
         """
-        is_fresh = [policy_step - group.policy_step <= self.args.max_off_policy_steps for group in self._carried]
-        collection = BatchCollection(
-            self.args.num_groups_per_batch,
-            next_position=self.stream.position,
-            keeps_surplus=self.args.surplus == "carry",
+        is_fresh = [policy_step - group.policy_step <= self.shape.max_off_policy_steps for group in self._carried]
+        ledger = RefillLedger(
+            self.shape.num_groups,
+            next_position=self.source.position,
+            keeps_surplus=self.shape.keeps_surplus,
             carried=[group for group, fresh in zip(self._carried, is_fresh, strict=True) if fresh],
             num_stale=is_fresh.count(False),
             policy_step=policy_step,
         )
-        first_position = self.stream.position
+        first_position = self.source.position
         with self.keep_awake():
-            self._kept |= self.refill.fill(collection, policy_step)
-        self.num_generated_tokens += collection.num_sampled_tokens
-        if collection.num_missing and self.args.on_exhausted == "error":
+            result = self.refill.fill(ledger, policy_step)
+        kept = self._kept | result.kept
+        self.last_plan = result.plan or self.last_plan
+        self.num_generated_tokens += ledger.num_sampled_tokens
+        if ledger.num_missing and raises_if_exhausted:
             # Nothing of the batch trains, so all of its prompts go back to the stream.
-            self.stream.seek(first_position)
+            self.source.seek(first_position)
             raise RefillExhaustedError(
-                len(collection.accepted), collection.num_groups, collection.num_rounds, collection.verdict_counts
+                len(ledger.accepted), ledger.num_groups, ledger.num_rounds, ledger.verdict_counts
             )
-        self.stream.seek(collection.next_position)
-        used = collection.used
-        collection.num_skipped = collection.next_position - first_position - len(used)
-        if self.history is not None:
-            for group in used:
-                self.history.observe(group.draw.index, group.verdict is GroupVerdict.INFORMATIVE)
-        self.num_trained_tokens += sum(group.num_tokens for group in collection.accepted)
-        batch = self.assembler.assemble(collection, self._kept, self.refill.spare)
-        self._carry(collection)
-        if isinstance(self.stream, IterablePromptStream):
-            self.stream.forget_before(self._first_needed_position())
-        return batch
-
-    def add_to(self, run_state: RunState) -> None:
-        """Makes the state of the sampler part of the run's checkpoints."""
-        run_state.add("sampler", self.state_dict, self.load_state_dict)
-        run_state.add("carried", self.carried_state_dict, self.load_carried_state_dict, needs_layout=True)
+        self.source.seek(ledger.next_position)
+        used = ledger.used
+        ledger.num_skipped = ledger.next_position - first_position - len(used)
+        self.source.observe(used)
+        self.num_trained_tokens += sum(group.num_tokens for group in ledger.accepted)
+        batch = self.assembler.assemble(ledger, kept, result)
+        self._carry(ledger, kept, result)
+        return replace(batch, last_plan=self.last_plan, num_passes=self.source.num_passes)
 
     def state_dict(self) -> dict[str, Any]:
         """
@@ -184,29 +157,27 @@ class DynamicSampler:
         unless `load_carried_state_dict` brings them back.
         """
         return {
-            "stream": self.stream.state_dict(position=self._first_needed_position()),
-            "planner": self.planner.state_dict(),
-            "last_plan": None if self.refill.last_plan is None else asdict(self.refill.last_plan),
-            "history": None if self.history is None else self.history.state_dict(),
+            **self.source.state_dict(self._first_needed),
+            "planner": self.refill.planner.state_dict(),
+            "last_plan": None if self.last_plan is None else asdict(self.last_plan),
             "num_generated_tokens": self.num_generated_tokens,
             "num_trained_tokens": self.num_trained_tokens,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the run that `state` was taken from, without what it carried."""
-        self.stream.load_state_dict(state["stream"])
-        self.planner.load_state_dict(state["planner"])
-        self.refill.last_plan = None if state["last_plan"] is None else RoundPlan(**state["last_plan"])
-        if self.history is not None and state["history"] is not None:
-            self.history.load_state_dict(state["history"])
+        self.source.load_state_dict(state)
+        self.refill.planner.load_state_dict(state["planner"])
+        self.last_plan = None if state["last_plan"] is None else RoundPlan(**state["last_plan"])
         self.num_generated_tokens = state["num_generated_tokens"]
         self.num_trained_tokens = state["num_trained_tokens"]
         self._carried, self._kept = [], {}
+        self._first_needed = self.source.position
 
     def carried_state_dict(self) -> dict[str, Any]:
-        """Returns the carried groups, this rank's rollouts of them, what goes on, and where the stream does."""
+        """Returns the carried groups, this rank's rollouts of them, the refill, and where the stream continues."""
         return {
-            "position": self.stream.position,
+            "position": self.source.position,
             "refill": self.refill.state_dict(),
             "groups": [group.state_dict() for group in self._carried],
             "rollouts": [[list(at), rollout.state_dict()] for at, rollout in self._kept.items()],
@@ -214,48 +185,42 @@ class DynamicSampler:
 
     def load_carried_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the carried groups back. To be called after `load_state_dict`, on as many ranks as were saved."""
-        # An iterable dataset is read up to there, so that the rows of the carried groups are at hand.
-        self.stream.peek(state["position"] - self.stream.position)
-        self.stream.seek(state["position"])
+        self.source.advance(state["position"])
         self.refill.load_state_dict(state["refill"])
         self._carried = [SampledGroup.from_state_dict(group) for group in state["groups"]]
         self._kept = {Location(*at): Rollout.from_state_dict(rollout) for at, rollout in state["rollouts"]}
 
-    def _first_needed_position(self) -> int:
-        return min([self.stream.position, *self.refill.suspended, *(group.draw.position for group in self._carried)])
-
-    def _draw(self, num_prompts: int) -> list[Draw]:
-        """Takes the next draws from the stream; selective rollout passes over some."""
-        draws: list[Draw] = []
-        while len(draws) < num_prompts:
-            for draw in self.stream.peek(num_prompts - len(draws)):
-                self.stream.seek(draw.position + 1)
-                if self.history is None or not self.history.skips(draw.position, draw.index):
-                    draws.append(draw)
-        return draws
-
-    def _carry(self, collection: BatchCollection) -> None:
-        """Keeps the rollouts of the surplus, with the log-probabilities of the policies that sampled them; drops the others."""
-        self._carried = collection.surplus if collection.keeps_surplus else []
-        rank = self.ranks.rank
-        self._kept = {at: self._kept[at] for group in self._carried for at in group.locations if at.rank == rank}
-        # What was carried before has its log-probabilities. Those of new tokens are computed now, while the policy is still
-        # the one that sampled them.
-        was_carried = {group.draw.position for group in collection.carried}
+    def _carry(self, ledger: RefillLedger, kept: Mapping[Location, Rollout], result: RefillResult) -> None:
+        """Keeps the rollouts of the surplus, with the log-probabilities of the policies that sampled them."""
+        self._carried = ledger.surplus if ledger.keeps_surplus else []
+        rank = self.assembler.ranks.rank
+        self._kept = {at: kept[at] for group in self._carried for at in group.locations if at.rank == rank}
+        positions = [self.source.position, *(group.draw.position for group in self._carried)]
+        if result.first_suspended is not None:
+            positions.append(result.first_suspended)
+        self._first_needed = min(positions)
+        self.source.forget_before(self._first_needed)
+        # Groups that were carried before have their log-probabilities. Those of new tokens are computed now, while the
+        # policy is still the one that sampled them.
+        was_carried = {group.draw.position for group in ledger.carried}
         new = [at for group in self._carried if group.draw.position not in was_carried for at in group.locations]
+        if new or any(result.num_unfinished):
+            self._keep_logps(new, result)
+
+    def _keep_logps(self, new: Sequence[Location], result: RefillResult) -> None:
+        """Scores what the present policy sampled for later batches. A collective."""
+        rank = self.assembler.ranks.rank
         mine = [at for at in new if at.rank == rank]
-        suspended = self.refill.unscored()
-        rollouts = [self._kept[at] for at in mine] + [group.rollout_so_far(sample) for group, sample in suspended]
+        rollouts = [self._kept[at] for at in mine] + [completion.rollout for completion in result.unfinished]
         # A forward pass may be a collective, so all ranks run equally many rows.
-        num_new = Counter(at.rank for at in new)
-        num_rows = max(unscored + num_new[other] for other, unscored in enumerate(self.refill.num_unscored))
-        if not num_rows:
-            return
-        fillers = [self.refill.spare[1]] * (num_rows - len(rollouts))
+        num_rows = Counter(at.rank for at in new)
+        num_rows.update(dict(enumerate(result.num_unfinished)))
+        assert result.spare is not None  # every rank takes part in sampling
+        fillers = [result.spare[1]] * (max(num_rows.values()) - len(rollouts))
         scored = [
             rollout.with_old_logps(rollout.old_logps, logps)
-            for rollout, logps in zip(rollouts, self.compute_logps(rollouts + fillers), strict=False)
+            for rollout, logps in zip(rollouts, self.score(rollouts + fillers), strict=False)
         ]
         self._kept |= dict(zip(mine, scored, strict=False))
-        for (group, sample), rollout in zip(suspended, scored[len(mine) :], strict=True):
-            group.keep_logps(sample, rollout.old_logps)
+        for completion, rollout in zip(result.unfinished, scored[len(mine) :], strict=True):
+            completion.keep_logps(rollout.old_logps)

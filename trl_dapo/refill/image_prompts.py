@@ -1,6 +1,6 @@
 """Images in prompts: put in as TRL does it before it samples, and taken out where a batch is made of what was sampled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -9,7 +9,7 @@ from trl.data_utils import is_conversational, prepare_multimodal_messages
 from trl_dapo.config.dapo_config import DAPOConfig
 
 
-_COLUMNS = ("images", "image")
+IMAGE_COLUMNS = frozenset({"images", "image"})
 
 
 def with_images(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -39,6 +39,22 @@ def with_images(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
             'put: [{"role": "user", "content": "..."}].'
         )
     return [prepare_multimodal_messages(prompt, images=row) for prompt, row in zip(prompts, images, strict=True)]
+
+
+def prepared_prompts(rows: Sequence[Mapping[str, Any]], check_images: Callable[[], None]) -> list[Any]:
+    """
+    Returns the prompts of dataset rows as TRL would sample them.
+
+    Args:
+        rows (`Sequence[Mapping[str, Any]]`):
+            Dataset rows.
+        check_images (`Callable[[], None]`):
+            Called when there are images: that is not known before, where the dataset is a stream.
+    """
+    prompts = with_images(rows)
+    if images_of(prompts) is not None:
+        check_images()
+    return prompts
 
 
 def images_of(prompts: Sequence[Any]) -> list[list[Any] | None] | None:
@@ -77,7 +93,7 @@ def check_image_dataset(dataset: Dataset | IterableDataset | None, args: DAPOCon
         `ValueError`: see [`check_image_options`].
     """
     columns = getattr(dataset, "column_names", None) or []
-    has_images = any(column in columns for column in _COLUMNS)
+    has_images = not IMAGE_COLUMNS.isdisjoint(columns)
     if isinstance(dataset, Dataset) and len(dataset) and "prompt" in columns:
         has_images |= images_of([dataset[0]["prompt"]]) is not None
     if has_images:

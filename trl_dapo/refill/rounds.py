@@ -1,27 +1,31 @@
-"""Filling the generation batch in rounds of sampling, each planned from what the earlier ones found."""
+"""Filling the generation batch in rounds of sampling, each planned from what the earlier rounds found."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.config.batch_shape import BatchShape
+from trl_dapo.guards.reward_deadline import RewardCalls
 from trl_dapo.ranks.collectives import Ranks
-from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.sampling.group_filter import GroupVerdict
-from trl_dapo.sampling.groups import GroupJudge, Location, RowFacts, SampledGroup
+from trl_dapo.ranks.rollout import Rollout, rollouts_of
+from trl_dapo.sampling.judge import GroupJudge, GroupVerdict, Location, RowFacts, SampledGroup, TruncationRule
 from trl_dapo.sampling.placement import deal_prompts
 from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
-from trl_dapo.sampling.refill_ledger import BatchCollection
-from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
-from trl_dapo.streaming.streamed_group import StreamedGroup
+from trl_dapo.sampling.refill_ledger import RefillLedger
+from trl_dapo.sampling.refill_planner import RefillPlanner
+from trl_dapo.trl_seams import TrainerSeams
+from trl_dapo.vllm_engine.canary import WeightCanary
+
+from .assembly import ObserveGroups, RefillResult
+from .image_prompts import IMAGE_COLUMNS, prepared_prompts
+from .prompt_source import PromptSource
 
 
 @dataclass(frozen=True, slots=True)
-class RoundOutput:
+class Sampled:
     """
-    What one rank generated in one round.
+    What one rank sampled in one round.
 
     Attributes:
         rollouts (`list[Rollout]`):
@@ -30,152 +34,212 @@ class RoundOutput:
             Reward of each completion of *all* ranks by each reward function, rank-major, shape `(R, F)`.
         facts (`list[RowFacts]`):
             Lengths and truncation of the completions of this rank.
+        metrics (`dict[str, float]`):
+            What was measured meanwhile, by names below `dapo/`.
     """
 
     rollouts: list[Rollout]
     rewards: list[list[float]]
     facts: list[RowFacts]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
-class RoundRefill:
+# Samples one completion for each dataset row, and scores it. The keys name the completions.
+SampleRound = Callable[[list[dict[str, Any]], list[SequenceKey]], Sampled]
+
+
+class RolloutSampler:
     """
-    Samples the groups of generation batches in rounds.
-
-    In a round only numbers cross ranks (rewards, lengths, the time it took), so that all ranks take the same decisions;
-    rollouts stay where they were generated until the batch is complete.
+    Samples a completion for each row of a round, and scores it.
 
     Args:
-        args (`DAPOConfig`):
-            The trainer's configuration.
-        ranks (`Ranks`):
-            The ranks of the run.
-        sample (`Callable[[list[dict], list[SequenceKey]], RoundOutput]`):
-            Generates one completion for each given dataset row, and scores it. The keys name the completions.
-        judge (`GroupJudge`):
-            Judges the sampled groups.
-        planner (`RefillPlanner`):
-            Plans the rounds, and learns from them.
-        row_of (`Callable[[Draw], dict]`):
-            Returns the dataset row of a draw.
-        draw (`Callable[[int], list[Draw]]`):
-            Takes the next draws from the prompt stream.
-        observe (`Callable`, *optional*):
-            Is shown groups as soon as they are judged, as `RolloutRecorder.observe`.
-
-    Attributes:
-        last_plan (`RoundPlan` or `None`):
-            The last round's.
-        seconds (`float`):
-            Seconds that the rounds of the last batch took, each on its slowest rank.
-        spare (`tuple[Draw, Rollout]` or `None`):
-            Some rollout of this rank.
-        figures (`dict[str, float]`):
-            What there is to say of the last batch beside what any refill says: nothing.
+        seams (`TrainerSeams`):
+            Owns generation.
+        rewards (`RewardCalls`):
+            Computes the rewards.
+        truncation_rule (`TruncationRule`):
+            Tells which completions ran into a length limit.
+        canary (`WeightCanary`, *optional*):
+            Compares the engine with the trained model. `None`: the trained model generates.
+        check_images (`Callable[[], None]`):
+            Called when prompts have images.
     """
 
     def __init__(
         self,
-        args: DAPOConfig,
-        ranks: Ranks,
-        sample: Callable[[list[dict[str, Any]], list[SequenceKey]], RoundOutput],
-        judge: GroupJudge,
-        planner: RefillPlanner,
-        row_of: Callable[[Draw], dict[str, Any]],
-        draw: Callable[[int], list[Draw]],
-        observe: Callable[..., None] = lambda groups, rollout_at, row_of: None,
+        seams: TrainerSeams,
+        rewards: RewardCalls,
+        truncation_rule: TruncationRule,
+        canary: WeightCanary | None,
+        check_images: Callable[[], None],
     ):
-        self.args = args
+        self.seams = seams
+        self.rewards = rewards
+        self.truncation_rule = truncation_rule
+        self.canary = canary
+        self.check_images = check_images
+
+    def sample(self, inputs: list[dict[str, Any]], keys: list[SequenceKey]) -> Sampled:
+        """Samples a completion for each row, named by the keys, and scores it. A collective."""
+        # A text model has no images, unless the dataset has a column of them: then this says what is wrong.
+        has_images = self.seams.is_multimodal or not IMAGE_COLUMNS.isdisjoint(inputs[0])
+        prompts = prepared_prompts(inputs, self.check_images) if has_images else [row["prompt"] for row in inputs]
+        # Above TRL's tokenizer prompts with images can still be cut; below it the pixels of all rows are one tensor.
+        part = self.seams.rows_at_once(len(prompts)) if self.seams.is_multimodal else len(prompts)
+        prompt_ids: list[list[int]] = []
+        completion_ids: list[list[int]] = []
+        completions: list[Any] = []
+        logps: list[list[float | None]] = []
+        facts: list[RowFacts] = []
+        metrics: dict[str, float] = {}
+        for start in range(0, len(prompts), part):
+            rows = slice(start, start + part)
+            generated = self.seams.generate(prompts[rows], keys[rows])
+            if self.canary is not None:
+                metrics |= self.canary.check(generated)
+            prompt_ids += generated.prompt_ids
+            completion_ids += generated.completion_ids
+            completions += generated.completions
+            logps += generated.logps or []
+            facts += self.truncation_rule.facts(generated.prompt_ids, generated.completion_ids)
+        rewards = self.rewards.compute(inputs, prompts, completions, completion_ids)
+        # Placeholders of empty completions are no tokens.
+        lengths = [row.completion_length for row in facts]
+        rollouts = rollouts_of(
+            prompt_ids,
+            [ids[:length] for ids, length in zip(completion_ids, lengths, strict=True)],
+            [row[:length] for row, length in zip(logps, lengths, strict=True)] if logps else None,
+            completions,
+            # Only columns with one value a completion can follow their completions into the batch.
+            self.seams.take_logged_columns(len(completions)),
+        )
+        return Sampled(rollouts, rewards.tolist(), facts, metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    groups: list[SampledGroup]
+    kept: dict[Location, Rollout]
+    spare: tuple[Draw, Rollout]
+    seconds: float
+    metrics: dict[str, float]
+
+
+class RoundSampler:
+    """
+    Samples and judges the prompts of one round on all ranks.
+
+    In a round only numbers cross ranks (rewards, lengths, seconds), so that all ranks take the same decisions; rollouts
+    stay where they were generated until the batch is complete.
+
+    Args:
+        num_generations (`int`):
+            Completions per group G.
+        ranks (`Ranks`):
+            The ranks of the run.
+        source (`PromptSource`):
+            Has the dataset rows.
+        sample (`SampleRound`):
+            Samples this rank's completions.
+        judge (`GroupJudge`):
+            Judges the groups.
+        observe (`ObserveGroups`, *optional*):
+            Is shown the judged groups.
+    """
+
+    def __init__(
+        self,
+        num_generations: int,
+        ranks: Ranks,
+        source: PromptSource,
+        sample: SampleRound,
+        judge: GroupJudge,
+        observe: ObserveGroups | None = None,
+    ):
+        self.num_generations = num_generations
         self.ranks = ranks
+        self.source = source
         self.sample = sample
         self.judge = judge
-        self.planner = planner
-        self.row_of = row_of
-        self.draw = draw
         self.observe = observe
-        self.last_plan: RoundPlan | None = None
-        self.seconds = 0.0
-        self.spare: tuple[Draw, Rollout] | None = None
-        self.figures: dict[str, float] = {}
-        self._num_rounds = 0
+        self.num_rounds = 0
 
-    @property
-    def suspended(self) -> Mapping[int, tuple[Draw, int]]:
-        """Groups that go on in the next batch: none, a round ends with its last completion."""
-        return {}
-
-    @property
-    def num_unscored(self) -> list[int]:
-        """For each rank, the completions that go on in the next batch and have new tokens: none."""
-        return [0] * self.ranks.num_ranks
-
-    def unscored(self) -> list[tuple[StreamedGroup, int]]:
-        """Returns those of this rank: none."""
-        return []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what tells the locations of later rounds from those so far."""
-        return {"num_rounds": self._num_rounds}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues with a saved state."""
-        self._num_rounds = state["num_rounds"]
-
-    def fill(self, collection: BatchCollection, policy_step: int) -> dict[Location, Rollout]:
-        """
-        Samples rounds until the batch is full or `max_generation_rounds` are spent. A collective.
-
-        Args:
-            collection (`BatchCollection`):
-                Gets the sampled groups.
-            policy_step (`int`):
-                Optimizer steps that the policy has taken.
-
-        Returns:
-            `dict[Location, Rollout]`: the rollouts of informative groups that this rank generated.
-        """
-        kept: dict[Location, Rollout] = {}
-        self.seconds, self.spare = 0.0, None
-        while collection.num_missing and collection.num_rounds < self.args.max_generation_rounds:
-            rounds_left = self.args.max_generation_rounds - collection.num_rounds
-            plan = self.last_plan = self.planner.plan(collection.num_missing, rounds_left)
-            groups, rollouts, seconds = self._sample_round(self.draw(plan.num_prompts), policy_step)
-            kept |= rollouts
-            num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in groups)
-            self.planner.observe(num_informative, len(groups), seconds)
-            self.seconds += seconds
-            collection.add_round(groups, seconds)
-        return kept
-
-    def _sample_round(
-        self, draws: list[Draw], policy_step: int
-    ) -> tuple[list[SampledGroup], dict[Location, Rollout], float]:
-        """Returns the groups in stream order, this rank's rollouts of informative ones, and the slowest rank's seconds."""
+    def sample_round(self, draws: list[Draw], policy_step: int) -> _Round:
+        """Returns the groups in stream order, and what this rank has of them. A collective."""
         start = time.perf_counter()
-        num_generations, rank = self.args.num_generations, self.ranks.rank
+        rank = self.ranks.rank
         order = deal_prompts(len(draws), self.ranks.num_ranks)
-        num_rows = len(draws) * num_generations // self.ranks.num_ranks
-        rows = [divmod(row, num_generations) for row in range(rank * num_rows, (rank + 1) * num_rows)]
+        num_rows = len(draws) * self.num_generations // self.ranks.num_ranks
+        rows = [divmod(row, self.num_generations) for row in range(rank * num_rows, (rank + 1) * num_rows)]
         local_draws = [draws[order[number]] for number, _ in rows]
         keys = [SequenceKey(draw.position, sample) for draw, (_, sample) in zip(local_draws, rows, strict=True)]
-        output = self.sample([copy.deepcopy(self.row_of(draw)) for draw in local_draws], keys)
-        self.spare = local_draws[0], output.rollouts[0]
+        sampled = self.sample(self.source.rows(local_draws), keys)
         microseconds = round((time.perf_counter() - start) * 1e6)
-        facts = self.ranks.gather_rows([[*row, microseconds] for row in output.facts])
+        facts = self.ranks.gather_rows([[*row, microseconds] for row in sampled.facts])
         groups = self.judge.judge(
             [draws[number] for number in order],
-            output.rewards,
+            sampled.rewards,
             [RowFacts(*row[:3]) for row in facts],
-            [Location(self._num_rounds, *divmod(row, num_rows)) for row in range(len(facts))],
+            [Location(self.num_rounds, *divmod(row, num_rows)) for row in range(len(facts))],
             policy_step,
         )
-        self._num_rounds += 1
-        self.observe(groups, lambda at: output.rollouts[at.row], self.row_of)
+        self.num_rounds += 1
+        if self.observe is not None:
+            self.observe(groups, lambda at: sampled.rollouts[at.row], self.source.row)
         kept = {
-            at: output.rollouts[at.row]
+            at: sampled.rollouts[at.row]
             for group in groups
             if group.verdict is GroupVerdict.INFORMATIVE
             for at in group.locations
             if at.rank == rank
         }
         groups.sort(key=lambda group: group.draw.position)
-        return groups, kept, max(row[3] for row in facts) / 1e6
+        spare = local_draws[0], sampled.rollouts[0]
+        return _Round(groups, kept, spare, max(row[3] for row in facts) / 1e6, sampled.metrics)
+
+
+class RoundRefill:
+    """
+    Samples the groups of generation batches in rounds; a [`Refill`].
+
+    Args:
+        shape (`BatchShape`):
+            The shape of a generation batch.
+        source (`PromptSource`):
+            Gives the prompts.
+        planner (`RefillPlanner`):
+            Plans the rounds.
+        sampler (`RoundSampler`):
+            Samples them.
+    """
+
+    def __init__(self, shape: BatchShape, source: PromptSource, planner: RefillPlanner, sampler: RoundSampler):
+        self.shape = shape
+        self.source = source
+        self.planner = planner
+        self.sampler = sampler
+
+    def fill(self, ledger: RefillLedger, policy_step: int) -> RefillResult:
+        """Samples rounds until the batch is full or `max_generation_rounds` are used up; see [`Refill.fill`]."""
+        kept: dict[Location, Rollout] = {}
+        metrics: dict[str, float] = {}
+        seconds, spare, plan = 0.0, None, None
+        while (num_missing := ledger.num_missing) and ledger.num_rounds < self.shape.max_rounds:
+            plan = self.planner.plan(num_missing, self.shape.max_rounds - ledger.num_rounds)
+            sampled = self.sampler.sample_round(self.source.draw(plan.num_prompts), policy_step)
+            num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in sampled.groups)
+            self.planner.observe(num_informative, len(sampled.groups), sampled.seconds)
+            ledger.add_round(sampled.groups, sampled.seconds)
+            kept |= sampled.kept
+            metrics |= sampled.metrics
+            seconds += sampled.seconds
+            spare = sampled.spare
+        return RefillResult(kept, spare, seconds, plan, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what tells the locations of later rounds from those so far."""
+        return {"num_rounds": self.sampler.num_rounds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state."""
+        self.sampler.num_rounds = state["num_rounds"]

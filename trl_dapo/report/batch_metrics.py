@@ -1,67 +1,80 @@
-"""What a run says of the batches that dynamic sampling collected."""
+"""What a run says of its generation batches: metrics by name, and a warning where something is wrong with one."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from accelerate.logging import get_logger
 
 from trl_dapo.config.dapo_config import DAPOConfig
-from trl_dapo.refill.assembly import CollectedBatch
-from trl_dapo.refill.dynamic_sampling import DynamicSampler
-from trl_dapo.sampling.group_filter import GroupVerdict
-from trl_dapo.sampling.group_metrics import group_figures, overlong_figures
-from trl_dapo.sampling.groups import SampledGroup
-from trl_dapo.sampling.refill_ledger import BatchCollection
+from trl_dapo.refill.assembly import GenerationBatch
+from trl_dapo.sampling.judge import GroupVerdict, SampledGroup
+from trl_dapo.sampling.refill_ledger import RefillLedger, verdict_counts
 
 
 logger = get_logger(__name__)
 
-# Wholly empty generation batches after which a run stops: it would spend its time on nothing.
+# Consecutive generation batches without an informative group after which a run stops.
 _MAX_EMPTY_BATCHES = 5
 
 
 class BatchReporter:
     """
-    Turns collected batches into figures, and what is wrong with them into warnings, each once.
+    Turns generation batches into metrics, and what is wrong with them into warnings, each once.
 
     Args:
         args (`DAPOConfig`):
             The trainer's configuration.
-        overlong_column (`int` or `None`):
+        penalty_column (`int` or `None`):
             Column of the rewards that holds the soft overlong punishment.
+        num_ranks (`int`, *optional*, defaults to `1`):
+            Processes of the run.
     """
 
-    def __init__(self, args: DAPOConfig, overlong_column: int | None):
-        self.args = args
-        self.overlong_column = overlong_column
+    def __init__(self, args: DAPOConfig, penalty_column: int | None, num_ranks: int = 1):
+        self.free_length = args.free_length
+        self.penalty_column = penalty_column
+        self.always_zero = always_zero_metrics(args, num_ranks)
         self._num_empty_batches = 0
         self._has_warned: set[str] = set()
 
-    def figures(self, batch: CollectedBatch, sampler: DynamicSampler) -> dict[str, float]:
-        """Returns the figures of a collected batch, by their names below `dapo/`."""
-        collection = batch.collection
-        figures = collection.metrics() | self._overlong_figures(collection.sampled)
-        figures["data_passes"] = sampler.stream.num_passes
-        figures["seconds_sampling"] = sampler.refill.seconds
-        figures |= sampler.refill.figures
-        figures["moved_bytes"] = 4.0 * batch.num_moved_words
-        if sampler.refill.last_plan is not None:
-            figures["acceptance_estimate"] = sampler.refill.last_plan.acceptance_rate
-        return figures
+    def metrics(self, batch: GenerationBatch) -> dict[str, float]:
+        """Returns the metrics of a batch that dynamic sampling collected, by their names below `dapo/`."""
+        ledger, refill = batch.ledger, batch.refill
+        metrics = ledger_metrics(ledger) | self._overlong_metrics(ledger.sampled)
+        metrics["data_passes"] = batch.num_passes
+        metrics["seconds_sampling"] = refill.seconds
+        metrics |= refill.metrics
+        metrics["moved_bytes"] = 4.0 * batch.num_moved_words
+        if batch.last_plan is not None:
+            metrics["acceptance_estimate"] = batch.last_plan.acceptance_rate
+        return metrics
 
-    def plain_figures(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
-        """Returns the figures of a batch that was drawn without dynamic sampling."""
-        return group_figures(groups) | self._overlong_figures(groups)
+    def drawn_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
+        """Returns the metrics of a batch that was drawn without dynamic sampling."""
+        return group_metrics(groups) | self._overlong_metrics(groups)
 
-    def warn(self, collection: BatchCollection) -> bool:
+    def drop_always_zero(self, metrics: MutableMapping[str, Any]) -> None:
+        """
+        Removes metrics that can only be zero in this configuration from those that a log line is made of.
+
+        Args:
+            metrics (`MutableMapping[str, list[float]]`):
+                The values of each metric since the last log line. Changed in place.
+        """
+        for name in self.always_zero:
+            if not any(metrics.get(name, ())):
+                metrics.pop(name, None)
+
+    def warn(self, ledger: RefillLedger) -> bool:
         """Warns of a batch that is not full or has unreadable golds; returns whether the run should stop."""
-        if collection.num_missing:
+        if ledger.num_missing:
             self._warn_once(
                 "exhausted",
-                collection.describe_exhaustion()
+                ledger.describe_exhaustion()
                 + "\nThe batch trains on what was found (`on_exhausted='partial'`); `dapo/exhausted` counts such batches.",
             )
-        unscorable = [group for group in collection.sampled if group.verdict is GroupVerdict.UNSCORABLE]
+        unscorable = [group for group in ledger.sampled if group.verdict is GroupVerdict.UNSCORABLE]
         if unscorable:
             rows = sorted({group.draw.index for group in unscorable})[:5]
             self._warn_once(
@@ -69,17 +82,17 @@ class BatchReporter:
                 f"No completion of dataset rows {rows} got a reward: the gold answer could not be read, or every reward "
                 "function returned None. Such prompts are skipped; `dapo/frac_unscorable` counts them.",
             )
-        self._num_empty_batches = 0 if collection.accepted else self._num_empty_batches + 1
+        self._num_empty_batches = 0 if ledger.accepted else self._num_empty_batches + 1
         if self._num_empty_batches < _MAX_EMPTY_BATCHES:
             return False
         logger.error(
-            f"{_MAX_EMPTY_BATCHES} generation batches in a row had nothing to learn from; training stops and saves a "
-            "checkpoint.\n" + collection.describe_exhaustion()
+            f"{_MAX_EMPTY_BATCHES} consecutive generation batches had no informative group; training stops and saves a "
+            "checkpoint.\n" + ledger.describe_exhaustion()
         )
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the run has been warned of, and how many batches in a row were empty."""
+        """Returns the warnings that were given, and how many consecutive batches were empty."""
         return {"has_warned": sorted(self._has_warned), "num_empty_batches": self._num_empty_batches}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -87,12 +100,143 @@ class BatchReporter:
         self._has_warned = set(state["has_warned"])
         self._num_empty_batches = state["num_empty_batches"]
 
-    def _overlong_figures(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
-        if self.overlong_column is None:
+    def _overlong_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
+        if self.penalty_column is None or self.free_length is None:
             return {}
-        return overlong_figures(groups, self.args.free_length, self.overlong_column)
+        return overlong_metrics(groups, self.free_length, self.penalty_column)
 
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._has_warned:
             self._has_warned.add(topic)
             logger.warning(message)
+
+
+def always_zero_metrics(args: DAPOConfig, num_ranks: int) -> Collection[str]:
+    """
+    Returns the names of metrics that can only be zero in a configuration.
+
+    Args:
+        args (`DAPOConfig`):
+            The configuration.
+        num_ranks (`int`):
+            Processes of the run.
+    """
+    impossible = {
+        "carried": args.surplus != "carry",
+        "stale": args.surplus != "carry",
+        "skipped_prompts": not args.selective_rollout,
+        "exhausted": args.on_exhausted == "error",
+        "moved_bytes": num_ranks == 1,
+    }
+    for unit in ("tokens", "seconds"):
+        impossible[f"{unit}/aborted"] = args.refill != "stream"
+        impossible[f"{unit}/out_of_range"] = args.filter_range is None
+        impossible[f"{unit}/truncated_out"] = not args.mask_truncated_completions
+    # With one optimizer step on rollouts of the same policy, TRL takes the ratio to be 1.
+    is_on_policy = args.num_updates_per_batch == 1 and args.surplus != "carry" and not args.trl_computes_old_logps
+    impossible |= {"clip_high/frac_of_positive": is_on_policy, "clip_low/frac_of_negative": is_on_policy}
+    names = [f"dapo/{name}" for name, is_impossible in impossible.items() if is_impossible]
+    return [*names, *(_TRL_CLIP_RATIOS if is_on_policy else ())]
+
+
+# TRL's shares of clipped tokens.
+_TRL_CLIP_RATIOS = tuple(
+    f"clip_ratio/{name}" for name in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")
+)
+
+
+def ledger_metrics(ledger: RefillLedger) -> dict[str, float]:
+    """
+    Returns the metrics of a batch, over all completions sampled for it; `trained_accuracy` is over the trained ones.
+
+    A metric over nothing is NaN: accuracy without scored completions, shares when the whole batch was carried.
+    """
+    num_tokens = ledger.num_sampled_tokens
+    num_trained_tokens = sum(group.num_tokens for group in ledger.accepted)
+    return {
+        "rounds": float(ledger.num_rounds),
+        "prompts_drawn": float(len(ledger.sampled)),
+        **group_metrics(ledger.sampled),
+        "trained_accuracy": accuracy(ledger.accepted),
+        "rollout_efficiency": num_trained_tokens / num_tokens if num_tokens else math.nan,
+        "exhausted": float(ledger.num_missing > 0),
+        "carried": float(ledger.num_carried),
+        "stale": float(ledger.num_stale),
+        "skipped_prompts": float(ledger.num_skipped),
+        **{f"tokens/{fate}": float(count) for fate, count in ledger.tokens_by_fate().items()},
+        **{f"seconds/{fate}": seconds for fate, seconds in ledger.seconds_by_fate().items()},
+    }
+
+
+def accuracy(groups: Sequence[SampledGroup]) -> float:
+    """Returns the share of correct completions among the scored ones."""
+    return _mean([mark for group in groups for mark in group.marks if mark is not None])
+
+
+def group_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
+    """
+    Returns shares of groups by verdict, accuracy, and length in tokens by correctness.
+
+    `sampled_accuracy` is the learning curve: the accuracy of a filtered batch is pulled towards one half by the filter
+    itself.
+    """
+    counts = verdict_counts(groups)
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for group in groups:
+        for mark, (_, length) in zip(group.marks, group.lengths, strict=True):
+            if mark is not None:
+                lengths[mark].append(length)
+
+    def share(verdict: GroupVerdict) -> float:
+        return counts[verdict.value] / len(groups) if groups else math.nan
+
+    return {
+        "acceptance_rate": share(GroupVerdict.INFORMATIVE),
+        "frac_all_correct": share(GroupVerdict.ALL_CORRECT),
+        "frac_all_wrong": share(GroupVerdict.ALL_WRONG),
+        "frac_unscorable": share(GroupVerdict.UNSCORABLE),
+        "sampled_accuracy": accuracy(groups),
+        "length/correct": _mean(lengths[True]),
+        "length/wrong": _mean(lengths[False]),
+    }
+
+
+def overlong_metrics(groups: Sequence[SampledGroup], free_length: int, penalty_column: int) -> dict[str, float]:
+    """
+    Returns the metrics of the soft overlong punishment.
+
+    Args:
+        groups (`Sequence[SampledGroup]`):
+            The sampled groups.
+        free_length (`int`):
+            Longest completion without a punishment, L_max - L_cache, in tokens.
+        penalty_column (`int`):
+            Column of the rewards that holds the punishment.
+    """
+    penalties = [reward[penalty_column] for group in groups for reward in group.rewards]
+    return {
+        "overlong/frac": _mean([length > free_length for group in groups for _, length in group.lengths]),
+        "overlong/penalty_mean": _mean([penalty for penalty in penalties if not math.isnan(penalty)]),
+    }
+
+
+def completion_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
+    """Returns TRL's metrics of completion length in tokens."""
+    lengths = [completion for group in groups for _, completion in group.lengths]
+    is_truncated = [truncated for group in groups for truncated in group.is_truncated]
+    if not lengths:
+        return {}
+    terminated = [length for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [0]
+    return {
+        "completions/mean_length": _mean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": _mean(is_truncated),
+        "completions/mean_terminated_length": _mean(terminated),
+        "completions/min_terminated_length": float(min(terminated)),
+        "completions/max_terminated_length": float(max(terminated)),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

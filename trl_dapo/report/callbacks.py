@@ -1,11 +1,9 @@
-"""What the trainer does at fixed points of the training loop."""
+"""What the run prints and writes at fixed points of the training loop."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from datasets import Dataset
-from transformers import TrainerCallback
-
-from trl_dapo.config.departures import describe_run
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .group_table import print_groups
 from .recorder import RolloutRecorder
@@ -16,26 +14,22 @@ class RunAnnouncement(TrainerCallback):
     Prints what a run is going to do, once, before it begins.
 
     Args:
-        trainer (`DAPOTrainer`):
-            The trainer of the run.
+        describe (`Callable[[int], str]`):
+            Returns the text, given the optimizer steps of the run.
     """
 
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
+    def __init__(self, describe: Callable[[int], str]):
+        self.describe = describe
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prints it on the first rank."""
-        if not state.is_world_process_zero:
-            return
-        sampler, dataset = self.trainer.dynamic_sampler, self.trainer.train_dataset
-        plan = None if sampler is None else sampler.planner.plan(args.num_groups_per_batch)
-        num_rows = len(dataset) if isinstance(dataset, Dataset) else None
-        print(describe_run(args, state.max_steps, num_rows, plan, self.trainer.reward_func_names))
+        if state.is_world_process_zero:
+            print(self.describe(state.max_steps))
 
 
 class RunRecord(TrainerCallback):
     """
-    Writes down what the trainer logs beside the record of rollout groups, and prints a table of groups at each line.
+    Writes what the trainer logs beside the record of rollout groups, and prints a table of groups at each log line.
 
     Args:
         recorder (`RolloutRecorder`):
@@ -54,3 +48,67 @@ class RunRecord(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes the groups that were carried for a batch that does not come."""
         self.recorder.close(state.global_step)
+
+
+# What the terminal shows of a log line: the words, the metric, and its format. Trackers get all metrics.
+_SHOWN = (
+    ("sampled accuracy", "dapo/sampled_accuracy", ".3f"),
+    ("acceptance", "dapo/acceptance_rate", ".2f"),
+    ("entropy", "entropy", ".3f"),
+    ("length", "completions/mean_length", ".0f"),
+    ("reward", "reward", ".3f"),
+    ("seconds", "step_time", ".1f"),
+)
+
+
+def terminal_line(logs: Mapping[str, Any], step: int, num_steps: int) -> str:
+    """
+    Returns what the terminal shows of a log line: a few metrics in training, all of them otherwise.
+
+    Args:
+        logs (`Mapping[str, Any]`):
+            The metrics of the line. Those that are missing or `None` are not shown.
+        step (`int`), num_steps (`int`):
+            Optimizer steps taken, and those of the run.
+
+    Example:
+
+    >>> logs = {"loss": 0.1, "dapo/sampled_accuracy": 0.5, "entropy": 1.23456, "reward": None, "step_time": 2.0}
+    >>> terminal_line(logs, step=3, num_steps=60)
+    'step 3/60 | sampled accuracy 0.500 | entropy 1.235 | seconds 2.0'
+    """
+    if "loss" not in logs:
+        shown = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
+        return str({name: value for name, value in shown.items() if name != "total_flos"})
+    parts = [f"{words} {logs[name]:{form}}" for words, name, form in _SHOWN if logs.get(name) is not None]
+    return " | ".join([f"step {step}/{num_steps}", *parts])
+
+
+class ShortProgress(ProgressCallback):
+    """The progress bar of transformers, with short log lines."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Writes a short line above the bar, on the first rank."""
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(terminal_line(logs or {}, state.global_step, state.max_steps))
+
+
+class ShortPrinter(PrinterCallback):
+    """The printer of transformers (`disable_tqdm=True`), with short log lines."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Prints a short line, on the first rank."""
+        (logs or {}).pop("total_flos", None)  # as transformers does: later callbacks do not see it
+        if state.is_world_process_zero:
+            print(terminal_line(logs or {}, state.global_step, state.max_steps))
+
+
+def shorten_log_lines(callbacks: list[TrainerCallback]) -> None:
+    """Replaces what transformers prints log lines with, in place. A user's own callbacks stay."""
+    short: dict[type[TrainerCallback], type[TrainerCallback]] = {
+        ProgressCallback: ShortProgress,
+        PrinterCallback: ShortPrinter,
+    }
+    for number, callback in enumerate(callbacks):
+        if type(callback) in short:
+            callbacks[number] = short[type(callback)]()

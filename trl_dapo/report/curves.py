@@ -1,12 +1,17 @@
-"""The picture of a run: what the paper's authors steer by, from the metrics that the trainer logged."""
+"""Draws the training curves of a run: the metrics that the paper's authors watch, from what the trainer logged."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_dapo.atomic_write import atomic_write
 
-# One panel each: its title, and the metrics in it. `DAPOTrainer` and `GRPOTrainer` log the sampled accuracy under
-# different names; a metric that a run did not log is left out.
+
+logger = logging.getLogger(__name__)
+
+# The panels: title, and the label of each metric. `DAPOTrainer` and `GRPOTrainer` log the sampled accuracy under different
+# names. A metric that a run did not log is left out.
 _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     (
         "accuracy over all sampled completions",
@@ -57,10 +62,10 @@ _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ),
     ("trained tokens / generated tokens", {"dapo/rollout_efficiency": ""}),
 )
-# What a `DAPOTrainer` logs, and the metric of TRL's beside it that says less: drawn only where the first is missing.
+# Metrics that only a `DAPOTrainer` logs, and the less exact metrics of TRL, which are drawn only without the first ones.
 _BETTER = {
     "dapo/entropy": ("entropy",),
-    "dapo/sampled_accuracy": ("rewards/accuracy_reward/mean",),  # of a filtered batch it is no learning curve
+    "dapo/sampled_accuracy": ("rewards/accuracy_reward/mean",),  # the filter biases the accuracy of the trained batch
     "dapo/length/correct": ("completions/mean_length",),
     "dapo/acceptance_rate": ("frac_reward_zero_std",),
     "dapo/clip_high/frac_of_positive": ("clip_ratio/high_mean", "clip_ratio/low_mean"),
@@ -70,35 +75,34 @@ _BETTER = {
 def plot_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     path: str | Path,
-    format: str | None = None,
     num_columns: int = 4,
-) -> Path:
+) -> Path | None:
     """
-    Draws the training curves of one or more runs into one picture.
+    Draws the training curves of one or more runs into one picture. Without matplotlib it logs a warning and draws nothing.
 
     Args:
-        histories (`Mapping[str, Sequence[Mapping]]`):
-            `trainer.state.log_history` of each run, by its name.
+        histories (`Mapping[str, Sequence[Mapping[str, Any]]]`):
+            `trainer.state.log_history` of each run, by the name of the run.
         path (`str` or `Path`):
-            Where to write the picture.
-        format (`str`, *optional*):
-            `"png"` or another format of matplotlib's. `None`: by the ending of the path.
+            The file of the picture. Its suffix is the format: `.png`, `.svg`, `.pdf`.
         num_columns (`int`, *optional*, defaults to 4):
-            Panels beside each other: 4 for a slide, 2 for a page of text.
+            Panels side by side: 4 for a slide, 2 for a page of text.
 
     Returns:
-        `Path`: the path.
-
-    Raises:
-        `ImportError`: when matplotlib is not installed (`pip install trl-dapo[curves]`).
+        `Path`, *optional*: The path. `None`: matplotlib is not installed.
     """
+    path = Path(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Drawing curves needs matplotlib: pip install trl-dapo[curves]") from error
+    except ImportError:
+        logger.warning(
+            f"{path} was not drawn because matplotlib is not installed. Install it (pip install 'trl-dapo[curves]'), then "
+            "draw the curves with trl_dapo.report.curves.plot_curves; `trl-dapo push` draws them too."
+        )
+        return None
 
-    # Not pyplot: it would choose a backend for the whole process of the user.
+    # Not pyplot, which chooses a backend for the whole process.
     num_rows = -(-len(_PANELS) // num_columns)
     figure = Figure(figsize=(4.25 * num_columns, (3.5 if num_columns > 2 else 2.8) * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -122,11 +126,12 @@ def plot_curves(
         axes.set_ylim(bottom=0)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110, format=format)
-    return Path(path)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format=path.suffix[1:] or "png"))
+    return path
 
 
 def _logged(metrics: Mapping[str, str], history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns those metrics of a panel that are drawn for a run."""
     logged = {
         metric: label for metric, label in metrics.items() if any(entry.get(metric) is not None for entry in history)
     }

@@ -10,20 +10,20 @@ from accelerate.utils import gather_object
 from trl_dapo.evaluation.answer_classes import CORRECT, answer_classes
 from trl_dapo.evaluation.k_metrics import avg_at_k, maj_at_k
 from trl_dapo.rewards import SoftOverlongPunishment
-from trl_dapo.sampling.group_filter import is_correct
+from trl_dapo.sampling.judge import is_correct
 
 
 # Of its instances; the class itself has a name of its own.
 _PUNISHMENT: str = vars(SoftOverlongPunishment)["__name__"]
 
 
-class EvalFigures:
+class EvaluationMetrics:
     """
-    Gathers the verdicts of an evaluation, problem by problem.
+    Collects which completions of an evaluation are correct, problem by problem.
 
     Correct is what the filter reward calls so; no penalty is in it. Completions without a reward are left out, and
     problems in which none has one. A vote needs the answers: `accuracy_reward` logs them, and without them there is no
-    `maj@k`. TRL repeats some problems at the end to fill the last batch of all ranks; they count twice, as in its figures.
+    `maj@k`. TRL repeats some problems at the end to fill the last batch of all ranks; they count twice, as in its metrics.
 
     Args:
         k (`int`):
@@ -69,7 +69,7 @@ class EvalFigures:
 
         Args:
             logs (`dict[str, float]`):
-                What `Trainer.evaluate` logs: the names of the figures begin as those do (`eval`, `eval_<dataset>`).
+                What `Trainer.evaluate` logs: the names of the metrics begin as those do (`eval`, `eval_<dataset>`).
             metrics (`dict[str, list[float]]`):
                 TRL's metrics in evaluation. The soft overlong punishment is not applied there, and is NaN.
         """
@@ -77,8 +77,8 @@ class EvalFigures:
             if all(math.isnan(value) for value in metrics.get(name, [])):
                 metrics.pop(name, None)
         prefix = next((name.removesuffix("_runtime") for name in logs if name.endswith("_runtime")), "eval")
-        figures = {
+        means = {
             f"{prefix}_{name}@{self.k}": sum(column) / len(column) for name, column in self._values.items() if column
         }
         self._values.clear()
-        return figures
+        return means

@@ -1,7 +1,8 @@
-"""Which of the groups of a batch to keep for people to look at: a random few, whatever became of them."""
+"""Which groups of a batch are recorded for people to read: a few, chosen at random among trained and filtered ones."""
 
-import hashlib
 import heapq
+
+from trl_dapo.sampling.prompt_stream import keyed_hash
 
 
 class GroupSample:
@@ -35,7 +36,7 @@ class GroupSample:
 
     @property
     def chosen(self) -> set[int]:
-        """Positions of the groups that are chosen as yet."""
+        """Positions of the groups that are chosen so far."""
         return {position for _, position in self._heap}
 
     def offer(self, position: int) -> tuple[bool, int | None]:
@@ -50,7 +51,7 @@ class GroupSample:
             `tuple[bool, int | None]`: whether it is chosen, and the position of the one that has to go for it.
         """
         name = f"{self.seed}/look/{self.num_batches}/{position}"
-        entry = (-int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"), position)
+        entry = (-keyed_hash(name), position)
         if len(self._heap) < self.size:
             heapq.heappush(self._heap, entry)
             return True, None

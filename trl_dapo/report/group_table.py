@@ -8,10 +8,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers.utils import is_rich_available
-from trl.trainer import grpo_trainer
 from trl.trainer.utils import print_prompt_completions_sample
 
-from trl_dapo.trl_seams import replaced
+from trl_dapo.trl_seams import completions_printed_by
 
 from .recorder import RolloutRecorder
 from .terminal_text import printable, printable_parts
@@ -84,7 +83,7 @@ def printing_plainly() -> AbstractContextManager[None]:
     def print_table(*columns: Any, **named: Any) -> None:
         print_prompt_completions_sample(*printable_parts(columns), **printable_parts(named))
 
-    return replaced(grpo_trainer, "print_prompt_completions_sample", print_table)
+    return completions_printed_by(print_table)
 
 
 def fate_of(row: Mapping[str, Any]) -> str:

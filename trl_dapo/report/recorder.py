@@ -1,4 +1,4 @@
-"""What a run keeps of the groups that it sampled, trained or not, for people to look at."""
+"""What a run keeps of the groups that it sampled, trained or not, for people to read."""
 
 import json
 from collections import Counter
@@ -9,25 +9,41 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
-from trl_dapo.config.dapo_config import DAPOConfig
-from trl_dapo.errors import RefillExhaustedError
+from trl_dapo.config.batch_shape import BatchShape
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.refill.assembly import CollectedBatch
-from trl_dapo.sampling.group_filter import GroupVerdict
-from trl_dapo.sampling.groups import Location, SampledGroup
+from trl_dapo.sampling.judge import Fate, GroupVerdict, Location, SampledGroup
 from trl_dapo.sampling.placement import place_groups
 from trl_dapo.sampling.prompt_stream import Draw
-from trl_dapo.sampling.refill_ledger import BatchCollection
+from trl_dapo.sampling.refill_ledger import RefillLedger
 
 from .group_sample import GroupSample
-from .shards import Fate, RolloutShards, as_text, completion_figures
+from .shards import RolloutShards, as_text, completion_columns
 
 
 logger = get_logger(__name__)
 
 # Where datasets have the gold; the first is TRL's.
 _SOLUTION_COLUMNS = ("solution", "answer", "ground_truth")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardColumns:
+    """
+    The reward functions of a run.
+
+    Attributes:
+        names (`list[str]`):
+            Their names, F of them.
+        weights (`list[float]`):
+            Their weights.
+        filter_column (`int`):
+            Which of them decides whether a group is informative.
+    """
+
+    names: list[str]
+    weights: list[float]
+    filter_column: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +75,16 @@ class RolloutRecorder:
     once, whole, also where it straddles ranks. A group that is carried waits until it trains or is too old.
 
     Args:
-        args (`DAPOConfig`):
-            The trainer's configuration.
+        shape (`BatchShape`):
+            The shape of a generation batch.
         ranks (`Ranks`):
             The ranks of the run.
-        reward_names (`Sequence[str]`):
+        sample (`GroupSample`):
+            Chooses the groups.
+        rewards (`RewardColumns`):
             The reward functions.
-        reward_weights (`torch.Tensor`):
-            Their weights, shape `(F,)`.
-        filter_column (`int`):
-            Which of them decides the filter.
+        output_dir (`str`):
+            The run's folder.
 
     Attributes:
         latest (`list[dict]`):
@@ -77,25 +93,17 @@ class RolloutRecorder:
             What is known of that batch as a whole.
     """
 
-    def __init__(
-        self,
-        args: DAPOConfig,
-        ranks: Ranks,
-        reward_names: Sequence[str],
-        reward_weights: torch.Tensor,
-        filter_column: int,
-    ):
-        self.args = args
+    def __init__(self, shape: BatchShape, ranks: Ranks, sample: GroupSample, rewards: RewardColumns, output_dir: str):
+        self.shape = shape
         self.ranks = ranks
-        self.reward_names = list(reward_names)
-        self.reward_weights: list[float] = reward_weights.tolist()
-        self.filter_reward = self.reward_names[filter_column]
-        self.sample = GroupSample(args.num_groups_to_log, args.seed)
+        self.sample = sample
+        self.rewards = rewards
+        self.output_dir = output_dir
+        self.filter_reward = rewards.names[rewards.filter_column]
         self._shards: RolloutShards | None = None
         self.latest: list[dict[str, Any]] = []
         self.latest_facts: dict[str, Any] = {}
         self._has_failed = False
-        self._collection: BatchCollection | None = None
         self._num_observed: Counter[str] = Counter()
         self._kept: dict[int, _Kept] = {}
         self._carried: dict[int, _Kept] = {}
@@ -117,7 +125,7 @@ class RolloutRecorder:
             row_of (`Callable[[Draw], Mapping]`):
                 Returns the dataset row of a draw; asked on the rank that generated its first completion.
         """
-        for group in groups if self.sample.size else ():
+        for group in groups:
             self._num_observed[group.verdict.value] += 1
             position = group.draw.position
             is_chosen, dropped = self.sample.offer(position)
@@ -155,7 +163,7 @@ class RolloutRecorder:
                 Columns that reward functions logged for them.
         """
         columns = {name: values for name, values in logged.items() if len(values) == len(completions)}
-        size, nothing = self.args.num_generations, torch.empty(0, dtype=torch.int32)
+        size, nothing = self.shape.num_generations, torch.empty(0, dtype=torch.int32)
 
         def locations(number: int) -> list[Location]:
             rows = range(number * size, (number + 1) * size)
@@ -171,58 +179,38 @@ class RolloutRecorder:
             lambda draw: inputs[draw.position * size % len(completions)],
         )
 
-    def collect(self, collect: Callable[[int], CollectedBatch], step: int) -> CollectedBatch:
+    def write(self, ledger: RefillLedger | None, advantages: Iterable[float], step: int) -> None:
         """
-        Has a batch collected, and remembers until `write` what became of its groups. Where the rounds are spent and no
-        batch comes of them, the groups are written all the same.
+        Writes the groups of a batch that is about to train. All ranks call it.
 
         Args:
-            collect (`Callable[[int], CollectedBatch]`):
-                `DynamicSampler.collect`.
-            step (`int`):
-                Optimizer steps taken so far.
-        """
-        try:
-            batch = collect(step)
-        except RefillExhaustedError:
-            self.close(step)
-            raise
-        self._collection = batch.collection
-        return batch
-
-    def write(self, advantages: Iterable[float], step: int) -> None:
-        """
-        Writes the groups of a batch that is about to train: the one that was collected last, or one that was drawn
-        without dynamic sampling, whose groups all train. All ranks call it.
-
-        Args:
+            ledger (`RefillLedger`, *optional*):
+                What became of the groups. `None`: the batch was drawn without dynamic sampling, and all of them train.
             advantages (`Iterable[float]`):
                 Advantage of each row of the batch over all ranks, rank-major.
             step (`int`):
                 Optimizer steps taken so far.
         """
-        collection, self._collection = self._collection, None
-        if not self.sample.size:
-            return
         pending = self._take_pending()
-        if collection is None:
+        if ledger is None:
             fates = dict.fromkeys(pending, Fate.TRAINED)
             layout: list[tuple[int, int] | None] = [
-                divmod(row, self.args.num_generations) for row in range(self.args.generation_batch_size)
+                divmod(row, self.shape.num_generations)
+                for row in range(self.shape.num_groups * self.shape.num_generations)
             ]
             waiting: set[int] = set()
         else:
-            layout = self._layout(collection)
-            surplus = {group.draw.position for group in collection.surplus}
-            waiting = surplus if collection.keeps_surplus else set()
+            layout = self._layout(ledger)
+            surplus = {group.draw.position for group in ledger.surplus}
+            waiting = surplus if ledger.keeps_surplus else set()
             fates = dict.fromkeys(pending, Fate.FILTERED)
             fates |= {at: Fate.STALE for at, kept in pending.items() if kept.group.verdict is GroupVerdict.INFORMATIVE}
             fates |= dict.fromkeys(surplus, Fate.SURPLUS)
-            fates |= {group.draw.position: Fate.TRAINED for group in collection.accepted}
+            fates |= {group.draw.position: Fate.TRAINED for group in ledger.accepted}
         self._carried = {at: kept for at, kept in pending.items() if at in waiting}
         advantage_of = dict(zip(layout, advantages, strict=True))
-        num_carried = 0 if collection is None else collection.num_carried
-        num_accepted = self._num_observed["informative"] if collection is None else len(collection.accepted)
+        num_carried = 0 if ledger is None else ledger.num_carried
+        num_accepted = self._num_observed["informative"] if ledger is None else len(ledger.accepted)
         final = {at: kept for at, kept in pending.items() if at not in waiting}
         self._write(final, fates, advantage_of, step, num_accepted - num_carried)
 
@@ -237,23 +225,22 @@ class RolloutRecorder:
 
     def log(self, logs: Mapping[str, Any]) -> None:
         """Adds an entry of `trainer.state.log_history` to the record."""
-        if self.sample.size:
-            self._on_disk(lambda shards: shards.add_logs(logs))
+        self._on_disk(lambda shards: shards.add_logs(logs))
 
     def _take_pending(self) -> dict[int, _Kept]:
         pending, self._kept = self._carried | self._kept, {}
         self.sample.next_batch()
         return pending
 
-    def _layout(self, collection: BatchCollection) -> list[tuple[int, int] | None]:
+    def _layout(self, ledger: RefillLedger) -> list[tuple[int, int] | None]:
         """Returns the group, by its stream position, and the number of the completion in each row of the batch."""
         moves = place_groups(
-            [[at.rank for at in group.locations] for group in collection.accepted],
-            num_groups=collection.num_groups,
-            num_generations=self.args.num_generations,
+            [[at.rank for at in group.locations] for group in ledger.accepted],
+            num_groups=ledger.num_groups,
+            num_generations=self.shape.num_generations,
             num_ranks=self.ranks.num_ranks,
         )
-        accepted = [group.draw.position for group in collection.accepted]
+        accepted = [group.draw.position for group in ledger.accepted]
         return [None if move.group is None else (accepted[move.group], move.sample) for move in moves]
 
     def _write(
@@ -283,12 +270,13 @@ class RolloutRecorder:
                 prompt, solution = row_texts
             columns = {"step": step, "fate": fates[at].value, "advantage": advantage_of.get((at, sample))}
             columns |= {"prompt": prompt, "solution": solution, "completion": completion, "extra": extra}
-            figures = completion_figures(final[at].group, sample, self.reward_names, self.reward_weights)
-            rows.append(columns | figures)
+            rows.append(
+                columns | completion_columns(final[at].group, sample, self.rewards.names, self.rewards.weights)
+            )
         facts = {
             "step": step,
             "filter_reward": self.filter_reward,
-            "num_generations": self.args.num_generations,
+            "num_generations": self.shape.num_generations,
             # Of all groups sampled for the batch, as `dapo/tokens/<fate>` counts them.
             "groups": {"trained": num_trained, "surplus": num_informative - num_trained, **counts},
         }
@@ -296,12 +284,12 @@ class RolloutRecorder:
         self.latest, self.latest_facts = rows, facts
 
     def _on_disk(self, write: Callable[[RolloutShards], object]) -> None:
-        """Writes on the first rank. A full disk costs the record and not the run."""
+        """Writes on the first rank. A full disk ends the record, not the run."""
         if self.ranks.rank or self._has_failed:
             return
         try:
             if self._shards is None:
-                self._shards = RolloutShards(str(self.args.output_dir), self.reward_names)
+                self._shards = RolloutShards(self.output_dir, self.rewards.names)
             write(self._shards)
         except OSError as error:
             self._has_failed = True

@@ -1,9 +1,9 @@
 """
-The record of rollout groups on disk: Parquet files that a reader can open while the run goes on.
+The record of rollout groups on disk: Parquet files that can be read while the run continues.
 
-`<output_dir>/rollouts/groups-<start>-<batch>.parquet` holds the groups of one generation batch, one row a completion;
-`pandas.read_parquet("<output_dir>/rollouts")` reads them all. A file appears whole or not at all, and is never written
-again. A run that is resumed goes on as the next start: of an earlier start, only the batches before its first step count.
+`<output_dir>/rollouts/groups-<start>-<batch>.parquet` holds the groups of one generation batch, one row per completion;
+`pandas.read_parquet("<output_dir>/rollouts")` reads all batches. A file is written in one step and never changed. Each resume
+of a run gets the next start number. Of an earlier start, only the batches before the first step of the next one count.
 """
 
 import json
@@ -11,20 +11,20 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trl_dapo.sampling.groups import SampledGroup
+from trl_dapo.atomic_write import atomic_write
+from trl_dapo.sampling.judge import SampledGroup
 
 
 ROLLOUTS_FOLDER = "rollouts"
 HISTORY_FILE = "log_history.jsonl"
 _SHARD_NAME = re.compile(r"groups-(\d{3,})-(\d{6,})\.parquet")
-# Key of the schema metadata under which the facts of a batch are.
+# Key of the facts about the batch in the metadata of the Parquet schema.
 BATCH_KEY = b"trl_dapo"
 _VERSION = 1
 
@@ -49,28 +49,19 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 
 
-class Fate(str, Enum):
-    """What became of a sampled group."""
-
-    TRAINED = "trained"
-    FILTERED = "filtered"  # its verdict says why
-    SURPLUS = "surplus"  # informative, but the batch had no room, and no later one took it
-    STALE = "stale"  # carried for a later batch, and too old when that came
-
-
 class RolloutShards:
     """
-    Writes the record of one start of a run.
+    Writes the record of one start of a run: the first one, or a resume.
 
     Args:
         output_dir (`str` or `Path`):
-            The run's folder.
+            The folder of the run.
         reward_names (`Sequence[str]`):
-            Reward functions, each a column `rewards/<name>`.
+            Names of the reward functions. Each has a column `rewards/<name>`.
 
     Attributes:
         start (`int`):
-            How many starts the folder has seen before.
+            Number of earlier starts with a record in this folder.
     """
 
     def __init__(self, output_dir: str | Path, reward_names: Sequence[str]):
@@ -89,12 +80,12 @@ class RolloutShards:
 
         Args:
             rows (`Sequence[Mapping[str, Any]]`):
-                One for each completion, those of a group in a row. Missing columns and NaN are stored as null.
+                One per completion; the completions of a group follow each other. Missing columns and NaN become null.
             facts (`Mapping[str, Any]`):
-                What is known of the whole batch, as JSON.
+                Facts about the whole batch, as JSON.
 
         Returns:
-            `Path`: the new file.
+            `Path`: The new file.
         """
         path = self.folder / f"groups-{self.start:03d}-{self.num_batches:06d}.parquet"
         described = json.dumps({"version": _VERSION, **facts, "reward_names": self.reward_names})
@@ -102,30 +93,24 @@ class RolloutShards:
         table = pa.Table.from_pylist(
             [{name: _storable(value) for name, value in row.items()} for row in rows], schema=schema
         )
-        # Readers of the folder pass over names with a dot in front.
-        unfinished = path.with_name(f".{path.name}.tmp")
-        with unfinished.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        atomic_write(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
         self.num_batches += 1
         return path
 
     def add_logs(self, logs: Mapping[str, Any]) -> None:
-        """Adds what the trainer logged to `<output_dir>/log_history.jsonl`, but for NaN and infinite values."""
+        """Appends a log line of the trainer to `<output_dir>/log_history.jsonl`, without NaN and infinite values."""
         finite = {name: value for name, value in logs.items() if not isinstance(value, float) or math.isfinite(value)}
         with (self.folder.parent / HISTORY_FILE).open("ab+") as file:
             is_torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n"
-            # A line that a killed run left unfinished stays a line of its own.
+            # If a killed run left an incomplete line, the new line must not be appended to it.
             file.write(b"\n" * is_torn + json.dumps({"start": self.start, **finite}, default=str).encode() + b"\n")
 
 
-def completion_figures(
+def completion_columns(
     group: SampledGroup, sample: int, reward_names: Sequence[str], reward_weights: Sequence[float]
 ) -> dict[str, Any]:
     """
-    Returns the columns of a completion that need neither its text nor what became of it.
+    Returns the columns of a completion that need neither its text nor its fate.
 
     Args:
         group (`SampledGroup`):
@@ -133,9 +118,9 @@ def completion_figures(
         sample (`int`):
             Its number in the group.
         reward_names (`Sequence[str]`):
-            Reward functions.
+            Names of the reward functions.
         reward_weights (`Sequence[float]`):
-            Their weights in `reward`, a sum over the functions that scored the completion.
+            Their weights. `reward` is the weighted sum over the functions that scored the completion.
     """
     rewards = group.rewards[sample]
     scored = [weight * reward for weight, reward in zip(reward_weights, rewards, strict=True) if reward == reward]
@@ -154,8 +139,10 @@ def completion_figures(
 
 def as_text(value: Any) -> str | None:
     """
-    Returns a prompt, a completion or an answer as text that can be stored: conversations as JSON, lone surrogates, which
-    UTF-8 cannot hold, as question marks. The answer of a one-turn conversation is its content.
+    Returns a prompt, a completion or a gold answer as text that Parquet can store.
+
+    A conversation becomes JSON, except that a single assistant turn becomes its content. Lone surrogates, which UTF-8 cannot
+    encode, become question marks.
 
     >>> as_text([{"role": "assistant", "content": "4"}]), as_text([{"role": "user", "content": "2 + 2"}])
     ('4', '[{"role": "user", "content": "2 + 2"}]')

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl_dapo.grading.equivalence import Grading, Verdict, grade
+from trl_dapo.grading.equivalence import Grade, GradedAnswer, grade
 from trl_dapo.grading.pool import shared_pool
 
 
@@ -14,11 +14,13 @@ logger = logging.getLogger(__name__)
 # Distinct bad golds that are warned about; a dataset with more is bad as a whole, and its log should stay readable.
 MAX_GOLD_WARNINGS = 20
 _warned_golds: set[str] = set()
+# Kinds of parts of a message that the model says to the user, unlike `reasoning` and `tool_use`.
+_TEXT_PARTS = frozenset({"text", "output_text"})
 
 
 def accuracy_reward(
-    completions: Sequence[str | list[dict[str, Any]]],
-    solution: Sequence[str],
+    completions: Sequence[Any],
+    solution: Sequence[Any],
     log_extra: Callable[[str, list[Any]], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
@@ -29,13 +31,14 @@ def accuracy_reward(
     It works in any TRL trainer that takes reward functions. See [`is_equivalent`] for what counts as the answer.
 
     Args:
-        completions (`list[list[dict]]` or `list[str]`):
-            Conversational completions, of which the last assistant message counts, or plain texts.
+        completions (`list`):
+            Conversational completions, of which the last assistant message counts, or plain texts; see
+            [`completion_text`] for the other shapes that are graded.
         solution (`list[str]`):
-            The gold solution of each completion: a number, a LaTeX expression, a text, or a solution that ends in
-            `\boxed{...}` or `#### n`.
+            The gold solution of each completion: a number, a LaTeX expression, a text, or a whole solution that declares
+            its answer as a completion does.
         log_extra (`callable`, *optional*):
-            The trainer's logger of extra columns: `solution`, `answer` (what was extracted) and `verdict`.
+            The trainer's logger of extra columns: `solution`, `answer` (what was extracted) and `grade`.
         log_metric (`callable`, *optional*):
             The trainer's logger of scalars: `grading/frac_gave_up`, `grading/frac_no_answer` and
             `grading/frac_bad_gold`, each in [0, 1]; `grading/seconds`, the wall time of the call; and
@@ -48,13 +51,16 @@ def accuracy_reward(
             1.0 for a correct answer; 0.0 for a wrong one, none at all, or one that grading gave up on; `None` for a
             gold that cannot be read, which says nothing about the completion.
 
+    Raises:
+        `TypeError`: If a completion or a gold has a shape that cannot be graded; the message names the row.
+
     Example:
 
     >>> accuracy_reward([r"Thus \boxed{\frac{1}{2}}.", "Answer: 3"], solution=["0.5", "4"])
     [1.0, 0.0]
     """
-    gradings = _grade(completions, solution, log_extra, log_metric)
-    return [_reward(grading.verdict, correct=1.0, wrong=0.0) for grading in gradings]
+    graded = _grade(completions, solution, log_extra, log_metric)
+    return [_reward(result.grade, correct=1.0, wrong=0.0) for result in graded]
 
 
 class AccuracyReward:
@@ -94,8 +100,8 @@ class AccuracyReward:
 
     def __call__(
         self,
-        completions: Sequence[str | list[dict[str, Any]]],
-        solution: Sequence[str],
+        completions: Sequence[Any],
+        solution: Sequence[Any],
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
@@ -106,83 +112,153 @@ class AccuracyReward:
         Returns:
             `list[float | None]`: `correct` or `wrong` per completion; `None` for a gold that cannot be read.
         """
-        gradings = _grade(completions, solution, log_extra, log_metric)
-        return [_reward(grading.verdict, self.correct, self.wrong) for grading in gradings]
+        graded = _grade(completions, solution, log_extra, log_metric)
+        return [_reward(result.grade, self.correct, self.wrong) for result in graded]
 
 
 signed_accuracy_reward = AccuracyReward(correct=1.0, wrong=-1.0, name="signed_accuracy_reward")
 
 
 def _grade(
-    completions: Sequence[str | list[dict[str, Any]]],
-    solution: Sequence[str],
+    completions: Sequence[Any],
+    solution: Sequence[Any],
     log_extra: Callable[[str, list[Any]], None] | None,
     log_metric: Callable[[str, float], None] | None,
-) -> list[Grading]:
-    golds = [_gold_text(gold) for gold in solution]
+) -> list[GradedAnswer]:
+    golds = gold_texts(solution)
     pool = shared_pool()
     start, num_restarts = time.perf_counter(), pool.num_restarts
-    gradings = grade(golds, [completion_text(completion) for completion in completions], pool)
+    graded = grade(golds, completion_texts(completions), pool)
     seconds = time.perf_counter() - start
-    for gold, grading in zip(golds, gradings, strict=True):
-        if grading.verdict is Verdict.UNPARSEABLE_GOLD:
+    for gold, result in zip(golds, graded, strict=True):
+        if result.grade is Grade.UNPARSEABLE_GOLD:
             _warn_about(gold)
     if log_extra is not None:
         log_extra("solution", list(solution))
-        log_extra("answer", [grading.extracted for grading in gradings])
-        log_extra("verdict", [grading.verdict.value for grading in gradings])
-    if log_metric is not None and gradings:
-        log_metric("grading/frac_gave_up", _frac(gradings, Verdict.GAVE_UP))
-        log_metric("grading/frac_no_answer", _frac(gradings, Verdict.NO_ANSWER))
-        log_metric("grading/frac_bad_gold", _frac(gradings, Verdict.UNPARSEABLE_GOLD))
+        log_extra("answer", [result.extracted for result in graded])
+        log_extra("grade", [result.grade.value for result in graded])
+    if log_metric is not None and graded:
+        log_metric("grading/frac_gave_up", _frac(graded, Grade.GAVE_UP))
+        log_metric("grading/frac_no_answer", _frac(graded, Grade.NO_ANSWER))
+        log_metric("grading/frac_bad_gold", _frac(graded, Grade.UNPARSEABLE_GOLD))
         log_metric("grading/seconds", seconds)
         log_metric("grading/workers_restarted", float(pool.num_restarts - num_restarts))
-    return gradings
+    return graded
 
 
-def completion_text(completion: str | list[dict[str, Any]]) -> str:
+def completion_text(completion: object) -> str:
     """
     Return the text of a completion.
 
     Args:
-        completion (`str` or `list[dict]`):
-            A plain text, or messages whose content is a text or a list of parts like `{"type": "text", "text": ...}`.
+        completion (`str`, `dict`, `list` or `None`):
+            A plain text, a message, or a list of messages or of texts. The content of a message is a text or a list of
+            parts like `{"type": "text", "text": ...}`.
 
     Returns:
         `str`:
-            The text of the last assistant message (a message without a role counts as one), the empty string if there
-            is none: a malformed completion is the model's fault and simply has no answer.
+            The text of the last assistant message (a message without a role counts as one), or the texts of a list joined;
+            the empty string if there is none: a completion without text is the model's fault and simply has no answer.
+            Reasoning in a field or part of its own, tool calls and what tools returned are no part of it.
+
+    Raises:
+        `TypeError`: If the completion is anything else.
 
     Example:
 
     >>> completion_text([{"role": "assistant", "content": [{"type": "text", "text": "Answer: 4"}]}])
     'Answer: 4'
+    >>> completion_text({"role": "assistant", "reasoning_content": "5?", "content": "Answer: 4"})
+    'Answer: 4'
     """
     if isinstance(completion, str):
         return completion
-    for message in reversed(completion):
-        if message.get("role", "assistant") == "assistant":
-            content = message.get("content")
-            if isinstance(content, list):
-                parts = (part.get("text") for part in content if isinstance(part, dict))
-                return "".join(text for text in parts if isinstance(text, str))
-            return content if isinstance(content, str) else ""
-    return ""
+    if completion is None:
+        return ""
+    if isinstance(completion, dict):
+        return _message_text(completion)
+    if isinstance(completion, list | tuple):
+        messages = [item for item in completion if isinstance(item, dict) and ("role" in item or "content" in item)]
+        if not messages:
+            return _joined_parts(completion)
+        answers = [message for message in messages if message.get("role", "assistant") == "assistant"]
+        return _message_text(answers[-1]) if answers else ""
+    raise TypeError(f"a completion is of type {type(completion).__name__}")
 
 
-def _gold_text(gold: object) -> str:
-    # Datasets often hold integer golds; `None` is a missing one.
-    return "" if gold is None else str(gold)
+def _message_text(message: dict[str, Any]) -> str:
+    content = message["content"] if "content" in message else message.get("text")
+    if isinstance(content, list | tuple):
+        return _joined_parts(content)
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise TypeError(f"the content of a message is of type {type(content).__name__}")
 
 
-def _reward(verdict: Verdict, correct: float, wrong: float) -> float | None:
-    if verdict is Verdict.UNPARSEABLE_GOLD:
+def _joined_parts(parts: Sequence[object]) -> str:
+    texts = []
+    for part in parts:
+        text = part
+        if isinstance(part, dict):
+            text = part.get("text") if part.get("type", "text") in _TEXT_PARTS else None
+        if isinstance(text, str):
+            texts.append(text)
+        elif text is not None:
+            raise TypeError(f"a part of a completion is of type {type(text).__name__}")
+    return "".join(texts)
+
+
+def completion_texts(completions: Sequence[object]) -> list[str]:
+    """
+    Return the texts of completions, see [`completion_text`].
+
+    Raises:
+        `TypeError`: If a completion is no text; the message names its row.
+    """
+    texts = []
+    for row, completion in enumerate(completions):
+        try:
+            texts.append(completion_text(completion))
+        except TypeError as error:
+            raise TypeError(
+                f"`completions[{row}]` cannot be graded: {error}. It must be a text, a message (a dict with `content`), a "
+                "list of messages or of texts, or None."
+            ) from None
+    return texts
+
+
+def gold_texts(solution: Sequence[object]) -> list[str]:
+    """
+    Return gold solutions as texts: numbers as they are written, lists as their elements, the empty text for `None`.
+
+    Raises:
+        `TypeError`: If a gold is anything else; the message names its row.
+
+    Example:
+
+    >>> gold_texts([18, None, ["2", "3"]])
+    ['18', '', '2, 3']
+    """
+    texts = []
+    for row, gold in enumerate(solution):
+        # Datasets hold integers too, and lists of the elements of an answer; `None` is a missing gold.
+        elements = list(gold) if isinstance(gold, list | tuple) else [gold]
+        if not all(element is None or isinstance(element, str | int | float) for element in elements):
+            raise TypeError(
+                f"`solution[{row}]` is of type {type(gold).__name__}, but must be a text, a number, a list of these, or None."
+            )
+        texts.append(", ".join(str(element) for element in elements if element is not None))
+    return texts
+
+
+def _reward(grade: Grade, correct: float, wrong: float) -> float | None:
+    if grade is Grade.UNPARSEABLE_GOLD:
         return None
-    return correct if verdict is Verdict.CORRECT else wrong
+    return correct if grade is Grade.CORRECT else wrong
 
 
-def _frac(gradings: Sequence[Grading], verdict: Verdict) -> float:
-    return sum(grading.verdict is verdict for grading in gradings) / len(gradings)
+def _frac(graded: Sequence[GradedAnswer], grade: Grade) -> float:
+    return sum(result.grade is grade for result in graded) / len(graded)
 
 
 def _warn_about(gold: str) -> None:
@@ -193,7 +269,7 @@ def _warn_about(gold: str) -> None:
     logger.warning(
         "The gold solution %r cannot be read as an answer; its completions get no reward (None). Fix or drop the row: "
         "the `solution` column should hold a number, a LaTeX expression, a short text, or a solution that ends in "
-        "`\\boxed{...}` or `#### n`.",
+        "`\\boxed{...}`, `#### n` or `Answer: ...`.",
         shown,
     )
     if len(_warned_golds) == MAX_GOLD_WARNINGS:

@@ -1,9 +1,10 @@
 """Which prompts to skip for now, because their past groups taught nothing."""
 
 import base64
-import hashlib
 import zlib
 from typing import Any
+
+from .prompt_stream import keyed_hash
 
 
 _MAX_STREAK = 255
@@ -53,8 +54,7 @@ class PromptHistory:
         probability = self.skip_probability(index)
         if probability == 0.0:
             return False
-        digest = hashlib.blake2b(f"{self.seed}/skip/{position}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") < probability * 2**64
+        return keyed_hash(f"{self.seed}/skip/{position}") < probability * 2**64
 
     def observe(self, index: int, is_informative: bool) -> None:
         """Learns the outcome of one group of this row."""

@@ -1,7 +1,6 @@
 """Which draws of the prompt stream to sample, by what their groups will find."""
 
 import base64
-import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,11 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .group_filter import GroupVerdict
-from .group_metrics import is_rare_success
-from .groups import SampledGroup
+from .judge import GroupVerdict, SampledGroup
 from .pass_rates import Bools, Floats, Ints, Outcomes, Prediction
-from .prompt_stream import Draw, PromptStream
+from .prompt_stream import Draw, PromptStream, keyed_hash
+from .rare_success import is_rare_success
 from .reliability import Reliability
 
 
@@ -175,9 +173,7 @@ class PromptSelection:
         self.min_share = min_share
         self.evict_above = evict_above
         self.reliability = Reliability()
-        self._key = np.uint64(
-            int.from_bytes(hashlib.blake2b(f"{seed}/selection".encode(), digest_size=8).digest(), "little")
-        )
+        self._key = np.uint64(keyed_hash(f"{seed}/selection"))
         self._evicted = None if evict_above is None else np.zeros(stream.num_rows, dtype=np.bool_)
         self._sums = _ShareSums()
         self.num_evicted = 0

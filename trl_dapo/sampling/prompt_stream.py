@@ -1,4 +1,4 @@
-"""The endless, seeded order in which prompts are drawn."""
+"""The endless, seeded order in which prompts are drawn, and the hash of every seeded decision."""
 
 import hashlib
 import math
@@ -133,12 +133,35 @@ class PromptStream:
         left, right = divmod(value, self._right_size)
         for round_number in range(_NUM_FEISTEL_ROUNDS):
             if round_number % 2 == 0:
-                left = (left + _keyed_hash(key, round_number, right)) % self._left_size
+                left = (left + _round_value(key, round_number, right)) % self._left_size
             else:
-                right = (right + _keyed_hash(key, round_number, left)) % self._right_size
+                right = (right + _round_value(key, round_number, left)) % self._right_size
         return left * self._right_size + right
 
 
-def _keyed_hash(key: bytes, round_number: int, value: int) -> int:
-    message = bytes([round_number]) + value.to_bytes(16, "little")
-    return int.from_bytes(hashlib.blake2b(message, key=key, digest_size=8).digest(), "little")
+def keyed_hash(message: str | bytes, num_bytes: int = 8, key: bytes = b"") -> int:
+    """
+    Returns a number in [0, 256 ** num_bytes) that depends on a message and a key alone: their BLAKE2b hash.
+
+    For different messages the numbers are as good as uniform and independent.
+
+    Args:
+        message (`str` or `bytes`):
+            Names the decision, such as `"<seed>/skip/<position>"`.
+        num_bytes (`int`, *optional*, defaults to 8):
+            Bytes of the hash, at most 64. They are read as a number with the lowest byte first. Fewer bytes give another
+            number, not a part of the longer one.
+        key (`bytes`, *optional*):
+            Key of the hash, at most 64 bytes. Empty: no key.
+
+    Example:
+
+    >>> round(keyed_hash("7/skip/0") / 2**64, 3)
+    0.559
+    """
+    message = message.encode() if isinstance(message, str) else message
+    return int.from_bytes(hashlib.blake2b(message, key=key, digest_size=num_bytes).digest(), "little")
+
+
+def _round_value(key: bytes, round_number: int, value: int) -> int:
+    return keyed_hash(bytes([round_number]) + value.to_bytes(16, "little"), key=key)

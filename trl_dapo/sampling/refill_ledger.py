@@ -1,28 +1,25 @@
-"""The groups sampled for one generation batch, and what became of them."""
+"""The groups that were sampled for one generation batch, and what became of each."""
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trl_dapo.errors import describe_exhaustion
 
-from .group_filter import GroupVerdict
-from .group_metrics import accuracy, group_figures, verdict_counts
-from .groups import SampledGroup
+from .judge import Fate, GroupVerdict, SampledGroup
 
 
-# What becomes of a sampled group: an informative one trains or is surplus, any other has its verdict; one that is given
-# up before it is done has none.
-_FATES = (
-    "trained",
-    "surplus",
+# Names under which tokens and seconds are counted. A filtered group counts under its verdict, which says why.
+FATES: tuple[str, ...] = (
+    Fate.TRAINED.value,
+    Fate.SURPLUS.value,
     *(verdict.value for verdict in GroupVerdict if verdict is not GroupVerdict.INFORMATIVE),
-    "aborted",
+    Fate.ABORTED.value,
 )
 
 
 @dataclass
-class BatchCollection:
+class RefillLedger:
     """
     Collects the first `num_groups` informative groups in stream order.
 
@@ -172,7 +169,7 @@ class BatchCollection:
         what was given up before it was done. Groups that were carried into the batch were generated, and so counted as
         surplus, before; of a group that was begun for an earlier batch all tokens count when it is judged.
         """
-        tokens = dict.fromkeys(_FATES, 0) | {"aborted": self.num_aborted_tokens}
+        tokens = dict.fromkeys(FATES, 0) | {Fate.ABORTED.value: self.num_aborted_tokens}
         for group, fate in zip(self.sampled, self._fates(), strict=True):
             tokens[fate] += group.num_tokens
         return tokens
@@ -182,7 +179,7 @@ class BatchCollection:
         Returns the seconds of sampling for this batch by what became of what they generated, with the fates of
         `tokens_by_fate`. Together they are the seconds of sampling.
         """
-        seconds = dict.fromkeys(_FATES, 0.0) | {"aborted": self.seconds_aborted}
+        seconds = dict.fromkeys(FATES, 0.0) | {Fate.ABORTED.value: self.seconds_aborted}
         for share, fate in zip(self.sampled_seconds, self._fates(), strict=True):
             seconds[fate] += share
         return seconds
@@ -192,36 +189,20 @@ class BatchCollection:
         trained = {group.draw.position for group in self.accepted}
         fates = []
         for group in self.sampled:
-            fate = group.verdict.value
             if group.verdict is GroupVerdict.INFORMATIVE:
-                fate = "trained" if group.draw.position in trained else "surplus"
-            fates.append(fate)
+                fates.append((Fate.TRAINED if group.draw.position in trained else Fate.SURPLUS).value)
+            else:
+                fates.append(group.verdict.value)
         return fates
-
-    def metrics(self) -> dict[str, float]:
-        """
-        Returns the figures of the batch, over all completions sampled for it but `trained_accuracy`.
-
-        A figure over nothing is NaN: accuracy without scored completions, shares when the whole batch was carried.
-        """
-        num_tokens = self.num_sampled_tokens
-        num_trained_tokens = sum(group.num_tokens for group in self.accepted)
-        return {
-            "rounds": float(self.num_rounds),
-            "prompts_drawn": float(len(self.sampled)),
-            **group_figures(self.sampled),
-            "trained_accuracy": accuracy(self.accepted),
-            "rollout_efficiency": num_trained_tokens / num_tokens if num_tokens else math.nan,
-            "exhausted": float(self.num_missing > 0),
-            "carried": float(self.num_carried),
-            "stale": float(self.num_stale),
-            "skipped_prompts": float(self.num_skipped),
-            **{f"tokens/{fate}": float(count) for fate, count in self.tokens_by_fate().items()},
-            **{f"seconds/{fate}": seconds for fate, seconds in self.seconds_by_fate().items()},
-        }
 
 
 def _shares(amount: float, weights: Sequence[int]) -> list[float]:
     """Splits an amount in proportion to the weights, or equally where all are 0."""
     total = sum(weights)
     return [amount * weight / total if total else amount / len(weights) for weight in weights]
+
+
+def verdict_counts(groups: Sequence[SampledGroup]) -> dict[str, int]:
+    """Returns the number of groups per verdict."""
+    counts = Counter(group.verdict.value for group in groups)
+    return {verdict.value: counts[verdict.value] for verdict in GroupVerdict}

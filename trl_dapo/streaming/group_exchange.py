@@ -1,10 +1,10 @@
-"""What ranks tell each other of the groups that they sampled by themselves, once a batch is decided."""
+"""What ranks exchange about the groups that each sampled by itself, once a batch is decided."""
 
 import struct
 from collections.abc import Mapping, Sequence
 
 from trl_dapo.ranks.collectives import Ranks
-from trl_dapo.sampling.groups import GroupJudge, Location, RowFacts, SampledGroup
+from trl_dapo.sampling.judge import GroupJudge, Location, RowFacts, SampledGroup
 from trl_dapo.sampling.prompt_stream import Draw
 
 from .streamed_group import StreamedGroup
@@ -37,10 +37,10 @@ class GroupExchange:
         most: int,
         draws: Mapping[int, Draw],
         batch_number: int,
-        figures: Sequence[int],
+        of_this_rank: Sequence[int],
     ) -> tuple[list[SampledGroup], list[list[int]]]:
         """
-        Returns the groups of all ranks in stream order, and the figures of each rank. A collective.
+        Returns the groups of all ranks in stream order, and `of_this_rank` of each rank. A collective.
 
         Args:
             groups (`Sequence[StreamedGroup]`):
@@ -51,12 +51,12 @@ class GroupExchange:
                 All draws of the batch by position.
             batch_number (`int`):
                 What tells locations of this batch from those of others.
-            figures (`Sequence[int]`):
+            of_this_rank (`Sequence[int]`):
                 Up to 2 + G * (3 + F) numbers of this rank.
         """
         width = 2 + self.num_generations * (3 + self.num_rewards)
         rows = [*map(self._encode, groups), *[[-1] * width] * (most - len(groups))]
-        gathered = self.ranks.gather_rows([[*figures, *[0] * (width - len(figures))], *rows])
+        gathered = self.ranks.gather_rows([[*of_this_rank, *[0] * (width - len(of_this_rank))], *rows])
         decoded = []
         for number, row in enumerate(gathered):
             rank, place = divmod(number, 1 + most)
@@ -64,7 +64,7 @@ class GroupExchange:
                 first_row = (place - 1) * self.num_generations
                 locations = [Location(batch_number, rank, first_row + j) for j in range(self.num_generations)]
                 decoded.append(self._decode(row, draws[row[0]], locations))
-        of_ranks = [row[: len(figures)] for row in gathered[:: 1 + most]]
+        of_ranks = [row[: len(of_this_rank)] for row in gathered[:: 1 + most]]
         return sorted(decoded, key=lambda group: group.draw.position), of_ranks
 
     def _encode(self, group: StreamedGroup) -> list[int]:

@@ -1,8 +1,7 @@
-"""The groups of one rank while they are sampled: decoded, graded, and told to the others."""
+"""The groups of one rank while they are sampled: decoded, graded, and reported to the other ranks."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,36 +15,19 @@ from .streamed_group import StreamedGroup
 _PATIENCE = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class StreamSources:
-    """
-    What a rank samples with.
-
-    Attributes:
-        engine (`SequenceEngine`):
-            Decodes completions.
-        tokenize (`Callable[[list[dict]], list[list[int]]]`):
-            Returns the prompts of dataset rows in tokens.
-        grader (`GroupGrader`):
-            Notes rewards, facts and rollouts in groups whose completions are done.
-    """
-
-    engine: SequenceEngine
-    tokenize: Callable[[list[dict[str, Any]]], list[list[int]]]
-    grader: GroupGrader
-
-
 class LocalGroups:
     """
     Groups that this rank samples, until all ranks know their verdicts.
 
-    A failure is kept, and told to the others before it is raised: else they would wait for this rank.
+    A failure is kept, and reported to the other ranks before it is raised: otherwise they would wait for this rank.
 
     Args:
         engine (`SequenceEngine`):
             Decodes completions.
         grader (`GroupGrader`):
-            Grades them.
+            Grades groups whose completions are finished.
+        tokenize (`Callable[[list[dict]], list[list[int]]]`):
+            Returns the prompts of dataset rows in tokens.
 
     Attributes:
         by_position (`dict[int, StreamedGroup]`):
@@ -56,9 +38,15 @@ class LocalGroups:
             Tokens of groups that were given up since the batch began.
     """
 
-    def __init__(self, engine: SequenceEngine, grader: GroupGrader):
+    def __init__(
+        self,
+        engine: SequenceEngine,
+        grader: GroupGrader,
+        tokenize: Callable[[list[dict[str, Any]]], list[list[int]]],
+    ):
         self.engine = engine
         self.grader = grader
+        self.tokenize = tokenize
         self.by_position: dict[int, StreamedGroup] = {}
         self.failure: Exception | None = None
         self.num_aborted_tokens = 0
@@ -95,7 +83,7 @@ class LocalGroups:
         self._submit(group)
 
     def work(self) -> None:
-        """Decodes a little, and looks what was graded."""
+        """Decodes a little, and collects what was graded."""
         if self.engine.num_unfinished:
             for key, decoded in self.engine.step().items():
                 group = self.by_position[key.position]
@@ -107,7 +95,7 @@ class LocalGroups:
         self._news.extend(group for group in self.grader.poll() if group.draw.position in self.by_position)
 
     def take_news(self, most: int) -> list[StreamedGroup]:
-        """Returns groups that were graded and not yet told of, at most so many."""
+        """Returns at most `most` groups that were graded and not yet reported."""
         return [self._news.popleft() for _ in range(min(most, len(self._news)))]
 
     def give_up(self, positions: Iterable[int]) -> None:

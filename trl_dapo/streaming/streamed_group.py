@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trl_dapo.ranks.rollout import Rollout
-from trl_dapo.sampling.groups import RowFacts
+from trl_dapo.sampling.judge import RowFacts
 from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
 from trl_dapo.vllm_engine.sequence_engine import Decoded
 
@@ -119,3 +119,28 @@ class StreamedGroup:
     def from_state_dict(cls, state: Mapping[str, Any]) -> "StreamedGroup":
         """Inverse of `state_dict`, with an empty dataset row."""
         return cls(**{**state, "draw": Draw(*state["draw"]), "unfinished": set(state["unfinished"]), "row": {}})
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedCompletion:
+    """
+    A completion that goes on in the next batch; an [`Unfinished`].
+
+    Attributes:
+        group (`StreamedGroup`):
+            Its group.
+        sample (`int`):
+            Its number in the group.
+    """
+
+    group: StreamedGroup
+    sample: int
+
+    @property
+    def rollout(self) -> Rollout:
+        """The completion as far as it is decoded."""
+        return self.group.rollout_so_far(self.sample)
+
+    def keep_logps(self, old_logps: torch.Tensor | None) -> None:
+        """Notes the log-probabilities of the policies that sampled its tokens so far."""
+        self.group.keep_logps(self.sample, old_logps)

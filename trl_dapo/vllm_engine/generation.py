@@ -6,21 +6,19 @@ layers are quantized, vLLM packs weights once they are loaded. There the weights
 them again.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
-from trl.trainer import grpo_trainer
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
-from trl_dapo.sampling.prompt_stream import SequenceKey
-from trl_dapo.trl_seams import replaced
+from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
+from trl_dapo.trl_seams import engine_built_by, model_runner_of, reload_weights, repacks_weights, replaced
 
 
 class DAPOVLLMGeneration(VLLMGeneration):
@@ -51,7 +49,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         with replaced(vllm_generation, "LLM", self._build_engine):
             super()._init_vllm()
         if self.mode == "colocate":
-            self._reloads_weights = repacks_weights(self._model_runner)
+            self._reloads_weights = repacks_weights(model_runner_of(self.llm))
 
     def _build_engine(self, **trl_options: Any) -> Any:
         from vllm import LLM
@@ -59,18 +57,14 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
         args = self.dapo_args
         # Prompts are dealt evenly to the ranks; those of a tensor-parallel group share an engine.
-        rows_per_prompt = args.num_generations * self.tensor_parallel_size / self.accelerator.num_processes
-        largest_round = args.max_prompts_per_round if args.dynamic_sampling else 0
+        rows_per_prompt = args.shape.num_generations * self.tensor_parallel_size / self.accelerator.num_processes
+        largest_round = args.shape.max_prompts_per_round if args.dynamic_sampling else 0
         options: Any = args.vllm_engine_kwargs or {}
-        added = engine_options(options, self.max_num_seqs, round(largest_round * rows_per_prompt))
+        added = engine_options(options, self.max_num_seqs or 0, round(largest_round * rows_per_prompt))
         if self._seeds_requests and current_platform.is_cpu():
             # After each part of a prompt but the last vLLM winds a request's generator back, which on a CPU none can.
             added = {"enable_chunked_prefill": False} | added
         return LLM(**(trl_options | added))
-
-    @property
-    def _model_runner(self) -> Any:
-        return self.llm.llm_engine.model_executor.driver_worker.model_runner
 
     # Weights
 
@@ -84,7 +78,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if self._reloads_weights:
             # A copy of each: a layer is packed when its last weight has come, or at the very end when it is padded. By
             # then TRL may have unmerged the adapter, or given back what it had gathered.
-            reload_weights(self._model_runner, ((name, weight.detach().clone()) for name, weight in weights))
+            reload_weights(model_runner_of(self.llm), ((name, weight.detach().clone()) for name, weight in weights))
         else:
             yield from weights
 
@@ -153,7 +147,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if not self._seeds_requests:
             return None
         name = f"{self.dapo_args.seed}/{key.position}/{key.sample}/{num_tokens}"
-        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+        return keyed_hash(name, num_bytes=7)
 
     def request_params(self) -> Any:
         """Returns TRL's sampling parameters, and leaves the engine awake inside `kept_awake`. A collective."""
@@ -172,60 +166,6 @@ class DAPOVLLMGeneration(VLLMGeneration):
         return self.dapo_args.vllm_request_seeds and self.mode == "colocate" and self.tensor_parallel_size == 1
 
 
-@contextmanager
-def engine_of(args: DAPOConfig) -> Iterator[None]:
+def engine_of(args: DAPOConfig) -> AbstractContextManager[None]:
     """While TRL's trainer is built inside it, its vLLM backend is ours."""
-    with replaced(grpo_trainer, "VLLMGeneration", partial(DAPOVLLMGeneration, dapo_args=args)):
-        yield
-
-
-def repacks_weights(model_runner: Any) -> bool:
-    """
-    Returns whether an engine computes with other tensors than those that a checkpoint is loaded into.
-
-    So it is on a CPU, with most quantizations, and wherever a parameter lost its loader or changed its shape or type since
-    the model was built.
-    """
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-    from vllm.platforms import current_platform
-
-    quantization = model_runner.model_config.quantization
-    if quantization == "bitsandbytes":
-        return False  # TRL loads into these itself
-    if current_platform.is_cpu() or quantization is not None:
-        return True
-    for layer in model_runner.get_model().modules():
-        built, _ = get_layerwise_info(layer).restore_metadata
-        present = dict(layer.named_parameters(recurse=False))
-        if any(name not in present or _differ(tensor, present[name]) for name, tensor in built.items()):
-            return True
-    return False
-
-
-def reload_weights(model_runner: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """
-    Loads weights in checkpoint format into an engine, and packs them as when it started.
-
-    Args:
-        model_runner (`Any`):
-            vLLM's.
-        weights (`Iterator[tuple[str, torch.Tensor]]`):
-            Names and values. The values are held on to until the layer is complete, and must not change meanwhile.
-    """
-    model_runner.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
-    # Of layers that share a weight vLLM packs only the one whose name the checkpoint has: a tied head would compute with
-    # the copy that was packed before.
-    owners: dict[int, list[torch.nn.Module]] = {}
-    for layer in model_runner.get_model().modules():
-        for parameter in layer.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(layer)
-    for layers in owners.values():
-        for layer in layers if len(layers) > 1 else []:
-            quant_method = getattr(layer, "quant_method", None)
-            if quant_method is not None:
-                quant_method.process_weights_after_loading(layer)
-
-
-def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
-    has_lost_loader = hasattr(built, "weight_loader") and not hasattr(present, "weight_loader")
-    return has_lost_loader or built.shape != present.shape or built.dtype != present.dtype
+    return engine_built_by(partial(DAPOVLLMGeneration, dapo_args=args))

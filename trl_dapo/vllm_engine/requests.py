@@ -1,13 +1,14 @@
 """vLLM as an engine that takes sequences one by one."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from trl_dapo.sampling.prompt_stream import SequenceKey
-from trl_dapo.vllm_engine.sequence_engine import Decoded
+from trl_dapo.trl_seams import decoded_so_far
 
 from .generation import DAPOVLLMGeneration
+from .sequence_engine import Decoded
 
 
 class VLLMRequests:
@@ -21,7 +22,7 @@ class VLLMRequests:
             Brings the weights to it, if the policy has changed since they came.
     """
 
-    def __init__(self, generation: DAPOVLLMGeneration, load_weights: Any):
+    def __init__(self, generation: DAPOVLLMGeneration, load_weights: Callable[[], None]):
         self.generation = generation
         self.load_weights = load_weights
         self._ids: dict[SequenceKey, str] = {}
@@ -64,12 +65,8 @@ class VLLMRequests:
 
     def withdraw(self, keys: Collection[SequenceKey]) -> Mapping[SequenceKey, Decoded]:
         """Stops those of the sequences that it has, and returns what was decoded of each."""
-        # vLLM has no call for the tokens of a request that is not done, short of asking for all tokens at every step.
-        states = self._engine.output_processor.request_states
-        withdrawn, known = {}, [key for key in keys if key in self._ids]
-        for key in known:
-            state = states[self._ids[key]]
-            withdrawn[key] = _decoded(state.detokenizer.output_token_ids, state.logprobs_processor.logprobs)
+        known = [key for key in keys if key in self._ids]
+        withdrawn = {key: _decoded(*decoded_so_far(self._engine, self._ids[key])) for key in known}
         self._engine.abort_request([self._ids.pop(key) for key in known], internal=True)
         return withdrawn
 

@@ -1,10 +1,11 @@
 """
-A limit on the time of each call of a reward function, and the end of what does not keep it.
+How rewards are computed, and the deadline of each call of a reward function.
 
-A function that waits (for a server, a lock, another process) is interrupted by a signal, and one that computes by a timer
-of the kernel, which needs nobody to hold the interpreter's lock: a regular expression that backtracks for ever is ended
-so, too. What cannot be interrupted is code in C that looks at no signals, and a function that swallows everything: then
-the process ends, since nobody else could go on. Off the main thread nothing can be interrupted but Python code.
+A function that waits (for a server, a lock, another process) is interrupted by a signal. A function that computes is
+interrupted by a timer of the kernel, which does not need the interpreter's lock: this also ends a regular expression that
+backtracks for ever. Code in C that ignores signals, and a function that catches every exception, cannot be interrupted:
+then the process ends, because the other ranks could not continue without it. Outside the main thread only Python code can
+be interrupted.
 """
 
 import contextlib
@@ -14,10 +15,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trl_dapo.errors import RewardTimeoutError
+import torch
+
+from trl_dapo.errors import RewardTimeoutError, naming_rewards
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.trl_seams import TrainerSeams
 
 
 # Between the first interruption and the end of the process.
@@ -25,9 +30,88 @@ GRACE_SECONDS = 30.0
 # Signals come once a second, since a function may catch the first.
 _SECONDS_BETWEEN_SIGNALS = 1.0
 _STDERR = 2
-# Nobody's by default, and without effect where nobody asks for it. (By name: Windows has neither.)
+# Signals that Python does not use by default and that do nothing without a handler. (By name: Windows has neither.)
 _WAKING: Any = getattr(signal, "SIGURG", None)
 _COMPUTING: Any = getattr(signal, "SIGVTALRM", None)
+
+
+class RewardCalls:
+    """
+    Computes rewards with TRL's own method.
+
+    Args:
+        seams (`TrainerSeams`):
+            Owns the reward functions.
+        ranks (`Ranks`):
+            The ranks of the run.
+        timeout (`float`, *optional*):
+            Most wall seconds of a call of a reward function. `None`: no limit.
+        penalty_column (`int`, *optional*):
+            Column of the rewards that holds the soft overlong punishment. `None`: there is none.
+
+    Attributes:
+        watch (`RewardWatch`):
+            Ends calls that take longer.
+    """
+
+    def __init__(self, seams: TrainerSeams, ranks: Ranks, timeout: float | None, penalty_column: int | None = None):
+        self.seams = seams
+        self.ranks = ranks
+        self.watch = RewardWatch(timeout)
+        self.penalty_column = penalty_column
+
+    def compute(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """
+        Returns the rewards of all ranks. A collective.
+
+        Args:
+            inputs (`Sequence[Mapping]`), prompts (`Sequence`), completions (`Sequence`), completion_ids (`Sequence`):
+                The R completions of this rank, equally many on each, as in `GRPOTrainer._calculate_rewards`.
+
+        Returns:
+            `torch.Tensor`: shape `(W * R, F)`, float32. NaN: no reward.
+
+        Raises:
+            `RewardTimeoutError`: a function of this rank took longer than it may.
+            `RankFailedError`: on another rank a function did, or raised something.
+        """
+        failure: Exception | None = None
+        try:
+            rewards = self.compute_alone(inputs, prompts, completions, completion_ids)
+        except Exception as error:
+            if self.ranks.num_ranks == 1:
+                raise
+            # The others wait for these rewards.
+            failure = error
+            rewards = torch.zeros(len(prompts), len(self.seams.reward_names), device=self.ranks.device)
+        return rewards if self.ranks.num_ranks == 1 else self.ranks.gather_unless_failed(rewards, failure)
+
+    def compute_alone(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """As `compute`, the rewards of this rank alone, shape `(R, F)`. No collective, from any thread."""
+        names = self.seams.reward_names
+        where = (
+            f"the rewards of {len(prompts)} completions at optimizer step {self.seams.step} on rank {self.ranks.rank}"
+        )
+        with naming_rewards(names, len(prompts)), self.watch.computation(where):
+            rewards = self.seams.compute_rewards(inputs, prompts, completions, completion_ids, self.watch.call)
+        column = self.penalty_column
+        if column is not None:
+            # A completion that no function scored stays unscored, whatever its length; and evaluation is unshaped.
+            is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.seams.is_training)
+            rewards[is_unscored, column] = torch.nan
+        return rewards
 
 
 class _Interruption(BaseException):
@@ -121,7 +205,7 @@ class _Computation:
             # With the traceback of the interruption: it says where the function was.
             raise self.error.with_traceback(interruption.__traceback__) from None
         if self.error is not None:
-            # It swallowed the interruption, and came back with something.
+            # The function caught the interruption, and returned something.
             raise self.error
 
     @contextlib.contextmanager
@@ -143,7 +227,7 @@ class _Computation:
         if not self.is_main:
             yield
             return
-        # Somebody else's timer stays theirs.
+        # A timer that someone else has set is left alone.
         is_timer_free = signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
         numbers = (_WAKING, _COMPUTING) if is_timer_free else (_WAKING,)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -196,9 +280,9 @@ class _Computation:
 
     def _expire(self, name: str) -> None:
         """
-        Says what happened, once: the watch and the timer may find out side by side.
+        Prints what happened, once: watch thread and timer may both find a call overdue.
 
-        Who comes second waits, since the stack of the call is to be on paper before the call is interrupted. In one thread
+        The second one waits, because the stack is printed before the call is interrupted. In one thread
         a signal may come while another is handled, hence the lock that the same thread can take again.
         """
         self.error = self.error or RewardTimeoutError(name, self.seconds, self.where)
@@ -236,14 +320,3 @@ def _say(text: str) -> None:
     # Not through `sys.stderr`, whose lock the interrupted thread may hold.
     with contextlib.suppress(OSError):
         os.write(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
-
-
-def timing_by(watch: RewardWatch, inner: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """Returns what TRL opens around each call of a reward function, `inner`, with the call bounded by a watch."""
-
-    @contextlib.contextmanager
-    def timed(trainer: Any, name: str) -> Iterator[None]:
-        with watch.call(name), inner(trainer, name):
-            yield
-
-    return timed

@@ -8,14 +8,14 @@ import torch
 from test_trainer import make_trainer
 from tiny import first_token_reward, numbered_prompts
 
-from trl_dapo.report.evaluation_metrics import EvalFigures
+from trl_dapo.report.evaluation_metrics import EvaluationMetrics
 
 
 NAN = float("nan")
 
 
 def test_figures_of_two_batches_are_those_counted_by_hand():
-    figures = EvalFigures(3)
+    figures = EvaluationMetrics(3)
     # Two of three say 1, and it is right; a tie of three, one of them right; nobody is scored.
     figures.observe(
         torch.tensor([1.0, 1, 0, 0, 1, 0, NAN, NAN, NAN]), {"answer": list("112") + list("345") + list("666")}
@@ -32,7 +32,7 @@ def test_figures_of_two_batches_are_those_counted_by_hand():
 
 
 def test_without_answers_there_is_no_vote():
-    figures = EvalFigures(2)
+    figures = EvaluationMetrics(2)
     figures.observe(torch.tensor([1.0, 0]), {})
     assert figures.flush({}, {}) == {"eval_avg@2": 0.5, "eval_pass@2": 1.0}
 
@@ -43,10 +43,10 @@ def test_punishment_leaves_the_metrics_only_where_it_means_nothing():
         "rewards/soft_overlong_punishment/std": [NAN],
         "reward": [NAN],
     }
-    EvalFigures(2).flush({}, metrics)
+    EvaluationMetrics(2).flush({}, metrics)
     assert list(metrics) == ["reward"]
     metrics = {"rewards/soft_overlong_punishment/mean": [NAN, -0.5]}
-    EvalFigures(2).flush({}, metrics)
+    EvaluationMetrics(2).flush({}, metrics)
     assert len(metrics) == 1
 
 

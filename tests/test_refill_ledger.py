@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_dapo.sampling.group_filter import GroupFilter
-from trl_dapo.sampling.group_metrics import completion_figures
-from trl_dapo.sampling.groups import SampledGroup
+from trl_dapo.report.batch_metrics import completion_metrics, ledger_metrics
+from trl_dapo.sampling.judge import GroupFilter, SampledGroup
 from trl_dapo.sampling.prompt_stream import Draw
-from trl_dapo.sampling.refill_ledger import BatchCollection
+from trl_dapo.sampling.refill_ledger import RefillLedger
 
 
 def sampled(position, rewards, lengths=None, is_truncated=None):
@@ -35,22 +34,22 @@ MIXED, WRONG, RIGHT = [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]
 )
 def test_batch_is_the_first_informative_groups_whatever_the_rounds(outcomes, num_groups, cuts):
     groups = [sampled(position, MIXED if mixed else WRONG) for position, mixed in enumerate(outcomes)]
-    collection = BatchCollection(num_groups, next_position=0)
+    ledger = RefillLedger(num_groups, next_position=0)
     bounds = [0, *sorted(cut for cut in cuts if cut < len(groups)), len(groups)]
     for start, stop in itertools.pairwise(bounds):
-        collection.add_round(groups[start:stop])
+        ledger.add_round(groups[start:stop])
     expected = [position for position, mixed in enumerate(outcomes) if mixed][:num_groups]
-    assert [group.draw.position for group in collection.accepted] == expected
+    assert [group.draw.position for group in ledger.accepted] == expected
     is_full = len(expected) == num_groups
-    assert collection.next_position == (expected[-1] + 1 if is_full else len(outcomes))
+    assert ledger.next_position == (expected[-1] + 1 if is_full else len(outcomes))
 
 
 def test_metrics_by_hand():
-    collection = BatchCollection(num_groups=1, next_position=0)
-    collection.add_round([sampled(0, WRONG, [5, 5]), sampled(1, RIGHT, [2, 2])], seconds=28.0)
+    ledger = RefillLedger(num_groups=1, next_position=0)
+    ledger.add_round([sampled(0, WRONG, [5, 5]), sampled(1, RIGHT, [2, 2])], seconds=28.0)
     last = [sampled(2, MIXED, [3, 4]), sampled(3, MIXED, [1, 1]), sampled(4, [math.nan] * 2, [8, 8])]
-    collection.add_round(last, seconds=100.0)
-    assert collection.metrics() == {
+    ledger.add_round(last, seconds=100.0)
+    assert ledger_metrics(ledger) == {
         "rounds": 2,
         "prompts_drawn": 5,
         "acceptance_rate": 2 / 5,
@@ -89,10 +88,10 @@ def test_metrics_by_hand():
 
 
 def test_seconds_of_a_group_that_was_carried_are_those_of_the_batch_that_sampled_it():
-    first = BatchCollection(num_groups=1, next_position=0, keeps_surplus=True)
+    first = RefillLedger(num_groups=1, next_position=0, keeps_surplus=True)
     first.add_round([sampled(0, MIXED, [1, 2]), sampled(1, MIXED, [2, 1])], seconds=6.0)
     assert first.seconds_by_fate()["trained"] == first.seconds_by_fate()["surplus"] == 3.0
-    second = BatchCollection(num_groups=2, next_position=2, keeps_surplus=True, carried=first.surplus)
+    second = RefillLedger(num_groups=2, next_position=2, keeps_surplus=True, carried=first.surplus)
     second.add_round([sampled(2, WRONG, [3, 3]), sampled(3, MIXED, [1, 1])], seconds=4.0)
     assert [group.draw.position for group in second.accepted] == [1, 3]
     assert {fate: seconds for fate, seconds in second.seconds_by_fate().items() if seconds} == {
@@ -102,15 +101,15 @@ def test_seconds_of_a_group_that_was_carried_are_those_of_the_batch_that_sampled
 
 
 def test_round_that_generated_no_tokens_is_shared_equally():
-    collection = BatchCollection(num_groups=1, next_position=0)
-    collection.add_round([sampled(0, WRONG, [0, 0]), sampled(1, MIXED, [0, 0])], seconds=5.0)
-    assert collection.seconds_by_fate()["all_wrong"] == collection.seconds_by_fate()["trained"] == 2.5
+    ledger = RefillLedger(num_groups=1, next_position=0)
+    ledger.add_round([sampled(0, WRONG, [0, 0]), sampled(1, MIXED, [0, 0])], seconds=5.0)
+    assert ledger.seconds_by_fate()["all_wrong"] == ledger.seconds_by_fate()["trained"] == 2.5
 
 
 def test_length_metrics_by_hand():
-    collection = BatchCollection(num_groups=1, next_position=0)
-    collection.add_round([sampled(0, MIXED, [8, 2], [True, False]), sampled(1, WRONG, [4, 8], [False, True])])
-    assert completion_figures(collection.sampled) == {
+    ledger = RefillLedger(num_groups=1, next_position=0)
+    ledger.add_round([sampled(0, MIXED, [8, 2], [True, False]), sampled(1, WRONG, [4, 8], [False, True])])
+    assert completion_metrics(ledger.sampled) == {
         "completions/mean_length": 5.5,
         "completions/min_length": 2,
         "completions/max_length": 8,
@@ -122,13 +121,13 @@ def test_length_metrics_by_hand():
 
 
 def test_accuracy_of_nothing_scored_is_nan():
-    collection = BatchCollection(num_groups=1, next_position=0)
-    collection.add_round([sampled(0, [math.nan, math.nan])])
-    assert math.isnan(collection.metrics()["sampled_accuracy"])
-    assert collection.metrics()["exhausted"] == 1.0
+    ledger = RefillLedger(num_groups=1, next_position=0)
+    ledger.add_round([sampled(0, [math.nan, math.nan])])
+    assert math.isnan(ledger_metrics(ledger)["sampled_accuracy"])
+    assert ledger_metrics(ledger)["exhausted"] == 1.0
 
 
 def test_ungraded_completions_do_not_count_as_wrong():
-    collection = BatchCollection(num_groups=1, next_position=0)
-    collection.add_round([sampled(0, [1.0, math.nan, 0.0, 1.0])])
-    assert collection.metrics()["sampled_accuracy"] == pytest.approx(2 / 3)
+    ledger = RefillLedger(num_groups=1, next_position=0)
+    ledger.add_round([sampled(0, [1.0, math.nan, 0.0, 1.0])])
+    assert ledger_metrics(ledger)["sampled_accuracy"] == pytest.approx(2 / 3)

@@ -1,0 +1,79 @@
+"""The dynamic sampler of a run: by rounds, or group by group."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+
+from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.ranks.rollout import Rollout
+from trl_dapo.refill.assembly import BatchAssembler, ObserveGroups
+from trl_dapo.refill.dynamic_sampling import DynamicSampler, Refill
+from trl_dapo.refill.prompt_source import PromptSource
+from trl_dapo.refill.rounds import RoundRefill, RoundSampler, SampleRound
+from trl_dapo.sampling.judge import GroupJudge
+from trl_dapo.sampling.placement import prompts_multiple
+from trl_dapo.sampling.refill_planner import RefillPlanner
+
+from .group_exchange import GroupExchange
+from .local_groups import LocalGroups
+from .stream_refill import StreamRefill
+
+
+def make_dynamic_sampler(
+    args: DAPOConfig,
+    ranks: Ranks,
+    dataset: Dataset | IterableDataset,
+    sampling: SampleRound | LocalGroups,
+    judge: GroupJudge,
+    num_rewards: int,
+    score: Callable[[list[Rollout]], list[torch.Tensor]],
+    observe: ObserveGroups | None = None,
+    keep_awake: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> DynamicSampler:
+    """
+    Puts the dynamic sampler of a run together.
+
+    Args:
+        args (`DAPOConfig`):
+            The trainer's configuration.
+        ranks (`Ranks`):
+            The ranks of the run.
+        dataset (`Dataset` or `IterableDataset`):
+            Dataset with a `prompt` column.
+        sampling (`SampleRound` or `LocalGroups`):
+            What samples: a round at a time, or group by group.
+        judge (`GroupJudge`):
+            Judges the sampled groups.
+        num_rewards (`int`):
+            Reward functions F.
+        score (`Callable[[list[Rollout]], list[torch.Tensor]]`):
+            As in [`DynamicSampler`].
+        observe (`ObserveGroups`, *optional*):
+            Is shown the judged groups.
+        keep_awake (`Callable[[], AbstractContextManager]`, *optional*):
+            As in [`DynamicSampler`].
+    """
+    shape = args.shape
+    source = PromptSource(dataset, args.seed, bool(args.shuffle_dataset), args.selective_rollout)
+    planner = RefillPlanner(
+        shape.num_groups,
+        args.refill_confidence,
+        shape.max_prompts_per_round,
+        prompts_multiple(shape.num_generations, ranks.num_ranks),
+        shape.keeps_surplus,
+    )
+    refill: Refill
+    if isinstance(sampling, LocalGroups):
+        exchange = GroupExchange(ranks, judge, shape.num_generations, num_rewards)
+        refill = StreamRefill(shape, source, planner, sampling, exchange, observe)
+    else:
+        rounds = RoundSampler(shape.num_generations, ranks, source, sampling, judge, observe)
+        refill = RoundRefill(shape, source, planner, rounds)
+    assembler = BatchAssembler(
+        shape.num_generations, ranks, source, num_rewards, bool(args.use_vllm), bool(args.log_completions)
+    )
+    return DynamicSampler(shape, source, refill, assembler, score, keep_awake)
