@@ -29,7 +29,9 @@ _MEMORY = 5000.0
 class Predictor(Protocol):
     """Predicts groups and learns from them: `PassRates`, or what a simulation knows."""
 
-    best_chance: float
+    @property
+    def best_chance(self) -> float:
+        """Probability to be informative of a group whose prompt has the best pass rate."""
 
     def predict(self, indices: Ints) -> Prediction:
         """Returns what the next group of each of these rows will find."""
