@@ -28,15 +28,15 @@ def questions(number: int) -> tuple[list[tuple[str, str]], list[Comparison]]:
     return pairs, [Comparison.DIFFERENT if n % 3 == 0 else Comparison.EQUAL for n in range(2, number + 2)]
 
 
-# One worker in each process that grades: starting one takes a second.
-ONE_WORKER = {"LOCAL_WORLD_SIZE": "64"}
+@pytest.fixture(autouse=True)
+def one_worker_for_a_process(monkeypatch: pytest.MonkeyPatch):
+    """Makes shared pools, here and in the programs that tests run, pools of one worker: starting one takes a second."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
 
 
 def run_script(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(arguments or ("-c", textwrap.dedent(code)))]
-    return subprocess.run(
-        command, env=os.environ | ONE_WORKER, capture_output=True, text=True, timeout=300, check=True
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
 
 
 def exists(pid: int) -> bool:
@@ -292,9 +292,7 @@ def test_a_script_without_a_main_guard_may_grade(tmp_path: Path):
 def test_python_m_and_standard_input_may_grade(tmp_path: Path):
     (tmp_path / "train_module.py").write_text(SCRIPT)
     for arguments in (["-m", "train_module"], ["-"]):
-        environment = (
-            os.environ | ONE_WORKER | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
         done = subprocess.run(
             [sys.executable, *arguments], input=SCRIPT, env=environment, capture_output=True, text=True, timeout=300
         )
@@ -320,8 +318,7 @@ def test_no_worker_outlives_a_program_that_is_killed():
     busy = "pool = shared_pool().__class__(num_workers=1, cpu_seconds=300.0)\n"
     busy += "pool.compare([('x', 'y')]); print(*pool.pids, flush=True)\n"
     busy += f"pool.compare([{GIVES_UP!r}])\n"
-    command = [sys.executable, "-c", SCRIPT + busy]
-    process = subprocess.Popen(command, env=os.environ | ONE_WORKER, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT + busy], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()[1:]]
     pids += [int(pid) for pid in process.stdout.readline().split()]
@@ -358,9 +355,7 @@ def grade_one(gold: str, completion: str) -> str:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_of_multiprocessing_grade(method: str, monkeypatch: pytest.MonkeyPatch):
-    for name, value in ONE_WORKER.items():
-        monkeypatch.setenv(name, value)
+def test_processes_of_multiprocessing_grade(method: str):
     assert is_equivalent("2x", r"\boxed{x+x}").grade is Grade.CORRECT
     with multiprocessing.get_context(method).Pool(2) as processes:
         rows = [("4x", r"\boxed{x+3x}"), ("4x", r"\boxed{x+4x}"), (r"9\pi", r"\boxed{3\pi\cdot 3}")]
