@@ -98,6 +98,7 @@ class ShortPrinter(PrinterCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Prints a short line, on the first rank."""
+        (logs or {}).pop("total_flos", None)  # as transformers does: later callbacks do not see it
         if state.is_world_process_zero:
             print(terminal_line(logs or {}, state.global_step, state.max_steps))
 
