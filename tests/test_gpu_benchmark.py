@@ -27,6 +27,7 @@ def options(tmp_path):
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
+@pytest.mark.bench
 def test_both_trainers_are_measured_on_a_tiny_model(options):
     measured = {name: gpu.measure(name, 2, options) for name in gpu.TRAINERS}
     # GRPO samples what it trains; DAPO at least that, in whole groups.
@@ -52,6 +53,7 @@ def test_program_stores_what_its_two_processes_measured(options, tmp_path, monke
     assert "| model | DAPO |" in capsys.readouterr().out
 
 
+@pytest.mark.bench
 def test_table_by_hand():
     steps = [{"seconds": 10.0, "sampling": 4.0, "grading": 1.0, "sampled_tokens": 400, "trained_tokens": 100}]
     steps.append({"seconds": 12.0, "sampling": 4.0, "grading": 1.0, "sampled_tokens": 800, "trained_tokens": 260})
@@ -60,6 +62,7 @@ def test_table_by_hand():
     assert gpu.table(record).splitlines()[2] == "| m | DAPO | 11.00 | 150 | 30 | 0.30 | 5.00 |"
 
 
+@pytest.mark.bench
 def test_a_cpu_does_not_fill_the_table_of_gpus(monkeypatch):
     if gpu.torch.cuda.is_available():
         pytest.skip("there is a GPU")
