@@ -67,20 +67,20 @@ def terminal_line(logs: Mapping[str, Any], step: int, num_steps: int) -> str:
 
     Args:
         logs (`Mapping[str, Any]`):
-            The metrics of the line. Those that are missing are not shown.
+            The metrics of the line. Those that are missing or `None` are not shown.
         step (`int`), num_steps (`int`):
             Optimizer steps taken, and those of the run.
 
     Example:
 
-    >>> logs = {"loss": 0.1, "dapo/sampled_accuracy": 0.5, "entropy": 1.23456, "step_time": 2.0}
+    >>> logs = {"loss": 0.1, "dapo/sampled_accuracy": 0.5, "entropy": 1.23456, "reward": None, "step_time": 2.0}
     >>> terminal_line(logs, step=3, num_steps=60)
     'step 3/60 | sampled accuracy 0.500 | entropy 1.235 | seconds 2.0'
     """
     if "loss" not in logs:
         shown = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
         return str({name: value for name, value in shown.items() if name != "total_flos"})
-    parts = [f"{words} {logs[name]:{form}}" for words, name, form in _SHOWN if name in logs]
+    parts = [f"{words} {logs[name]:{form}}" for words, name, form in _SHOWN if logs.get(name) is not None]
     return " | ".join([f"step {step}/{num_steps}", *parts])
 
 
