@@ -137,16 +137,26 @@ def test_a_worker_outlives_the_thread_that_asked_first():
         assert pool.num_restarts == 0
 
 
+@contextlib.contextmanager
+def stopped_amid(pool: GradingPool, pairs: list[tuple[str, str]]):
+    """Has a thread ask for these pairs, and stops the first worker's fork amid them. Yields the comparisons to come."""
+    comparisons: list[Comparison] = []
+    thread = threading.Thread(target=lambda: comparisons.extend(pool.compare(pairs)))
+    thread.start()
+    assert wait_until(lambda: pool._known)
+    os.kill(forks_of(pool.pids[0])[0], signal.SIGSTOP)
+    time.sleep(0.5)
+    assert thread.is_alive(), "the pairs were compared before the worker was stopped"
+    yield comparisons
+    thread.join()
+
+
 @pytest.mark.parametrize("victim", ["worker", "fork"])
 def test_a_worker_killed_amid_a_batch_costs_no_comparison(two_workers: GradingPool, victim: str):
-    pairs, expected = questions(400)
-    comparisons: list[Comparison] = []
-    thread = threading.Thread(target=lambda: comparisons.extend(two_workers.compare(pairs)))
-    thread.start()
-    time.sleep(0.1)
-    pid = two_workers.pids[0]
-    os.kill(pid if victim == "worker" else forks_of(pid)[0], signal.SIGKILL)
-    thread.join()
+    pairs, expected = questions(800)
+    with stopped_amid(two_workers, pairs) as comparisons:
+        pid = two_workers.pids[0]
+        os.kill(pid if victim == "worker" else forks_of(pid)[0], signal.SIGKILL)
     assert comparisons == expected
     assert two_workers.num_restarts == 1
 
@@ -191,10 +201,12 @@ def test_who_waits_is_told_when_the_pool_is_killed():
     errors: list[BaseException] = []
     pool = GradingPool(num_workers=1)
     pool.compare([("x", r"\sqrt{2}")])
+    # Answers nothing from here on.
+    os.kill(forks_of(pool.pids[0])[0], signal.SIGSTOP)
 
     def ask() -> None:
         try:
-            pool.compare(questions(500)[0])
+            pool.compare(questions(20)[0])
         except RuntimeError as error:
             errors.append(error)
 
@@ -261,16 +273,10 @@ def test_limits_out_of_range_are_refused(arguments: dict, message: str):
 
 def test_a_cpu_limit_does_not_count_time_in_which_others_run(one_worker: GradingPool):
     # The worker sleeps through ten times its limit in the middle of a grading, and goes on where it was.
-    pairs, expected = questions(300)
-    comparisons: list[Comparison] = []
-    thread = threading.Thread(target=lambda: comparisons.extend(one_worker.compare(pairs)))
-    thread.start()
-    time.sleep(0.1)
-    fork = forks_of(one_worker.pids[0])[0]
-    os.kill(fork, signal.SIGSTOP)
-    time.sleep(3.0)
-    os.kill(fork, signal.SIGCONT)
-    thread.join()
+    pairs, expected = questions(800)
+    with stopped_amid(one_worker, pairs) as comparisons:
+        time.sleep(3.0)
+        os.kill(forks_of(one_worker.pids[0])[0], signal.SIGCONT)
     assert comparisons == expected
     assert one_worker.num_restarts == 0
 

@@ -36,7 +36,7 @@ def straight(tmp_path_factory):
 
 
 # In the midst of a generation batch, and after the last checkpoint, when nothing is left to train.
-@pytest.mark.parametrize(("phase", "seed", "first_step"), [("optimizer", 0, 3), ("files", 4, 12)])
+@pytest.mark.parametrize(("phase", "seed", "first_step"), [("optimizer", 0, 3), ("files", 36, 12)])
 def test_killed_recipe_is_resumed_as_if_it_had_not_been(tmp_path, straight, hasty_model, phase, seed, first_step):
     options = QUICK | {"model": hasty_model}
     reference = straight(options)
