@@ -42,8 +42,9 @@ def main(script_args, args, model_args):
     """Trains a model, evaluates it before and after, and saves it with its card, curves and results."""
     if script_args.tiny_task:
         model, train_dataset, eval_dataset = prepare_tiny_task(script_args, args)
+        split = None
     else:
-        train_dataset, eval_dataset = load_problems(script_args)
+        train_dataset, eval_dataset, split = load_problems(script_args)
         model = use_model(args, model_args)
 
     trainer = DAPOTrainer(
@@ -55,7 +56,7 @@ def main(script_args, args, model_args):
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
     )
-    name_data(trainer, script_args)
+    name_data(trainer, script_args, split)
 
     # With `eval_on_start`, which the recipes set, the model is also evaluated before the first step.
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -455,7 +455,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
         num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)
+        lines = [describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)]
+        for name, count in self.shared_prompts().items():
+            lines.append(
+                f"  ! {count} prompts of the evaluation dataset{f' {name!r}' if name else ''} are in the training data "
+                "too: its metrics are no held-out accuracy. Leave these rows out of train_dataset."
+            )
+        return "\n".join(lines)
 
     def _log_train(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

@@ -1,5 +1,6 @@
 """Writes the model card of a run, and pushes model and card to the Hub with error messages that say how to go on."""
 
+import dataclasses
 import functools
 import logging
 import os
@@ -18,6 +19,7 @@ from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.departures import departures, describe_method
+from trl_dapo.data.held_out import HeldOut, num_shared_prompts
 from trl_dapo.data.source import DataSource, is_hub_id
 
 from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
@@ -45,8 +47,10 @@ class PublishedTrainer(GRPOTrainer):
     # Given by the user. They also apply to the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
+    card_held_out: HeldOut | None = None
     card_license: str | None = None
     _is_saving_checkpoint = False
+    _shared_prompts: tuple[tuple[int, int], dict[str, int]] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, as in `GRPOTrainer`. At the end, a run that saves checkpoints draws its curves and writes its card."""
@@ -169,6 +173,16 @@ class PublishedTrainer(GRPOTrainer):
                 failure,
             )
 
+    def shared_prompts(self) -> dict[str, int]:
+        """Returns how many prompts of each evaluation dataset are in the training data too; the name of a single one is ''."""
+        held_out: Any = self.eval_dataset
+        sets = held_out if isinstance(held_out, dict) else {"": held_out}
+        known = (id(self.train_dataset), id(held_out))
+        if self._shared_prompts is None or self._shared_prompts[0] != known:
+            shared = {name: num_shared_prompts(self.train_dataset, rows) for name, rows in sets.items()}
+            self._shared_prompts = known, {name: count for name, count in shared.items() if count}
+        return self._shared_prompts[1]
+
     def _facts_of_run(self, model_name: str | None, tags: set[str]) -> RunFacts:
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         base = get_config_model_id(model.config) or None
@@ -196,6 +210,8 @@ class PublishedTrainer(GRPOTrainer):
             num_train_rows=num_rows,
             eval_data=self.card_eval_source or DataSource.of_dataset(held_out),
             num_eval_rows={name: len(rows) for name, rows in sets.items() if isinstance(rows, Dataset)},
+            held_out=None if self.card_held_out is None else dataclasses.asdict(self.card_held_out),
+            num_shared_prompts=self.shared_prompts(),
             is_conversational=isinstance(row.get("prompt"), list),
             rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
             method=describe_method(args, num_steps, num_rows, self.reward_func_names),
