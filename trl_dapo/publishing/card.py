@@ -90,6 +90,7 @@ def render_card(
         versions=", ".join(f"{name} {as_markdown(number)}" for name, number in facts.versions.items()),
         trackers=[f"[{as_markdown(name)}]({url})" for name, url in facts.trackers.items() if _is_address(url)],
         logged=logged_table(facts),
+        stop_reason=None if facts.stop_reason is None else as_markdown(facts.stop_reason),
         held_out=[as_markdown(line) for line in held_out_lines(facts)],
         training=training_table(facts),
         evaluations=[evaluation_section(evaluation) for evaluation in evaluations],

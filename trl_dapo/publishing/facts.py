@@ -100,6 +100,8 @@ class RunFacts:
             Versions of Python and of the packages involved.
         step, num_steps (`int`):
             Optimizer step of the weights, and number of planned steps.
+        stop_reason (`str`, *optional*):
+            Why a guard stopped the training before its last step.
         log_history (`list[dict]`):
             All log lines, in order. Values that are not finite numbers are `None`.
         tags (`list[str]`), trackers (`dict[str, str]`):
@@ -129,6 +131,7 @@ class RunFacts:
     versions: dict[str, str]
     step: int
     num_steps: int
+    stop_reason: str | None
     log_history: list[dict[str, Any]]
     tags: list[str]
     trackers: dict[str, str]

@@ -21,6 +21,7 @@ from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.departures import departures, describe_method
 from trl_dapo.data.held_out import HeldOut, num_shared_prompts
 from trl_dapo.data.source import DataSource, is_hub_id
+from trl_dapo.errors import TrainingStoppedError
 
 from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
 from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
@@ -49,17 +50,28 @@ class PublishedTrainer(GRPOTrainer):
     card_eval_source: DataSource | None = None
     card_held_out: HeldOut | None = None
     card_license: str | None = None
+    # Why a guard stopped the training before its last step.
+    stop_reason: str | None = None
     _is_saving_checkpoint = False
     _shared_prompts: tuple[tuple[int, int], dict[str, int]] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains, as in `GRPOTrainer`. At the end, a run that saves checkpoints draws its curves and writes its card."""
+        """
+        Trains, as in `GRPOTrainer`. At the end, a run that saves checkpoints draws its curves and writes its card.
+
+        Raises:
+            `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
+        """
+        self.stop_reason = None
         output = super().train(*args, **kwargs)
-        if self.args.save_strategy != SaveStrategy.NO:
+        if self.args.save_strategy != SaveStrategy.NO or self.stop_reason is not None:
             try:
                 self.create_model_card()
             except Exception:
                 logger.warning("Training is complete, but its model card could not be written.", exc_info=True)
+        if self.stop_reason is not None:
+            state = self.state
+            raise TrainingStoppedError(state.global_step, state.max_steps, self.stop_reason, str(self.args.output_dir))
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -203,7 +215,7 @@ class PublishedTrainer(GRPOTrainer):
             base_model=base if base_is_on_hub else base and Path(base).resolve().name,
             base_model_is_on_hub=base_is_on_hub,
             license=self.card_license or (base and _license_of(base)),
-            adapter=_adapter_of(model) if is_peft_model(model) else None,
+            adapter=_adapter_of(model, args.disable_dropout) if is_peft_model(model) else None,
             num_parameters=get_model_param_count(model),
             num_trained_parameters=get_model_param_count(model, trainable_only=True),
             train_data=self.card_data_source or DataSource.of_dataset(data),
@@ -222,6 +234,7 @@ class PublishedTrainer(GRPOTrainer):
             versions=installed_versions(),
             step=best_step or self.state.global_step,
             num_steps=num_steps,
+            stop_reason=self.stop_reason,
             log_history=finite_history(self.state.log_history),
             tags=sorted(tags | {"generated_from_trainer", *self._tag_names, *_tags_of_place(trackers["Trackio"])}),
             trackers={name: url for name, url in trackers.items() if url},
@@ -234,10 +247,12 @@ def _tags_of_place(trackio_url: str | None) -> set[str]:
     return tags | ({f"trackio:{trackio_url}"} if trackio_url else set())
 
 
-def _adapter_of(model: Any) -> dict[str, Any]:
+def _adapter_of(model: Any, has_no_dropout: bool) -> dict[str, Any]:
     config = model.peft_config[model.active_adapter]
     names = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
     found = {label: getattr(config, name) for name, label in names.items() if hasattr(config, name)}
+    if has_no_dropout:
+        found.pop("dropout", None)  # the adapter's own value was not used
     targets = getattr(config, "target_modules", None)
     modules = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
     return {"type": str(getattr(config.peft_type, "value", config.peft_type))} | found | {"on": modules}

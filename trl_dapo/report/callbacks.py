@@ -80,7 +80,7 @@ def terminal_line(logs: Mapping[str, Any], step: int, num_steps: int) -> str:
     if "loss" not in logs:
         shown = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
         return str({name: value for name, value in shown.items() if name != "total_flos"})
-    parts = [f"{words} {logs[name]:{form}}" for words, name, form in _SHOWN if name in logs]
+    parts = [f"{words} {logs[name]:{form}}" for words, name, form in _SHOWN if logs.get(name) is not None]
     return " | ".join([f"step {step}/{num_steps}", *parts])
 
 
