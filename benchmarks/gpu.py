@@ -11,6 +11,7 @@ is not counted: kernels are compiled in it. Results are stored by model, beside 
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from trl import GRPOTrainer, ModelConfig, TrlParser, get_peft_config  # noqa: E4
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
 from trl_dapo.command_line.training_run import load_problems  # noqa: E402
 from trl_dapo.rewards import get_reward  # noqa: E402
-from trl_dapo.trl_seams import replaced  # noqa: E402
+from trl_dapo.trl_seams import TrainerSeams, replaced  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("gpu.json")
@@ -51,19 +52,28 @@ class Meter(TrainerCallback):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside it sampling and grading are timed, and tokens counted, in methods of TRL's trainer that both trainers call."""
-        sampling = self._timed("_generate", "sampling", lambda output: {"sampled_tokens": sum(map(len, output[1]))})
-        grading = self._timed("_calculate_rewards", "grading", lambda output: {})
-        with replaced(GRPOTrainer, "_generate", sampling), replaced(GRPOTrainer, "_calculate_rewards", grading):
+        """Inside it sampling and grading are timed, and tokens counted."""
+        with ExitStack() as stack:
+            for owner, name, part in (
+                (GRPOTrainer, "_generate", "sampling"),
+                (GRPOTrainer, "_calculate_rewards", "grading"),
+                # Ours computes rewards with a copy of TRL's function.
+                (TrainerSeams, "compute_rewards", "grading"),
+            ):
+                stack.enter_context(replaced(owner, name, self._timed(owner, name, part)))
             yield
 
-    def _timed(self, name: str, part: str, count: Callable[[Any], dict[str, int]]) -> Callable[..., Any]:
-        method = getattr(GRPOTrainer, name)
+    def _timed(self, owner: type, name: str, part: str) -> Callable[..., Any]:
+        method = getattr(owner, name)
 
+        @functools.wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = self.now()
             output = method(*args, **kwargs)
-            for figure, value in ({part: self.now() - start} | count(output)).items():
+            spent = {part: self.now() - start}
+            if part == "sampling":
+                spent["sampled_tokens"] = sum(map(len, output[1]))
+            for figure, value in spent.items():
                 self.current[figure] = self.current.get(figure, 0) + value
             return output
 

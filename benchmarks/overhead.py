@@ -18,6 +18,7 @@ The first turn of each is not counted.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -43,6 +44,7 @@ from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
 from trl_dapo.loss.diagnostics import LossDiagnostics  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
+from trl_dapo.trl_seams import TrainerSeams  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("overhead.json")
@@ -62,6 +64,7 @@ class Stopwatch:
         """Times a method from now on."""
         function = getattr(owner, name)
 
+        @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.process_time()
             try:
@@ -162,8 +165,10 @@ def time_turns(mode: str, model: str, folder: str, num_pairs: int) -> tuple[list
     """Returns the counted turns of GRPO and of DAPO: seconds, those in generation and grading, those in diagnostics."""
     sampling, diagnostics = Stopwatch(), Stopwatch()
     for name in ("_generate", "_calculate_rewards"):
-        # Ours comes here for what it samples, not for what it hands back.
+        # Ours calls `_generate` for what it samples, not for what it replays.
         sampling.wrap(GRPOTrainer, name)
+    # Ours computes rewards with a copy of TRL's function.
+    sampling.wrap(TrainerSeams, "compute_rewards")
     for name in ("observe_tokens", "observe_rows", "flush"):
         diagnostics.wrap(LossDiagnostics, name)
     gates = [threading.Semaphore(1), threading.Semaphore(0)]

@@ -28,6 +28,7 @@ NOT_SHORT = {
     "memory": "a run that is short enough has not warmed up; `tests/test_memory.py` weighs a tiny one",
     "quickstart": "minutes, and `make test-slow` runs it",
     "resume": "half an hour of killed trainings; `tests/faults/` kills shorter ones",
+    "step_trace": "takes seconds; tests/test_step_trace.py holds its numbers",
 }
 
 

@@ -36,7 +36,7 @@ def copied(tmp_path_factory):
 @pytest.mark.supports("deepspeed")
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_steps_on_deepspeed_are_those_of_ddp(tmp_path, copied, zero_stage):
-    results = run(tmp_path / "run", 2, variables=VARIABLES, zero_stage=zero_stage, **OPTIONS)
+    results = run(tmp_path / "run", 2, is_launched=True, variables=VARIABLES, zero_stage=zero_stage, **OPTIONS)
     assert {result["distributed_type"] for result in results} == {"DEEPSPEED"}
     assert results[0]["longest"] != results[1]["longest"]
     assert_same_batches(trained_batches(copied), trained_batches(results))

@@ -4,32 +4,42 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import two_ranks
+from forked import FOLDERS, run_ranks
 from tiny import tiny_tokenizer
 
-
-SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 pytestmark = pytest.mark.distributed
 
 
-def run(folder, num_ranks, variables=None, **overrides):
-    """Runs the script on `num_ranks` processes, with more environment variables, and returns what each rank wrote."""
+def run(folder, num_ranks, is_launched=False, variables=None, **overrides):
+    """
+    Trains on `num_ranks` processes, forked ones or, if `is_launched`, those of `torchrun` with more environment variables.
+
+    Returns what each rank wrote.
+    """
     folder.mkdir(parents=True)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CI": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[1]), environment.get("PYTHONPATH", "")])
-    environment |= variables or {}
-    command = [*(launcher if num_ranks > 1 else [sys.executable]), str(SCRIPT), str(folder), json.dumps(overrides)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    arguments = str(folder), json.dumps(overrides)
+    if is_launched:
+        launch(num_ranks, arguments, variables or {})
+    else:
+        run_ranks(two_ranks.main, arguments, num_ranks, folder)
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
     assert all(result["num_processes"] == num_ranks for result in results)
     return results
+
+
+def launch(num_ranks, arguments, variables):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CI": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([*FOLDERS, environment.get("PYTHONPATH", "")])
+    command += [two_ranks.__file__, *arguments]
+    finished = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=900)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
 
 
 def trained_batches(results):
@@ -88,7 +98,8 @@ def test_rank_that_finds_everything_shares_with_the_one_that_finds_nothing(tmp_p
 def test_two_ranks_take_the_optimizer_step_of_one(tmp_path):
     options = {"max_steps": 3, "max_generation_rounds": 30, "learning_rate": 1e-3}
     alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)
-    together = run(tmp_path / "two", 2, per_device_train_batch_size=8, **options)
+    # Through the launcher itself.
+    together = run(tmp_path / "two", 2, is_launched=True, per_device_train_batch_size=8, **options)
     for result in together:
         for mine, its in zip(result["parameters"], alone[0]["parameters"], strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-6)

@@ -28,9 +28,15 @@ def questions(number: int) -> tuple[list[tuple[str, str]], list[Comparison]]:
     return pairs, [Comparison.DIFFERENT if n % 3 == 0 else Comparison.EQUAL for n in range(2, number + 2)]
 
 
+# One worker in each process that grades: starting one takes a second.
+ONE_WORKER = {"LOCAL_WORLD_SIZE": "64"}
+
+
 def run_script(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(arguments or ("-c", textwrap.dedent(code)))]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    return subprocess.run(
+        command, env=os.environ | ONE_WORKER, capture_output=True, text=True, timeout=300, check=True
+    )
 
 
 def exists(pid: int) -> bool:
@@ -54,42 +60,68 @@ def wait_until(condition, seconds: float = 60.0) -> bool:
     return True
 
 
-def test_comparisons_come_in_the_order_of_the_pairs():
+@pytest.fixture(scope="module")
+def pools():
+    """Returns a function that returns a pool of so many workers, as good as new: starting a worker takes a second."""
+    pools: dict[int, GradingPool] = {}
+
+    def pool_of(num_workers: int) -> GradingPool:
+        if num_workers not in pools or not all(map(exists, pools[num_workers].pids)):
+            pools[num_workers] = GradingPool(num_workers, cpu_seconds=0.3)
+        pool = pools[num_workers]
+        pool.compare([("x", r"\sqrt{2}")])
+        pool._known.clear()
+        pool.num_restarts = 0
+        return pool
+
+    yield pool_of
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture
+def one_worker(pools) -> GradingPool:
+    return pools(1)
+
+
+@pytest.fixture
+def two_workers(pools) -> GradingPool:
+    return pools(2)
+
+
+def test_comparisons_come_in_the_order_of_the_pairs(two_workers: GradingPool):
     pairs, expected = questions(200)
-    with GradingPool(num_workers=2) as pool:
-        assert pool.compare(pairs + pairs[::-1]) == expected + expected[::-1]
+    assert two_workers.compare(pairs + pairs[::-1]) == expected + expected[::-1]
 
 
-def test_a_grading_that_is_given_up_leaves_the_next_ones_alone():
+def test_a_grading_that_is_given_up_leaves_the_next_ones_alone(one_worker: GradingPool):
     # The last pair of one request and the first of the next: here replies could get out of step.
     pairs, expected = questions(6)
     fails = ("1", r"\frac{1}{0}" + r"+\sqrt{2}" * 2)
-    with GradingPool(num_workers=1, cpu_seconds=0.3) as pool:
-        for pair, comparison in zip(pairs, expected, strict=True):
-            assert pool.compare([("1", f"{GIVES_UP[1]}+{pair[0]}")]) == [Comparison.GAVE_UP]
-            assert pool.compare([pair]) == [comparison]
-            assert pool.compare([(fails[0], f"{fails[1]}+{pair[0]}!!!")])[0] is not Comparison.EQUAL
-            assert pool.compare([pair, (pair[0], "1"), pair]) == [comparison, Comparison.DIFFERENT, comparison]
+    pool = one_worker
+    for pair, comparison in zip(pairs, expected, strict=True):
+        assert pool.compare([("1", f"{GIVES_UP[1]}+{pair[0]}")]) == [Comparison.GAVE_UP]
+        assert pool.compare([pair]) == [comparison]
+        assert pool.compare([(fails[0], f"{fails[1]}+{pair[0]}!!!")])[0] is not Comparison.EQUAL
+        assert pool.compare([pair, (pair[0], "1"), pair]) == [comparison, Comparison.DIFFERENT, comparison]
 
 
-def test_a_pair_is_asked_once():
-    with GradingPool(num_workers=1, cpu_seconds=0.5) as pool:
-        assert pool.compare([GIVES_UP] * 50) == [Comparison.GAVE_UP] * 50
-        assert pool.compare([GIVES_UP]) == [Comparison.GAVE_UP]
-        assert pool.num_restarts == 1
+def test_a_pair_is_asked_once(one_worker: GradingPool):
+    assert one_worker.compare([GIVES_UP] * 50) == [Comparison.GAVE_UP] * 50
+    assert one_worker.compare([GIVES_UP]) == [Comparison.GAVE_UP]
+    assert one_worker.num_restarts == 1
 
 
-def test_threads_share_a_pool():
+def test_threads_share_a_pool(two_workers: GradingPool):
     pairs, expected = questions(120)
     results: dict[int, list[Comparison]] = {}
-    with GradingPool(num_workers=2) as pool:
-        threads = [
-            threading.Thread(target=lambda i=i: results.update({i: pool.compare(pairs[i::8])})) for i in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    threads = [
+        threading.Thread(target=lambda i=i: results.update({i: two_workers.compare(pairs[i::8])})) for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert results == {i: expected[i::8] for i in range(8)}
 
 
@@ -106,43 +138,39 @@ def test_a_worker_outlives_the_thread_that_asked_first():
 
 
 @pytest.mark.parametrize("victim", ["worker", "fork"])
-def test_a_worker_killed_amid_a_batch_costs_no_comparison(victim: str):
+def test_a_worker_killed_amid_a_batch_costs_no_comparison(two_workers: GradingPool, victim: str):
     pairs, expected = questions(400)
-    with GradingPool(num_workers=2) as pool:
-        pool.compare([("x", r"\sqrt{2}")])
-        comparisons: list[Comparison] = []
-        thread = threading.Thread(target=lambda: comparisons.extend(pool.compare(pairs)))
-        thread.start()
-        time.sleep(0.1)
-        pid = pool.pids[0]
-        os.kill(pid if victim == "worker" else forks_of(pid)[0], signal.SIGKILL)
-        thread.join()
-        assert comparisons == expected
-        assert pool.num_restarts == 1
+    comparisons: list[Comparison] = []
+    thread = threading.Thread(target=lambda: comparisons.extend(two_workers.compare(pairs)))
+    thread.start()
+    time.sleep(0.1)
+    pid = two_workers.pids[0]
+    os.kill(pid if victim == "worker" else forks_of(pid)[0], signal.SIGKILL)
+    thread.join()
+    assert comparisons == expected
+    assert two_workers.num_restarts == 1
 
 
-def test_all_workers_killed_again_and_again_cost_no_comparison():
+def test_all_workers_killed_again_and_again_cost_no_comparison(two_workers: GradingPool):
     pairs, expected = questions(90)
-    with GradingPool(num_workers=2) as pool:
-        for start in range(0, 90, 30):
-            comparisons = pool.compare(pairs[start : start + 30])
-            for pid in pool.pids:
-                os.kill(pid, signal.SIGKILL)
-            assert comparisons == expected[start : start + 30]
+    for start in range(0, 90, 30):
+        comparisons = two_workers.compare(pairs[start : start + 30])
+        for pid in two_workers.pids:
+            os.kill(pid, signal.SIGKILL)
+        assert comparisons == expected[start : start + 30]
 
 
-def test_a_worker_that_stands_still_is_replaced():
+def test_a_worker_that_stands_still_is_replaced(one_worker: GradingPool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(one_worker, "wall_seconds", 2.0)
     pairs, expected = questions(20)
-    with GradingPool(num_workers=1, cpu_seconds=0.5, wall_seconds=2.0) as pool:
-        pool.compare([("x", r"\sqrt{2}")])
-        (pid,) = pool.pids
-        os.kill(forks_of(pid)[0], signal.SIGSTOP)
-        assert pool.compare(pairs) == expected
-        assert pool.num_restarts >= 1
+    (pid,) = one_worker.pids
+    os.kill(forks_of(pid)[0], signal.SIGSTOP)
+    assert one_worker.compare(pairs) == expected
+    assert one_worker.num_restarts >= 1
 
 
 def test_a_pool_may_be_closed_twice_and_then_refuses():
-    pool = GradingPool(num_workers=2)
+    pool = GradingPool(num_workers=1)
     assert pool.compare([("2x", "x+x")]) == [Comparison.EQUAL]
     pids = pool.pids
     pool.close()
@@ -186,6 +214,7 @@ def test_many_who_ask_while_a_pool_closes_get_an_answer_or_an_error():
     finished: list[int] = []
     pool = GradingPool(num_workers=2)
     pool.compare(pairs[:1])
+    pids = pool.pids
 
     def ask(number: int) -> None:
         with contextlib.suppress(RuntimeError):
@@ -199,6 +228,7 @@ def test_many_who_ask_while_a_pool_closes_get_an_answer_or_an_error():
     for thread in threads:
         thread.join(timeout=120)
     assert sorted(finished) == list(range(8))
+    assert wait_until(lambda: not any(map(exists, pids)))
 
 
 def test_the_shared_pool_comes_back_after_it_was_closed():
@@ -229,22 +259,20 @@ def test_limits_out_of_range_are_refused(arguments: dict, message: str):
         GradingPool(**arguments)
 
 
-def test_a_cpu_limit_does_not_count_time_in_which_others_run():
+def test_a_cpu_limit_does_not_count_time_in_which_others_run(one_worker: GradingPool):
     # The worker sleeps through ten times its limit in the middle of a grading, and goes on where it was.
     pairs, expected = questions(300)
-    with GradingPool(num_workers=1, cpu_seconds=0.3) as pool:
-        pool.compare([("x", r"\sqrt{2}")])
-        comparisons: list[Comparison] = []
-        thread = threading.Thread(target=lambda: comparisons.extend(pool.compare(pairs)))
-        thread.start()
-        time.sleep(0.1)
-        fork = forks_of(pool.pids[0])[0]
-        os.kill(fork, signal.SIGSTOP)
-        time.sleep(3.0)
-        os.kill(fork, signal.SIGCONT)
-        thread.join()
-        assert comparisons == expected
-        assert pool.num_restarts == 0
+    comparisons: list[Comparison] = []
+    thread = threading.Thread(target=lambda: comparisons.extend(one_worker.compare(pairs)))
+    thread.start()
+    time.sleep(0.1)
+    fork = forks_of(one_worker.pids[0])[0]
+    os.kill(fork, signal.SIGSTOP)
+    time.sleep(3.0)
+    os.kill(fork, signal.SIGCONT)
+    thread.join()
+    assert comparisons == expected
+    assert one_worker.num_restarts == 0
 
 
 SCRIPT = r"""
@@ -264,7 +292,9 @@ def test_a_script_without_a_main_guard_may_grade(tmp_path: Path):
 def test_python_m_and_standard_input_may_grade(tmp_path: Path):
     (tmp_path / "train_module.py").write_text(SCRIPT)
     for arguments in (["-m", "train_module"], ["-"]):
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+        environment = (
+            os.environ | ONE_WORKER | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+        )
         done = subprocess.run(
             [sys.executable, *arguments], input=SCRIPT, env=environment, capture_output=True, text=True, timeout=300
         )
@@ -290,7 +320,8 @@ def test_no_worker_outlives_a_program_that_is_killed():
     busy = "pool = shared_pool().__class__(num_workers=1, cpu_seconds=300.0)\n"
     busy += "pool.compare([('x', 'y')]); print(*pool.pids, flush=True)\n"
     busy += f"pool.compare([{GIVES_UP!r}])\n"
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT + busy], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SCRIPT + busy]
+    process = subprocess.Popen(command, env=os.environ | ONE_WORKER, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()[1:]]
     pids += [int(pid) for pid in process.stdout.readline().split()]
@@ -327,7 +358,9 @@ def grade_one(gold: str, completion: str) -> str:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_of_multiprocessing_grade(method: str):
+def test_processes_of_multiprocessing_grade(method: str, monkeypatch: pytest.MonkeyPatch):
+    for name, value in ONE_WORKER.items():
+        monkeypatch.setenv(name, value)
     assert is_equivalent("2x", r"\boxed{x+x}").grade is Grade.CORRECT
     with multiprocessing.get_context(method).Pool(2) as processes:
         rows = [("4x", r"\boxed{x+3x}"), ("4x", r"\boxed{x+4x}"), (r"9\pi", r"\boxed{3\pi\cdot 3}")]
@@ -342,8 +375,8 @@ def test_workers_import_neither_torch_nor_trl():
     run_script(code)
 
 
-def test_a_missing_math_verify_is_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('there is none')")
+def test_a_missing_package_is_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sympy.py").write_text("raise ImportError('there is none')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with GradingPool(num_workers=1) as pool, pytest.raises(ImportError, match=r"there is none.*pip install"):
         pool.compare([("2x", "x+x")])
@@ -355,43 +388,39 @@ def test_workers_that_do_not_start_are_an_error_and_no_grade(monkeypatch: pytest
         pool.compare([("2x", "x+x")])
 
 
-def test_known_comparisons_are_bounded(monkeypatch: pytest.MonkeyPatch):
+def test_known_comparisons_are_bounded(one_worker: GradingPool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pool_module, "MAX_KNOWN_PAIRS", 10)
     pairs, expected = questions(30)
-    with GradingPool(num_workers=1) as pool:
-        assert pool.compare(pairs) == expected
-        assert len(pool._known) == 10
+    assert one_worker.compare(pairs) == expected
+    assert len(one_worker._known) == 10
 
 
-def burn(stop: float) -> None:
-    while time.monotonic() < stop:
-        sum(range(10_000))
+BURN = "import time\nend = time.monotonic() + 600\nwhile time.monotonic() < end: pass"
 
 
-def grade_while_both_cores_burn(number: int) -> None:
+def grade_while_both_cores_burn(number: int, pool: GradingPool) -> None:
     pairs, expected = questions(number)
     golds = [gold for gold, _ in pairs]
     completions = [rf"So it is \boxed{{{answer}}}." for _, answer in pairs]
     grades = [Grade.CORRECT if comparison is Comparison.EQUAL else Grade.WRONG for comparison in expected]
-    context = multiprocessing.get_context("spawn")
-    burners = [context.Process(target=burn, args=(time.monotonic() + 600,), daemon=True) for _ in range(4)]
-    for burner in burners:
-        burner.start()
+    burners = [subprocess.Popen([sys.executable, "-S", "-c", BURN]) for _ in range(4)]
     try:
-        with GradingPool(num_workers=2, cpu_seconds=0.5) as pool:
-            assert [result.grade for result in grade(golds, completions, pool)] == grades
-            assert pool.num_restarts == 0
-            pids = pool.pids
-        assert wait_until(lambda: not any(map(exists, pids)))
+        assert [result.grade for result in grade(golds, completions, pool)] == grades
+        assert pool.num_restarts == 0
     finally:
         for burner in burners:
             burner.kill()
+            burner.wait()
 
 
-def test_a_busy_machine_changes_no_grade():
-    grade_while_both_cores_burn(200)
+def test_a_busy_machine_changes_no_grade(two_workers: GradingPool):
+    grade_while_both_cores_burn(200, two_workers)
 
 
 @pytest.mark.slow
 def test_a_busy_machine_changes_none_of_ten_thousand_grades():
-    grade_while_both_cores_burn(10_000)
+    # The workers start on a busy machine, too.
+    with GradingPool(num_workers=2, cpu_seconds=0.5) as pool:
+        grade_while_both_cores_burn(10_000, pool)
+        pids = pool.pids
+    assert wait_until(lambda: not any(map(exists, pids)))

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from trl_dapo.evaluation.completion_sampler import SamplingSettings
 from trl_dapo.evaluation.vllm_sampler import VLLMSampler
 from trl_dapo.report.group_sample import GroupSample
-from trl_dapo.sampling.keyed_hash import keyed_hash
 from trl_dapo.sampling.prompt_history import PromptHistory
-from trl_dapo.sampling.prompt_stream import PromptStream, SequenceKey
+from trl_dapo.sampling.prompt_stream import PromptStream, SequenceKey, keyed_hash
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 

@@ -73,7 +73,7 @@ def test_stopped_run_is_saved_and_says_so_and_is_not_pushed(tmp_path, monkeypatc
     assert (tmp_path / "model.safetensors").is_file()
     assert (tmp_path / "checkpoint-5").is_dir()
     results = results_of(tmp_path)
-    assert "5 generation batches in a row had nothing to learn from" in results["stopped"]
+    assert "5 consecutive generation batches had no informative group" in results["stopped"]
     assert not any(name.startswith("accuracy") for name in results)
     assert "Held-out accuracy was not measured." in capsys.readouterr().out
     assert RunFacts.read(tmp_path).stop_reason == results["stopped"]

@@ -155,7 +155,7 @@ def test_run_with_nothing_to_learn_stops_with_a_diagnosis_and_a_checkpoint(tmp_p
         trainer.train()
     assert trainer.state.global_step == 5
     assert (tmp_path / "checkpoint-5").is_dir()
-    assert "5 generation batches in a row had nothing to learn from" in str(stopped.value)
+    assert "5 consecutive generation batches had no informative group" in str(stopped.value)
     assert ("easier prompts" if reward is all_wrong else "harder prompts") in str(stopped.value)
     # More rounds of the same would not have helped: no group was informative.
     assert "max_generation_rounds" not in str(stopped.value)

@@ -1,4 +1,4 @@
-"""DAPO for Hugging Face TRL: the `GRPOTrainer` that samples until every group of the batch can teach."""
+"""DAPO for Hugging Face TRL: the `GRPOTrainer` that trains only on groups with a learning signal."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

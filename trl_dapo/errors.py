@@ -1,4 +1,19 @@
-"""The errors that a user of the package may want to catch."""
+"""
+The errors that a user of the package may want to catch, and where each comes from.
+
+| error | raised by | seen by |
+|---|---|---|
+| `RefillExhaustedError` | `refill/dynamic_sampling.py`, with `on_exhausted="error"` | all ranks |
+| `RewardTimeoutError` | `guards/reward_deadline.py` | the rank whose reward function hangs |
+| `RankFailedError` | `ranks/collectives.py`, when another rank failed while it sampled or graded | all other ranks |
+| `NonFiniteGradientError` | `guards/optimizer_steps.py` | all ranks |
+| `StaleEngineError` | `vllm_engine/canary.py` | all ranks |
+| `HubUnreachableError` | `data/hub_access.py`, `publishing/` | the process that loads or pushes |
+| `HubPushError` | `publishing/` | the process that pushes |
+
+What a reward function raises is raised unchanged, with a note on what was being computed ([`naming_rewards`]). Bad
+configuration and bad data raise `ValueError`, before anything is loaded where that is possible.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,13 +149,13 @@ class RewardTimeoutError(RuntimeError):
 
 class NonFiniteGradientError(RuntimeError):
     """
-    The gradients of `max_non_finite_steps` optimizer steps in a row were NaN or infinite. The weights are still finite.
+    The gradients of `max_non_finite_steps` consecutive optimizer steps were NaN or infinite. The weights are still finite.
 
     Args:
         step (`int`):
             The optimizer step, counted from 1.
         num_in_a_row (`int`):
-            Steps in a row up to this one.
+            Consecutive steps up to this one.
         ranks (`Sequence[int]`):
             Ranks with gradients that are not finite.
         suspects (`Sequence[str]`):
@@ -162,8 +177,8 @@ class NonFiniteGradientError(RuntimeError):
             "max_grad_norm, bf16 or float32 instead of float16, or a kernel (attn_implementation) is where to look."
         )
         super().__init__(
-            f"Optimizer step {step} has gradients that are NaN or infinite, on ranks {self.ranks}; it is the "
-            f"{num_in_a_row}. in a row. {cause}\nThe first such batches are in {folder}."
+            f"Optimizer step {step} has gradients that are NaN or infinite, on ranks {self.ranks} "
+            f"({num_in_a_row} consecutive). {cause}\nThe first such batches are in {folder}."
         )
 
 

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import IterableDataset
+from forked import become_rank, print_into
 from hub_client import use_hub
 from safetensors.torch import save_file
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
@@ -187,13 +188,9 @@ def train(
     os.chdir(folder)
     rank = 0
     if ranks is not None:
-        rank, size, port = ranks
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
-        os.environ |= {"MASTER_ADDR": "localhost", "ACCELERATE_USE_CPU": "true"}
-    # What it says goes into a file: the process has inherited the terminal of the one that it was forked from.
-    with Path(folder, f"output{rank}.txt").open("a") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+        rank = ranks[0]
+        become_rank(*ranks)
+    print_into(Path(folder, f"output{rank}.txt"))
     torch.set_num_threads(1)
     if hub is not None:
         use_hub(pytest.MonkeyPatch(), SimpleNamespace(endpoint=hub), Path(folder).parent)

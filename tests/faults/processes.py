@@ -1,44 +1,21 @@
-"""Starts trainings in processes of their own, quickly: forked from a server that has imported everything."""
+"""Trainings of `doomed_training.py` in processes of their own: how they ended, and what they left."""
 
-import functools
 import json
-import multiprocessing
-import os
-import socket
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import doomed_training
+import forked
+from forked import free_port
 
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["recipe_training"])
-FOLDERS = [str(Path(__file__).parents[level]) for level in (0, 1, 2)]
 
 # Long enough for a tiny training on a busy machine: what has not ended by then hangs.
 MAX_SECONDS = 540
 TIMING = ("step_time", "dapo/seconds", "grading/seconds")
 
 
-@functools.cache
-def start_server():
-    # The server looks for what it imports in PYTHONPATH alone.
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, *([path] if path else [])])
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if path:
-            os.environ["PYTHONPATH"] = path
-
-
 def start(folder, options, **kwargs):
-    start_server()
-    process = CONTEXT.Process(target=doomed_training.train, args=(str(folder), options), kwargs=kwargs)
-    process.start()
-    return process
+    return forked.start(doomed_training.train, str(folder), options, **kwargs)
 
 
 def exit_code(process, max_seconds=MAX_SECONDS):
@@ -89,10 +66,8 @@ def run(folder, options, num_ranks=1, doom=None, doomed_rank=0, max_seconds=MAX_
 def _run(folder, options, num_ranks, doom, doomed_rank, max_seconds, **kwargs):
     if num_ranks == 1:
         return [exit_code(start(folder, options, doom=doom, **kwargs), max_seconds)]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     dooms = [doom if rank == doomed_rank or not doom else () for rank in range(num_ranks)]
+    port = free_port()
     ranks = [(rank, num_ranks, port) for rank in range(num_ranks)]
     processes = [
         start(folder, options, doom=doom, ranks=rank, **kwargs) for doom, rank in zip(dooms, ranks, strict=True)

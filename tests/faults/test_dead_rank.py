@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from doomed_training import PHASES
-from processes import FOLDERS, run, said
+from forked import FOLDERS
+from processes import run, said
 
 
 pytestmark = pytest.mark.distributed

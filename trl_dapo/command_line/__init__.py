@@ -11,6 +11,7 @@ from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedEr
 COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
+    "grade": "Tells which golds of a dataset can be read, and grades its completions.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
 

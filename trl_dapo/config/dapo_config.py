@@ -93,7 +93,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             Scales the soft overlong punishment.
         max_non_finite_steps (`int` or `None`, *optional*, defaults to `5`):
             An optimizer step whose gradients are NaN or infinite is skipped, since it would make every weight NaN, and its
-            batch is written to `<output_dir>/_non_finite/`. After so many in a row the run stops with
+            batch is written to `<output_dir>/_non_finite/`. After so many consecutive ones the run stops with
             [`NonFiniteGradientError`]. `None`: such a step is taken, as in TRL.
         reward_timeout (`float` or `None`, *optional*, defaults to `1500.0`):
             Most wall seconds that one call of a reward function may take, for all completions of a process in a round.
@@ -169,7 +169,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     refill_confidence: float | None = field(
         default=0.9,
         metadata={
-            "help": "Probability with which one round shall fill what the batch lacks, in (0, 1). "
+            "help": "Probability with which one round fills what the batch lacks, in (0, 1). "
             "None takes the round size with the least expected time."
         },
     )
@@ -221,7 +221,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     max_non_finite_steps: int | None = field(
         default=5,
         metadata={
-            "help": "Optimizer steps in a row with NaN or infinite gradients that are skipped before the run stops. "
+            "help": "Consecutive optimizer steps with NaN or infinite gradients that are skipped before the run stops. "
             "None takes such steps, as TRL does."
         },
     )

@@ -1,4 +1,4 @@
-"""What a colocated vLLM engine is built with, beside what TRL passes."""
+"""Options of a colocated vLLM engine for which TRL has no field."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ from typing import Any
 from trl.import_utils import is_vllm_available
 
 
-# Options that TRL sets from a field of its own, and those that generation relies on, which nobody sets.
+# Options that TRL sets from a field of its own, and (`None`) options that generation relies on, which must stay as they are.
 _FIELD_OF_OPTION: dict[str, str | None] = {
     "tensor_parallel_size": "vllm_tensor_parallel_size",
     "gpu_memory_utilization": "vllm_gpu_memory_utilization",

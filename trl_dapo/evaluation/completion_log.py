@@ -108,7 +108,7 @@ class CompletionLog:
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
                 record: CompletionRecord = json.loads(line)
-                record["problem"], record["sample"]
+                record["problem"], record["sample"], record["grade"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"Line {number} of {self.path} is {line[:80]!r}, but must be a completion. Delete the line: its "

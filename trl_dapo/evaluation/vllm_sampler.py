@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_dapo.sampling.keyed_hash import keyed_hash
+from trl_dapo.sampling.prompt_stream import keyed_hash
 
 from .completion_sampler import SamplingSettings, TransformersSampler
 

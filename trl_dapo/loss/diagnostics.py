@@ -1,5 +1,5 @@
 """
-The figures by which DAPO's authors steer a run, from what the loss has computed anyway.
+The metrics by which DAPO's authors steer a run, read from what the loss computes.
 
 Sums and counts are kept on the device until a line is logged, and then merged over the ranks: every mean is exact over
 ranks, micro-batches and optimizer steps, and nothing waits for the device in between.
@@ -39,7 +39,7 @@ _EXTREMES = [name for name, _ in _MAXIMA.values()]
 
 class LossDiagnostics:
     """
-    Collects figures of the trained tokens between two log lines.
+    Collects metrics of the trained tokens between two log lines.
 
     Args:
         epsilon_low (`float`):
@@ -138,7 +138,7 @@ class LossDiagnostics:
 
     def flush(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """
-        Returns the figures since the last call, over all ranks, and begins anew.
+        Returns the metrics since the last call, over all ranks, and starts again from zero.
 
         Args:
             gather (`Callable`):

@@ -30,7 +30,7 @@ class PendingRows:
 
 class Ranks:
     """
-    The ranks of a run as one of them sees them: who it is, how many there are, and what they tell each other.
+    The ranks of a run as one of them sees them: its number, how many there are, and every exchange between them.
 
     Every method is a collective: all ranks call it, in the same order. `_gather`, `_begin_gather`, `_all_to_all` and
     `gather_objects` carry the values and do nothing else, so a simulation of ranks replaces these four and the rest is

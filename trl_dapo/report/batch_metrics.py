@@ -14,7 +14,7 @@ from trl_dapo.sampling.refill_ledger import RefillLedger, verdict_counts
 
 logger = get_logger(__name__)
 
-# Wholly empty generation batches after which a run stops: it would spend its time on nothing.
+# Consecutive generation batches without an informative group after which a run stops.
 _MAX_EMPTY_BATCHES = 5
 
 
@@ -86,7 +86,7 @@ class BatchReporter:
         if self._num_empty_batches < _MAX_EMPTY_BATCHES:
             return None
         return (
-            f"{self._num_empty_batches} generation batches in a row had nothing to learn from, the last one: "
+            f"{self._num_empty_batches} consecutive generation batches had no informative group, the last one: "
             + ledger.describe_exhaustion()
         )
 

@@ -67,13 +67,13 @@ def terminal_line(logs: Mapping[str, Any], step: int, num_steps: int) -> str:
 
     Args:
         logs (`Mapping[str, Any]`):
-            The metrics of the line. Those that are missing are not shown.
+            The metrics of the line. Those that are missing or `None` are not shown.
         step (`int`), num_steps (`int`):
             Optimizer steps taken, and those of the run.
 
     Example:
 
-    >>> logs = {"loss": 0.1, "dapo/sampled_accuracy": 0.5, "entropy": 1.23456, "step_time": 2.0}
+    >>> logs = {"loss": 0.1, "dapo/sampled_accuracy": 0.5, "entropy": 1.23456, "reward": None, "step_time": 2.0}
     >>> terminal_line(logs, step=3, num_steps=60)
     'step 3/60 | sampled accuracy 0.500 | entropy 1.235 | seconds 2.0'
     """
@@ -98,6 +98,7 @@ class ShortPrinter(PrinterCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Prints a short line, on the first rank."""
+        (logs or {}).pop("total_flos", None)  # as transformers does: later callbacks do not see it
         if state.is_world_process_zero:
             print(terminal_line(logs or {}, state.global_step, state.max_steps))
 

@@ -1,8 +1,8 @@
-"""Which of the groups of a batch to keep for people to look at: a random few, whatever became of them."""
+"""Which groups of a batch are recorded for people to read: a few, chosen at random among trained and filtered ones."""
 
 import heapq
 
-from trl_dapo.sampling.keyed_hash import keyed_hash
+from trl_dapo.sampling.prompt_stream import keyed_hash
 
 
 class GroupSample:
@@ -36,7 +36,7 @@ class GroupSample:
 
     @property
     def chosen(self) -> set[int]:
-        """Positions of the groups that are chosen as yet."""
+        """Positions of the groups that are chosen so far."""
         return {position for _, position in self._heap}
 
     def offer(self, position: int) -> tuple[bool, int | None]:

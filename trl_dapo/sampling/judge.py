@@ -40,7 +40,7 @@ class Fate(str, Enum):
 
 def is_correct(reward: float) -> bool:
     """
-    Whether a filter reward means full marks: 1 or more. Rewards of {0, 1}, {-1, 1} and {0, 10} are all read rightly.
+    Whether a filter reward means a correct answer: 1 or more. This fits rewards in {0, 1}, {-1, 1} and {0, 10}.
 
     >>> is_correct(1.0), is_correct(0.5), is_correct(-1.0)
     (True, False, False)
@@ -127,7 +127,7 @@ class Location(NamedTuple):
 
 class RowFacts(NamedTuple):
     """
-    What ranks tell each other of a completion, beside its rewards.
+    What ranks exchange about a completion, beside its rewards.
 
     Attributes:
         prompt_length (`int`):

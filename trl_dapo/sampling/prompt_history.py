@@ -4,7 +4,7 @@ import base64
 import zlib
 from typing import Any
 
-from .keyed_hash import keyed_hash
+from .prompt_stream import keyed_hash
 
 
 _MAX_STREAK = 255

@@ -1,11 +1,9 @@
-"""The endless, seeded order in which prompts are drawn."""
+"""The endless, seeded order in which prompts are drawn, and the hash of every seeded decision."""
 
 import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from .keyed_hash import keyed_hash
 
 
 _NUM_FEISTEL_ROUNDS = 8
@@ -139,6 +137,30 @@ class PromptStream:
             else:
                 right = (right + _round_value(key, round_number, left)) % self._right_size
         return left * self._right_size + right
+
+
+def keyed_hash(message: str | bytes, num_bytes: int = 8, key: bytes = b"") -> int:
+    """
+    Returns a number in [0, 256 ** num_bytes) that depends on a message and a key alone: their BLAKE2b hash.
+
+    For different messages the numbers are as good as uniform and independent.
+
+    Args:
+        message (`str` or `bytes`):
+            Names the decision, such as `"<seed>/skip/<position>"`.
+        num_bytes (`int`, *optional*, defaults to 8):
+            Bytes of the hash, at most 64. They are read as a number with the lowest byte first. Fewer bytes give another
+            number, not a part of the longer one.
+        key (`bytes`, *optional*):
+            Key of the hash, at most 64 bytes. Empty: no key.
+
+    Example:
+
+    >>> round(keyed_hash("7/skip/0") / 2**64, 3)
+    0.559
+    """
+    message = message.encode() if isinstance(message, str) else message
+    return int.from_bytes(hashlib.blake2b(message, key=key, digest_size=num_bytes).digest(), "little")
 
 
 def _round_value(key: bytes, round_number: int, value: int) -> int:

@@ -83,7 +83,7 @@ class RefillFlow:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the batch can no longer change: every group before the cutoff has its verdict, or nothing is left."""
+        """Whether the batch can no longer change: every group before the cutoff has its verdict, or all groups have theirs."""
         cutoff = self.cutoff
         if cutoff is None:
             return not self.in_flight and self.num_started >= self.max_started

@@ -17,8 +17,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
-from trl_dapo.sampling.keyed_hash import keyed_hash
-from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
 from trl_dapo.trl_seams import engine_built_by, model_runner_of, reload_weights, repacks_weights, replaced
 
 
