@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 BENCHMARKS = ROOT / "benchmarks"

@@ -6,7 +6,7 @@ import math
 import sys
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from datasets import Dataset
 from test_readme import write_counting_model
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from checkout import ROOT
 from safetensors.torch import save_file
 
 

@@ -5,7 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from forked import print_into, start
 from hub_client import hub_environment, use_hub, use_token
 from huggingface_hub import HfApi

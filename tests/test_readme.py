@@ -13,7 +13,7 @@ import tomllib
 import datasets
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT
+from checkout import ROOT
 from datasets import Dataset
 from documentation import LINKED_PAGES, PAGES, PROGRAMS, anchors, blocks, commands, links, names_in_backticks, section
 from test_layers import ROOMS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT
+from checkout import ROOT
 from forked import run_program
 from trl import ModelConfig, TrlParser
 

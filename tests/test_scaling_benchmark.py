@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from simulated_run import Scenario, simulate
 from test_stream_refill import streamed, trained_rows
 from thread_ranks import ThreadRanks, run_ranks
