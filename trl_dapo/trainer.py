@@ -40,7 +40,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 from .checkpoints.pacing import pacing_dataloader
 from .checkpoints.resumable_trainer import ResumableTrainer
 from .config.dapo_config import DAPOConfig
-from .config.dataset_checks import check_single_turn, check_train_dataset, find_filter_column
+from .config.dataset_checks import check_single_turn, check_train_dataset, find_filter_columns
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
 from .errors import RefillExhaustedError
@@ -117,7 +117,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             Everything else that `GRPOTrainer` takes: `eval_dataset`, `processing_class`, `peft_config`, `callbacks`, ...
 
     Raises:
-        `ValueError`: when a column is missing, the dataset is smaller than one generation batch, the filter reward is
+        `ValueError`: when a column is missing, the dataset is smaller than one generation batch, a filter reward is
         not among the reward functions, or a combination is not supported.
 
     Example:
@@ -173,7 +173,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
-        filter_column = find_filter_column(args.filter_reward, self.reward_func_names)
+        filter_columns = find_filter_columns(args.filter_reward, self.reward_func_names)
+        self.filter_names = [self.reward_func_names[column] for column in filter_columns]
         penalty_column = self._add_overlong_punishment()
         self.truncation_rule = TruncationRule.of_generation(
             self.eos_token_ids,
@@ -183,7 +184,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self._tokenizer.decode,
         )
         self.group_judge = GroupJudge(
-            filter_column, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
+            filter_columns, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
         )
         self.reporter = BatchReporter(args, penalty_column, self.ranks.num_ranks)
         self.diagnostics = LossDiagnostics(
@@ -197,7 +198,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             if args.use_vllm
             else None
         )
-        self.recorder = self._make_recorder(filter_column)
+        self.recorder = self._make_recorder(filter_columns)
         self.dynamic_sampler = self._make_sampler(train_dataset) if args.dynamic_sampling else None
         self._add_guards_and_state()
 
@@ -217,10 +218,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
         return column
 
-    def _make_recorder(self, filter_column: int) -> RolloutRecorder | None:
+    def _make_recorder(self, filter_columns: list[int]) -> RolloutRecorder | None:
         if not self.args.num_groups_to_log:
             return None
-        rewards = RewardColumns(self.reward_func_names, self.reward_weights.tolist(), filter_column)
+        rewards = RewardColumns(self.reward_func_names, self.reward_weights.tolist(), filter_columns)
         sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
         return RolloutRecorder(self.shape, self.ranks, sample, rewards, str(self.args.output_dir))
 
@@ -382,8 +383,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             return self._batch.rewards.to(self.accelerator.device)
         rewards = self.reward_calls.compute(inputs, prompts, completions, completion_ids_list)
         if not self.model.training:
-            filter_rewards = rewards[:, self.group_judge.filter_column]
-            self.evaluation_metrics.observe(filter_rewards, self._pending_extra_logs)
+            filter_rewards = self.group_judge.filter_rewards(rewards.tolist(), self.num_generations_eval)
+            self.evaluation_metrics.observe(rewards.new_tensor(filter_rewards), self._pending_extra_logs)
             return rewards
         facts = [RowFacts(*row) for row in self.ranks.gather_rows(self._batch.facts)]
         draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
@@ -455,7 +456,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
         num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)
+        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names, self.filter_names)
 
     def _log_train(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

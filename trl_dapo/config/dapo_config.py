@@ -38,9 +38,10 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         dynamic_sampling (`bool`, *optional*, defaults to `True`):
             Keep sampling prompts until every group of the generation batch is informative, that is until its completions
             differ in the filter reward (DAPO Eq. 11). `False`: batches are drawn as in `GRPOTrainer`.
-        filter_reward (`str`, *optional*):
-            Name of the reward function that decides whether a group is informative; never the weighted sum. `None`: the
-            first one.
+        filter_reward (`str` or `list[str]`, *optional*):
+            Name of the reward function that decides whether a group is informative; never the weighted sum. Of several, the
+            first that scored the group decides: one reward for each task, each `None` outside its own. `None`: all reward
+            functions in their order, so the first one wherever it returns a number.
         filter_range (`tuple[float, float]`, *optional*):
             Keep only groups whose mean filter reward lies strictly between these two values. `None`: no such limit.
         max_generation_rounds (`int`, *optional*, defaults to `10`):
@@ -129,11 +130,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "help": "Keep sampling prompts until every group of the batch is informative (verl: filter_groups)."
         },
     )
-    filter_reward: str | None = field(
+    # In this order, the command-line parser reads texts; `nargs` makes it read several.
+    filter_reward: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward function that decides whether a group is informative "
-            "(verl: filter_groups.metric). None uses the first."
+            "help": "Name of the reward function that decides whether a group is informative (verl: "
+            "filter_groups.metric). Of several, the first that scored the group decides. None uses all in their order.",
+            "nargs": "+",
         },
     )
     # Annotated as a list for the command-line parser, which knows no tuples; it is a tuple after `__post_init__`.

@@ -42,6 +42,8 @@ class PublishedTrainer(GRPOTrainer):
     _paper = {"title": DAPO_TITLE, "id": "2503.14476", "citation": DAPO_CITATION}
 
     args: DAPOConfig
+    # Names of the reward functions that judge groups.
+    filter_names: list[str]
     # Given by the user. They also apply to the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
@@ -198,7 +200,7 @@ class PublishedTrainer(GRPOTrainer):
             num_eval_rows={name: len(rows) for name, rows in sets.items() if isinstance(rows, Dataset)},
             is_conversational=isinstance(row.get("prompt"), list),
             rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
-            method=describe_method(args, num_steps, num_rows, self.reward_func_names),
+            method=describe_method(args, num_steps, num_rows, self.reward_func_names, self.filter_names),
             departures=departures(args),
             settings=changed_settings(args),
             sampling=sampling,
