@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from trl_dapo.grading.answers import count_words, final_answer, gold_answer
+from trl_dapo.grading.answers import declared_answer, final_answer, gold_answer
 from trl_dapo.grading.delimiters import strip_delimiters
-from trl_dapo.grading.rationals import MAX_DIGITS, is_percentage, parse_rational
+from trl_dapo.grading.rationals import MAX_DIGITS, parse_rational, rationals_agree
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,9 @@ def test_the_last_answer_line_counts():
     assert final_answer("Answer: 5\nWait.\nAnswer: 7") == "7"
 
 
-def test_a_box_beats_an_answer_line():
-    assert final_answer("\\boxed{5}\nAnswer: 7") == "5"
+def test_the_later_of_a_box_and_an_answer_line_counts():
+    assert final_answer("\\boxed{5}\nAnswer: 7") == "7"
+    assert final_answer("Answer: 7\n\\boxed{5}") == "5"
 
 
 def test_a_gsm8k_line_holds_the_final_answer():
@@ -121,8 +122,26 @@ def test_a_guess_in_the_reasoning_is_no_answer():
     assert final_answer("<think>Perhaps the answer is 5.</think> I cannot say what it is.") is None
 
 
-def test_a_box_in_the_reasoning_counts_if_nothing_follows():
-    assert final_answer(r"<think>So \boxed{5}.</think> That is all there is.") == "5"
+def test_a_box_in_the_reasoning_is_no_answer():
+    assert final_answer(r"<think>So \boxed{5}.</think> That is all there is.") is None
+
+
+def test_reasoning_without_an_end_has_no_answer():
+    assert final_answer(r"<think>So \boxed{5}.") is None
+
+
+def test_a_declaration_of_which_nothing_can_be_read_is_none():
+    assert final_answer("Answer: 5\nThis answer is consistent with the bound.") == "5"
+
+
+def test_boxes_of_one_sentence_are_known_together():
+    declared = declared_answer(r"They are $\boxed{2}$ and $\boxed{3}$.")
+    assert declared is not None
+    assert (declared.text, declared.joined) == ("3", "2, 3")
+
+
+def test_boxes_joined_by_or_are_one_answer():
+    assert final_answer(r"$x=\boxed{2}$ or $x=\boxed{3}$") == "2 or 3"
 
 
 @pytest.mark.parametrize(
@@ -185,15 +204,6 @@ def test_a_gold_without_an_answer_gives_none(gold: str):
         ("3.50", Fraction(7, 2)),
         (".5", Fraction(1, 2)),
         ("1,234.5", Fraction(2469, 2)),
-        ("$18", 18),
-        (r"\$18", 18),
-        ("-$18", -18),
-        ("$-18", -18),
-        ("18$", 18),
-        ("€18", 18),
-        ("50%", Fraction(1, 2)),
-        (r"12.5\%", Fraction(1, 8)),
-        ("50 percent", Fraction(1, 2)),
         ("3/4", Fraction(3, 4)),
         (r"\frac{3}{4}", Fraction(3, 4)),
         (r"-\dfrac{3}{4}", Fraction(-3, 4)),
@@ -202,13 +212,6 @@ def test_a_gold_without_an_answer_gives_none(gold: str):
         (r"3\frac12", Fraction(7, 2)),
         (r"-3\frac{1}{2}", Fraction(-7, 2)),
         ("3 1/2", Fraction(7, 2)),
-        ("42 apples", 42),
-        ("18 dollars", 18),
-        ("60 miles per hour", 60),
-        ("5 cm", 5),
-        (r"5\text{ cm}^2", 5),
-        (r"5\,\mathrm{km}", 5),
-        (r"90^\circ", 90),
         ("$42$.", 42),
         (r"\(42\)", 42),
     ],
@@ -231,6 +234,14 @@ def test_a_plain_number_is_read_exactly(text: str, value: int | Fraction):
         "5 or 6",
         "5!",
         "1e5",
+        "$18",
+        "18€",
+        "50%",
+        r"12.5\%",
+        "50 percent",
+        "42 apples",
+        r"5\text{ cm}^2",
+        r"90^\circ",
         "2^3",
         "--5",
         "1/0",
@@ -264,21 +275,12 @@ def test_numbers_are_read_up_to_the_digit_limit():
     assert parse_rational("1" * (MAX_DIGITS + 1)) is None
 
 
-@pytest.mark.parametrize("text", ["50%", r"50\%", "$50\\%$", "50 percent", r"50\text{ percent}"])
-def test_a_percentage_is_recognised(text: str):
-    assert is_percentage(text)
-
-
-def test_a_fraction_is_no_percentage():
-    assert not is_percentage("0.5")
-
-
-def test_commands_functions_and_text_arguments_are_no_words():
-    assert count_words(r"\frac{x}{2} + \sin x + cos x \text{ if even}") == 0
-
-
-def test_words_are_counted():
-    assert count_words("so the total is 5x") == 4
+def test_two_rational_numbers_agree_exactly_unless_one_is_a_decimal():
+    third = Fraction(1, 3)
+    assert rationals_agree(third, Fraction(333333, 1000000), is_decimal=True)
+    assert not rationals_agree(third, Fraction(333333, 1000000), is_decimal=False)
+    assert not rationals_agree(third, Fraction(333, 1000), is_decimal=True)
+    assert not rationals_agree(Fraction(0), Fraction(1, 10**9), is_decimal=True)
 
 
 @pytest.mark.parametrize(

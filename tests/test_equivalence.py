@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from trl_dapo.grading import equivalence, symbolic
 from trl_dapo.grading.equivalence import Grade, GradedAnswer, grade, is_equivalent
 from trl_dapo.grading.grades import Comparison
-from trl_dapo.grading.rationals import parse_rational
 
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
@@ -65,8 +64,7 @@ def test_an_equivalent_answer_is_correct(gold: str, answer: str):
         ("even", "odd"),
         ("stale", "least"),
         ("(C)", "(D)"),
-        ("5", r"\{5"),
-        ("5", "The total is 5 or maybe 6"),
+        ("5", "5 or 6"),
     ],
 )
 def test_another_answer_is_wrong(gold: str, answer: str):
@@ -127,16 +125,12 @@ def test_an_overlong_answer_is_given_up_on():
     assert grade_of("5", "1+" * 600 + "1") is Grade.GAVE_UP
 
 
-def test_a_failure_of_math_verify_is_given_up_on(monkeypatch: pytest.MonkeyPatch):
+def test_a_failure_of_computer_algebra_is_given_up_on(monkeypatch: pytest.MonkeyPatch):
     def fail(*args: object, **kwargs: object) -> bool:
         raise RecursionError
 
-    monkeypatch.setattr(symbolic, "_parse", fail)
-    symbolic._known_golds["5"] = (5,)
-    try:
-        assert symbolic.compare("5", r"\sqrt{25}") is Comparison.GAVE_UP
-    finally:
-        del symbolic._known_golds["5"]
+    monkeypatch.setattr(symbolic, "same", fail)
+    assert symbolic.compare("5", r"\sqrt{26}") is Comparison.GAVE_UP
 
 
 @pytest.mark.parametrize(
@@ -157,9 +151,9 @@ def test_no_grader_is_started_and_nothing_imported_for_plain_numbers_and_words()
     code = (
         "import sys; from trl_dapo.grading.equivalence import grade; from trl_dapo.grading.pool import shared_pool; "
         "grade(['5', 'Monday', '1/2'], ['Answer: 5', 'Tuesday', r'\\boxed{0.5}']); "
-        "assert not shared_pool().pids and not {'math_verify', 'sympy', 'torch'} & set(sys.modules); "
-        "grade(['5'], [r'Answer: \\sqrt{25}']); "
-        "assert shared_pool().pids and not {'math_verify', 'sympy', 'torch'} & set(sys.modules)"
+        "assert not shared_pool().pids and not {'sympy', 'torch'} & set(sys.modules); "
+        "grade(['5'], [r'Answer: \\sqrt{26}']); "
+        "assert shared_pool().pids and not {'sympy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -197,10 +191,10 @@ def writings(value: Fraction) -> list[str]:
     numerator, denominator = size.numerator, size.denominator
     if denominator == 1:
         grouped = f"{numerator:,}"
-        plain = [str(numerator), grouped, grouped.replace(",", "{,}"), f"\\${numerator}", f"{numerator}.00"]
-        with_units = [f"{numerator} apples", f"{numerator}\\text{{ cm}}", f"{numerator}^\\circ"]
+        # One unit only: with two different ones the quantities differ, whatever the numbers.
+        plain = [str(numerator), grouped, grouped.replace(",", "{,}"), f"{numerator}.00", f"{numerator}\\text{{ cm}}"]
         other_sign = f"\u2212{numerator}" if sign else f"+{numerator}"
-        return [f"{sign}{text}" for text in plain + with_units] + [other_sign]
+        return [f"{sign}{text}" for text in plain] + [other_sign]
     whole, rest = divmod(numerator, denominator)
     texts = [f"{numerator}/{denominator}"]
     texts += [f"\\{command}{{{numerator}}}{{{denominator}}}" for command in ("frac", "dfrac", "tfrac")]
@@ -239,8 +233,6 @@ def test_the_exact_path_reads_integer_percentages_like_math_verify(gold: int, fa
 def assert_exact_path_agrees_with_math_verify(gold: str, answer: str) -> None:
     from math_verify import parse, verify
 
-    assert parse_rational(gold) is not None, gold
-    assert parse_rational(answer) is not None, answer
     is_same = verify(parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{answer}}}"))
     assert grade_of(gold, answer) is (Grade.CORRECT if is_same else Grade.WRONG)
     # And with what a worker would say.

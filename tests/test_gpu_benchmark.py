@@ -19,7 +19,8 @@ def options(tmp_path):
     model = write_counting_model(tmp_path / "model")
     rows = [{"question": "4 5", "answer": f"#### {number % 3 + 1}"} for number in range(40)]
     Dataset.from_list(rows).to_json(tmp_path / "train.jsonl")
-    Dataset.from_list(rows[:4]).to_json(tmp_path / "test.jsonl")
+    held_out = [row | {"question": "5 4"} for row in rows[:4]]
+    Dataset.from_list(held_out).to_json(tmp_path / "test.jsonl")
     options = {"model_name_or_path": model, "dataset_name": tmp_path, "use_vllm": "false", "use_cpu": "true"}
     options |= {"bf16": "false", "num_generations": 8, "per_device_train_batch_size": 16, "steps_per_generation": 2}
     options |= {"gradient_accumulation_steps": 1, "max_completion_length": 1, "soft_punish_cache": 1}

@@ -375,8 +375,8 @@ def test_workers_import_neither_torch_nor_trl():
     run_script(code)
 
 
-def test_a_missing_math_verify_is_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('there is none')")
+def test_a_missing_package_is_named_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sympy.py").write_text("raise ImportError('there is none')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with GradingPool(num_workers=1) as pool, pytest.raises(ImportError, match=r"there is none.*pip install"):
         pool.compare([("2x", "x+x")])

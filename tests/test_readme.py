@@ -29,6 +29,7 @@ import trl_dapo
 from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
 from trl_dapo.command_line.eval import EvaluationArguments
+from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 from trl_dapo.report.batch_metrics import always_zero_metrics
@@ -76,6 +77,8 @@ NOT_RUN = {
     "accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm false": (
         "DIR and FILE_OR_DIR stand for a model and data"
     ),
+    "trl-dapo grade --dataset_name rows.jsonl": "rows.jsonl stands for a file; tests/test_grade_command.py runs the command",
+    "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
     "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
     "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "
@@ -159,6 +162,8 @@ def check_trl_dapo(words):
         parse_script(words[2:], TrainingScriptArguments)
     elif words[2:] and words[1] == "push":
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
+    elif words[2:] and words[1] == "grade":
+        TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
     elif words[2:]:
         assert words[1] == "eval", f"write here how the options of `trl-dapo {words[1]}` are parsed"
         TrlParser((EvaluationArguments, ModelConfig)).parse_args_and_config(words[2:])

@@ -49,6 +49,44 @@ def test_a_completion_without_assistant_text_scores_zero(completion: list[dict[s
     assert accuracy_reward([completion], solution=["4"]) == [0.0]
 
 
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        (None, 0.0),
+        ({"role": "assistant", "content": "Answer: 4"}, 1.0),
+        ({"content": "Answer: 5"}, 0.0),
+        (["Ans", "wer: 4"], 1.0),
+        ([{"type": "text", "text": "Answer: 4"}], 1.0),
+        ([{"role": "tool", "content": "4"}], 0.0),
+        ([{"role": "assistant", "content": "Answer: 4"}, {"role": "tool", "content": "Answer: 5"}], 1.0),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "4"}}]}], 0.0),
+        ([{"role": "assistant", "reasoning_content": "Answer: 4", "content": ""}], 0.0),
+        ([{"role": "assistant", "reasoning_content": "Answer: 5", "content": "Answer: 4"}], 1.0),
+        ([{"role": "assistant", "content": [{"type": "reasoning", "text": "Answer: 5"}, "Answer: 4"]}], 1.0),
+        (({"role": "assistant", "content": "Answer: 4"},), 1.0),
+        ([], 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_a_completion_of_any_shape_is_graded_by_what_the_model_says(completion: object, reward: float):
+    assert accuracy_reward([completion], solution=["4"]) == [reward]
+
+
+@pytest.mark.parametrize(
+    "completion", [4, 4.0, b"Answer: 4", [4], {"content": 4}, [{"role": "assistant", "content": {}}]]
+)
+def test_a_completion_that_is_no_text_is_refused_with_its_row(completion: object):
+    with pytest.raises(TypeError, match=r"`completions\[1\]` cannot be graded: .* is of type"):
+        accuracy_reward(["Answer: 4", completion], solution=["4", "4"])
+
+
+def test_a_gold_of_several_elements_is_their_list_and_one_of_a_wrong_type_is_refused():
+    assert accuracy_reward([r"\boxed{3, 2}", r"\boxed{2}"], solution=[["2", "3"], ["2"]]) == [1.0, 1.0]
+    assert accuracy_reward([r"\boxed{nan}"], solution=[math.nan]) == [None]
+    with pytest.raises(TypeError, match=r"`solution\[1\]` is of type dict"):
+        accuracy_reward(["4", "4"], solution=["4", {"answer": "4"}])
+
+
 def test_the_trainers_other_columns_are_ignored():
     assert accuracy_reward(["4"], solution=["4"], prompts=["2 + 2"], completion_ids=[[1]], trainer_state=None) == [1.0]
 
@@ -186,9 +224,6 @@ def test_an_unknown_reward_is_refused_with_the_nearest_name():
         get_reward("acuracy_reward")
 
 
-def test_rewards_import_without_torch_trl_and_math_verify():
-    code = (
-        "import sys, trl_dapo.rewards; "
-        "assert not {'torch', 'trl', 'math_verify', 'sympy'} & set(sys.modules), sorted(sys.modules)"
-    )
+def test_rewards_import_without_torch_trl_and_sympy():
+    code = "import sys, trl_dapo.rewards; assert not {'torch', 'trl', 'sympy'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

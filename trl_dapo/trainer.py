@@ -40,13 +40,21 @@ from trl.trainer.grpo_trainer import RewardFunc
 from .checkpoints.pacing import pacing_dataloader
 from .checkpoints.resumable_trainer import ResumableTrainer
 from .config.dapo_config import DAPOConfig
-from .config.dataset_checks import check_single_turn, check_train_dataset, find_filter_columns
+from .config.dataset_checks import (
+    check_best_metric,
+    check_evaluation_shape,
+    check_single_turn,
+    check_train_dataset,
+    find_filter_columns,
+    numbered_names,
+)
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
 from .errors import RefillExhaustedError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
 from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
+from .loss.dropout import disable_attention_dropout, has_dropout
 from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
 from .publishing.published_trainer import PublishedTrainer
 from .ranks.rollout import with_placeholders
@@ -62,6 +70,7 @@ from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
 from .report.recorder import RewardColumns, RolloutRecorder
 from .rewards import SoftOverlongPunishment
+from .rewards.overlong import check_single_length_punishment
 from .sampling.judge import GroupJudge, RowFacts, TruncationRule
 from .sampling.prompt_stream import Draw
 from .streaming.dynamic_sampler import make_dynamic_sampler
@@ -162,9 +171,14 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_single_turn(kwargs)
+        check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args)
+        check_evaluation_shape(args, kwargs.get("eval_dataset"))
+        check_best_metric(args, kwargs.get("eval_dataset"))
         with engine_of(args):
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        if args.disable_dropout:
+            disable_attention_dropout(self.model)
         # Truncated completions are masked here, by how their generation ended; TRL decides by their last token.
         self.mask_truncated_completions = False
         # What TRL generates and scores now: a collected batch is replayed, a drawn one observed.
@@ -173,6 +187,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
+        self.reward_func_names = numbered_names(self.reward_func_names)
         filter_columns = find_filter_columns(args.filter_reward, self.reward_func_names)
         self.filter_names = [self.reward_func_names[column] for column in filter_columns]
         penalty_column = self._add_overlong_punishment()
@@ -316,7 +331,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         for name, value in completion_metrics(batch.ledger.sampled).items():
             metrics[name][num_logged.get(name, 0) :] = [value]
         self._log_train(self.reporter.metrics(batch))
-        if self.reporter.warn(batch.ledger):
+        self.stop_reason = self.reporter.warn(batch.ledger)
+        if self.stop_reason is not None:
             self.control.should_save = self.control.should_training_stop = True
         self._pending_extra_logs.update(batch.logged_columns())
         return batch
@@ -456,13 +472,36 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
         num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names, self.filter_names)
+        lines = [describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names, self.filter_names)]
+        if not self.args.disable_dropout and has_dropout(self.model):
+            lines.append(
+                "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "
+                "the weights are the same. Set disable_dropout=True."
+            )
+        for name, count in self.shared_prompts().items():
+            lines.append(
+                f"  ! {count} prompts of the evaluation dataset{f' {name!r}' if name else ''} are in the training data "
+                "too: its metrics are no held-out accuracy. Leave these rows out of train_dataset."
+            )
+        return "\n".join(lines)
 
     def _log_train(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             # What has no value in this step is not logged: trackers warn of it or draw a gap.
             if not math.isnan(value):
                 self._metrics["train"][f"dapo/{name}"].append(value)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates, as in `GRPOTrainer`, and forgets what `predict` or an evaluation that failed has left."""
+        self.evaluation_metrics.clear()
+        self._metrics["eval"].clear()
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        except BaseException:
+            # What the reward functions logged of the batch that failed.
+            self._pending_extra_logs.clear()
+            self._pending_metrics.clear()
+            raise
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs TRL's metrics, and the diagnostics of the tokens trained since the last line, over all ranks."""

@@ -4,13 +4,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from trl_dapo.errors import HubPushError, HubUnreachableError
+from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
 
 
 # The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
 COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
+    "grade": "Tells which golds of a dataset can be read, and grades its completions.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
 
@@ -34,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = importlib.import_module(f".{given[0]}", __name__)
     try:
         command.run(given[1:])
-    except (HubPushError, HubUnreachableError, FileNotFoundError, BlockingIOError, ValueError) as error:
+    except (
+        *(HubPushError, HubUnreachableError, TrainingStoppedError),
+        *(FileNotFoundError, BlockingIOError, ValueError),
+    ) as error:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise
         sys.exit(f"{type(error).__name__}: {error}")

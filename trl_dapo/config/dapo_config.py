@@ -32,7 +32,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
 
     Where no bfloat16 accelerator is found, `bf16` is `False` unless it is set.
 
+    With `load_best_model_at_end` or `save_strategy="best"`, `metric_for_best_model` is `"eval_avg@k"` unless it is set: the
+    highest accuracy by the filter reward, without penalties. The loss, which transformers takes, is noise around 0 here.
+
     Parameters:
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Turn dropout off, that of the model and that of LoRA. With dropout the policy that samples is not the one that
+            trains: the ratio is not 1 where the weights are the same. `False`: as TRL.
         epsilon_high (`float` or `None`, *optional*, defaults to `0.28`):
             Upper bound of Clip-Higher: the ratio is clipped to [1 - epsilon, 1 + epsilon_high]. `None`: `epsilon`.
         dynamic_sampling (`bool`, *optional*, defaults to `True`):
@@ -120,6 +126,10 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs"]
 
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "Turn dropout off, LoRA's too: the ratio of an unchanged policy is 1 only without it."},
+    )
     epsilon_high: float | None = field(
         default=0.28,
         metadata={"help": "Upper bound of Clip-Higher (verl: clip_ratio_high). None uses `epsilon`."},
@@ -268,6 +278,9 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         if self.bf16 is None and not self.use_cpu and not has_bf16:
             # TRL would choose bfloat16, and transformers refuse it.
             self.bf16 = False
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            # The loss is noise around 0 here. This one is accuracy by the filter reward, without penalties.
+            self.metric_for_best_model = f"eval_avg@{self.num_generations_eval or self.num_generations}"
         super().__post_init__()
         if self.num_groups_to_log is None:
             self.num_groups_to_log = GROUPS_TO_LOG if self.log_completions else 0

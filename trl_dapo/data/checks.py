@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from trl_dapo.grading.answers import gold_answer
 from trl_dapo.grading.equivalence import Grade, grade
+from trl_dapo.grading.golds import gold_faults
 
 
 logger = logging.getLogger(__name__)
@@ -157,10 +158,12 @@ def check_problems(dataset: Dataset, first_row: int = 0) -> ProblemReport:
             first = first_of.setdefault(json.dumps(prompt, sort_keys=True, default=str), number)
             if first != number:
                 repeats.append((number, first))
-    unreadable = _unreadable(set(golds.values()))
+    faults = gold_faults(golds.values())
     for number, gold in golds.items():
-        if gold in unreadable:
-            bad[number] = BadRow(number, UNREADABLE_GOLD, f"the gold answer is {_shortened(gold)}")
+        if gold in faults:
+            bad[number] = BadRow(
+                number, UNREADABLE_GOLD, f"the gold answer is {_shortened(gold)}: {faults[gold].value}"
+            )
     repeats = [pair for pair in repeats if pair[0] not in bad]
     for (number, first), is_same in zip(repeats, _are_equivalent(golds, repeats), strict=True):
         reason = DUPLICATE_PROMPT if is_same else CONFLICTING_GOLD
@@ -197,12 +200,6 @@ def _texts(prompt: str | list[dict[str, Any]] | None) -> Iterator[str]:
             text = part.get("text") if isinstance(part, dict) else part
             if isinstance(text, str):
                 yield text
-
-
-def _unreadable(golds: set[str]) -> set[str]:
-    ordered = sorted(golds)
-    graded = grade(ordered, [""] * len(ordered))
-    return {gold for gold, result in zip(ordered, graded, strict=True) if result.grade is Grade.UNPARSEABLE_GOLD}
 
 
 def _are_equivalent(golds: dict[int, str], pairs: list[tuple[int, int]]) -> list[bool]:

@@ -1,188 +1,176 @@
 r"""
-Where the answer stands in a text: the *final* answer of a completion, and the answer of a gold solution.
+Where the answer stands in a text: the *last answer that the text declares*, wherever and however it declares it.
 
-Only what a marker names counts: a number that merely occurs in the reasoning is never an answer. A long completion is
-cut to the part where its answer can be, so that it costs hardly more than a short one.
+A number that merely occurs in the reasoning is never an answer. By position the last declaration counts, not by its kind,
+and one of which nothing can be read ("the answer is consistent with that") is none. A long completion is cut to the part
+where its answer can be, so that it costs hardly more than a short one.
 """
 
+import json
 import re
-from collections.abc import Iterator
 
+from .boxes import Declared, boxed_answers, has_box, usable
+from .declarations import MAX_WORDS_OF_LINE, last_declared
 from .delimiters import strip_delimiters
-from .rationals import parse_rational
+from .nodes import Words
+from .reading import is_mathematical, read
+from .sentences import closing_value, is_answer
+from .vocabulary import PLACEHOLDERS
 
 
-# A completion without any marker is its own answer only if it is at most this many characters long.
+# A text without any declaration is its own answer only if it is at most this many characters long.
 MAX_BARE_CHARACTERS = 200
-
-# How far from the end of a completion, in characters, a marker in words counts. Boxes count anywhere.
+# How far from the end of a completion, in characters, a declaration in words counts. Boxes count anywhere.
 MAX_TAIL_CHARACTERS = 2_000
-# A box that is not closed after so many characters never is.
-MAX_BOX_CHARACTERS = 4_000
-# The last boxes of a text that are looked at: a few suffice to get past empty, unfinished and nested ones.
-MAX_BOXES = 8
 
-_BLANK = " \t\r\n\"'`.,;:*$"
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s{0,8}")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_UNBRACED_BOX = re.compile(r"[^\s${}][^\s$]*")
-_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
-# The repetitions are bounded and the classes disjoint, so that no text makes these patterns backtrack.
-_ANSWER_LINE = re.compile(r"\banswer[\s*]{0,8}[:\uff1a][\s*]{0,16}", re.IGNORECASE)
-_GSM8K_LINE = re.compile(r"####[ \t]{0,8}")
-_ANSWER_PHRASE = re.compile(r"\banswer\s{1,4}is[\s:*]{0,16}", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
-_LEADING_MATH = re.compile(r"\$([^$\n]+)\$|\\\(([^\n]+?)\\\)")
-# Commands, text arguments and function names are consumed first, so that what is left are words.
-_WORD = re.compile(
-    r"\\(?:text|textrm|textbf|textit|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+"
-    r"|\b(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod)h?\b|(?P<word>[^\W\d_]{2,})"
+_THINKING = r"(?:think|thinking|thought|thoughts|reasoning|scratchpad|reflection)"
+_END_OF_THINKING = re.compile(
+    rf"</{_THINKING}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final(?:<\|message\|>)?|assistantfinal"
 )
+_START_OF_THINKING = re.compile(rf"<{_THINKING}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>analysis")
+_END_OF_TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|end_of_text|eot_id|end|user)\|>|</s>|<end_of_turn>")
+_TAG = re.compile(r"</?[a-z]|<\|")
+_RETRACTION = re.compile(
+    r"\b(?:wait|mistake|wrong|incorrect|error|actually|correction|recheck|oops|sorry|hmm)\b|\bno,", re.IGNORECASE
+)
+_WORD_COMMAND = re.compile(r"\\(?:text\w*|mathrm|mbox)\s*\{([^{}]*)\}")
 
 
-def final_answer(completion: str) -> str | None:
+def declared_answer(completion: str) -> Declared | None:
     r"""
-    Find the final answer of a completion.
+    Find the last answer that a completion declares.
 
-    The first rule that finds one decides: the last balanced `\boxed{...}` (or `\fbox{...}`, or `\boxed 5`; of nested
-    boxes the outermost), the last `Answer: ...` line as in DAPO's data, the last `#### n` as in GSM8K, the last "the
-    answer is ...", and last the whole completion if it is nothing but an expression. Of a completion with `</think>`
-    the text after it is searched, and only if that gives no answer the boxes before it. Earlier mentions never count,
-    and an unfinished box is no answer. Boxes count anywhere, what is in words in the last 2,000 characters.
+    Declarations are `\boxed{...}` (or `\fbox{...}`, or `\boxed 5`), `<answer>...</answer>`, `Answer: ...` and headings like
+    `**Final Answer**`, `#### n` as in GSM8K, `A: ...` on the last line, `{"answer": ...}`, and "the answer is ..." in
+    English, Chinese, French, German, Spanish and a few other languages. Without any, the last sentence counts if it states
+    one value ("so the ordered pair is $(7,6)$"), and a completion that is nothing but an expression is its own answer.
+    Thinking is not answering: only what follows the last `</think>` is searched. Boxes count anywhere in it, what is in
+    words in its last 2,000 characters.
 
     Args:
         completion (`str`):
             The text of the completion.
 
     Returns:
-        `str | None`:
-            The answer without math delimiters and trailing punctuation, or `None` if the completion gives none.
+        `Declared | None`: The answer, or `None` if the completion declares none.
+
+    Example:
+
+    >>> declared_answer(r"\boxed{5}. I made a mistake. Answer: 6").text
+    '6'
+    >>> declared_answer(r"So $n=\boxed{2}$ or $n=\boxed{3}$.").text
+    '2 or 3'
+    >>> declared_answer("It could be 7, or 8.")
+    """
+    text = _without_thinking(completion)
+    if text is None:
+        return None
+    declared = _declared(text)
+    if declared is not None:
+        return declared
+    value = closing_value(text[-MAX_TAIL_CHARACTERS:])
+    return _bare(text) if value is None else Declared(value, len(text))
+
+
+def final_answer(completion: str) -> str | None:
+    r"""
+    Return the text of the last answer that a completion declares, see [`declared_answer`].
 
     Example:
 
     >>> final_answer(r"First \boxed{5}. No: \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
-    >>> final_answer("It could be 7, or 8.")
     """
-    # The usual case first: a box near the end settles it without a look at the rest.
-    end = completion[-MAX_TAIL_CHARACTERS:].rpartition("</think>")[2]
-    answer = next(filter(None, map(_usable, _boxed(end))), None)
-    if answer is not None:
-        return answer
-    reasoning, _, rest = completion.rpartition("</think>")
-    answer = _first_marked(rest)
-    # Guesses in the reasoning are cheap; a box is not.
-    return answer if answer is not None else next(filter(None, map(_usable, _boxed(reasoning))), None)
+    declared = declared_answer(completion)
+    return None if declared is None else declared.text
 
 
 def gold_answer(gold: str) -> str | None:
     r"""
-    Find the answer in a gold solution: that of its last box, of its last `#### n` line, or the whole text.
+    Find the answer in a gold solution: what a whole solution declares, or else the whole text.
 
     Args:
         gold (`str`):
-            A plain number, a LaTeX expression, a text, or a whole solution that ends in a box or in `#### n`.
+            A plain number, a LaTeX expression, a text, or a whole solution, which is read by the same rule as a completion.
+            Several boxes of one sentence are a list.
 
     Returns:
         `str | None`:
-            The answer without math delimiters and trailing punctuation, or `None` if the text holds none: it is empty,
-            or it opens a box that it does not close.
+            The answer without math delimiters and trailing punctuation, or `None` if the text holds none: it is empty, a
+            placeholder like `nan` or `proof`, or it opens a box that it does not close.
 
     Example:
 
     >>> gold_answer("16 - 3 - 4 = <<16-3-4=9>>9 eggs, 9 * 2 = $18.\n#### 18")
     '18'
     """
-    for candidates in (_boxed(gold), _rest_of_line(gold, _GSM8K_LINE), [gold]):
-        for candidate in candidates:
-            if answer := _usable(candidate):
-                return answer
-    return None
+    text = _without_thinking(gold)
+    if text is None:
+        return None
+    declared = _declared(text)
+    if declared is None and has_box(text):
+        return None
+    if declared is None and not _is_whole_answer(text):
+        value = closing_value(text[-MAX_TAIL_CHARACTERS:])
+        declared = None if value is None else Declared(value, len(text))
+    answer = usable(_items_of_json(text) if declared is None else declared.joined or declared.text)
+    if answer is None:
+        return None
+    words = match[1] if (match := _WORD_COMMAND.fullmatch(answer)) else answer
+    return None if strip_delimiters(words).casefold() in PLACEHOLDERS else answer
 
 
-def count_words(text: str) -> int:
-    r"""
-    Count the words (two letters or more) of a text that are neither LaTeX commands nor function names.
+def _without_thinking(text: str) -> str | None:
+    """Return what follows the thinking, up to the end of the turn; `None` if the thinking has no end."""
+    if ("<" in text and _TAG.search(text)) or "think\u25b7" in text or "THINK]" in text or "assistantfinal" in text:
+        ends = list(_END_OF_THINKING.finditer(text))
+        text = text[ends[-1].end() :] if ends else text
+        if _START_OF_THINKING.search(text):
+            return None
+        if (end := _END_OF_TURN.search(text)) and text[: end.start()].strip():
+            text = text[: end.start()]
+    return text
 
-    Example:
 
-    >>> count_words(r"\frac{1}{2} \sin x + cos x"), count_words("I think it is 5")
-    (0, 3)
-    """
-    return sum(match["word"] is not None for match in _WORD.finditer(text))
+def _declared(text: str) -> Declared | None:
+    box = next(boxed_answers(text), None) if "\\" in text else None
+    start = max(0, len(text) - MAX_TAIL_CHARACTERS, box.end if box else 0)
+    if box is not None and len(text) - box.end < 3:
+        return box
+    declared = last_declared(text[start:], box)
+    if declared is None:
+        return None
+    end = box.end if box is not None and declared is box else start + declared.end
+    # What follows may take it back and state another value.
+    if _RETRACTION.search(text, end) and (value := closing_value(text[end:])) is not None:
+        return Declared(value, len(text))
+    return declared
 
 
-def _first_marked(text: str) -> str | None:
-    for candidate in _boxed(text):
-        if answer := _usable(candidate):
-            return answer
-    text = text[-MAX_TAIL_CHARACTERS:]
+def _bare(text: str) -> Declared | None:
+    """Return a completion that is nothing but an expression, or one word."""
     bare = text.strip()
-    for candidate in _rest_of_line(text, _ANSWER_LINE):
-        if answer := _usable(candidate):
-            return answer
-    for candidate in _rest_of_line(text, _GSM8K_LINE):
-        # Words are a Markdown heading (`#### Step 2`), unless the text ends with them.
-        if (answer := _usable(candidate)) and (_is_expression(answer) or bare.endswith(candidate.rstrip())):
-            return answer
-    for candidate in _rest_of_line(text, _ANSWER_PHRASE):
-        formula = _LEADING_MATH.match(candidate)
-        clause = (formula[1] or formula[2]) if formula else _SENTENCE_END.split(candidate, maxsplit=1)[0]
-        if answer := _usable(clause):
-            return answer
-    # One word is a text answer (`Monday`); a word beside symbols is prose (`so 5`).
-    if len(bare) <= MAX_BARE_CHARACTERS and "\n" not in bare and (bare.isalpha() or _is_expression(bare)):
-        return _usable(bare)
-    return None
+    if not bare or len(bare) > MAX_BARE_CHARACTERS or "\n" in bare:
+        return None
+    answer = usable(bare)
+    return Declared(answer, len(text)) if answer is not None and is_answer(answer, 1) else None
 
 
-def _is_expression(text: str) -> bool:
-    return count_words(text) == 0 or parse_rational(text) is not None
+def _is_whole_answer(gold: str) -> bool:
+    """Whether a gold without declaration is an answer as it stands: mathematics, or few words."""
+    bare = gold.strip()
+    if len(bare.split()) <= MAX_WORDS_OF_LINE:
+        return True
+    node = read(bare)
+    return isinstance(node, Words) or is_mathematical(node)
 
 
-def _usable(candidate: str) -> str | None:
-    answer = strip_delimiters(candidate)
-    if match := _WHOLE_BOX.fullmatch(answer):
-        answer = strip_delimiters(match[1])
-    is_unfinished_box = "\\boxed" in answer or "\\fbox" in answer
-    return None if is_unfinished_box or not answer.strip(_BLANK) else answer
-
-
-def _rest_of_line(text: str, marker: re.Pattern[str]) -> Iterator[str]:
-    """Yield what follows each marker on its line or in its display formula, the last marker first."""
-    limit = len(text)  # where the next marker begins, so that many markers on a line cost no more than one
-    for match in reversed(list(marker.finditer(text))):
-        start = match.end()
-        closing = {"\\[": "\\]", "$$": "$$"}.get(text[start : start + 2])
-        end = text.find(closing, start + 2, limit) + 2 if closing else text.find("\n", start, limit)
-        yield text[start : end if end > start else limit]
-        limit = match.start()
-
-
-def _boxed(text: str) -> Iterator[str]:
-    """Yield the contents of the last boxes, the one that closes last first; an unfinished box counts for nothing."""
-    spans: list[tuple[int, int]] = []
-    end = len(text)
-    while len(spans) < MAX_BOXES and (start := max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))) >= 0:
-        spans.append(_box_span(text, start))
-        end = start
-    for start, end in sorted(spans, key=lambda span: span[1], reverse=True):
-        if end >= 0:
-            yield text[start:end]
-
-
-def _box_span(text: str, start: int) -> tuple[int, int]:
-    """Find where the content of the box that begins at `start` begins and ends; the end is -1 if it does not."""
-    box = _BOX.match(text, start)
-    if box is None:
-        return start, -1
-    begin = box.end()
-    if not text.startswith("{", begin):
-        unbraced = _UNBRACED_BOX.match(text, begin, begin + MAX_BOX_CHARACTERS)
-        return unbraced.span() if unbraced else (begin, -1)
-    depth = 0
-    for token in _BRACE.finditer(text, begin, begin + MAX_BOX_CHARACTERS):
-        depth += (token[0] == "{") - (token[0] == "}")
-        if depth == 0:
-            return begin + 1, token.start()
-    return begin, -1
+def _items_of_json(text: str) -> str:
+    """Return the items of a list in JSON like `["6"]`, in which some datasets hold their golds."""
+    bare = text.strip()
+    if bare.startswith(('["', "['")) and bare.endswith(('"]', "']")) and "[" not in bare[1:]:
+        try:
+            return ", ".join(map(str, json.loads(bare if bare[1] == '"' else bare.replace("'", '"'))))
+        except ValueError:
+            pass
+    return text

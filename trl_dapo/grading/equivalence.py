@@ -32,7 +32,7 @@ def is_equivalent(gold: str, completion: str) -> GradedAnswer:
         `GradedAnswer`: The grade, with the two answers that were compared.
 
     Raises:
-        `ImportError`: If math-verify is needed and not installed. No text raises anything.
+        `ImportError`: If sympy is needed and not installed. No text raises anything.
 
     Example:
 
@@ -62,7 +62,7 @@ def grade(golds: Sequence[str], completions: Sequence[str], pool: GradingPool | 
 
     Raises:
         `ValueError`: If there are not as many golds as completions.
-        `ImportError`: If math-verify is needed and not installed.
+        `ImportError`: If sympy is needed and not installed.
         `RuntimeError`: If the pool is closed, or the machine does not let its workers start.
 
     Example:

@@ -1,32 +1,26 @@
-r"""The cheap path: what can be decided about an answer without computer algebra, in microseconds and in any thread.
+r"""The cheap path: what can be decided about an answer without computer algebra, at once and in any thread.
 
-Two rational numbers are compared exactly, words as texts, and what has the same characters is the same. The rest is a
-[`Question`] for a worker process. Everything here takes time linear in the text, and cannot hang.
+Numbers are compared exactly, words as texts, and lists, tuples and choices by their parts. The rest is a [`Question`] for
+a worker process. Everything here takes time linear in the text, and cannot hang.
 """
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from .answers import count_words, final_answer, gold_answer
+from .answers import declared_answer, gold_answer
+from .arithmetic import rational_value
+from .canonical import is_listing
+from .delimiters import strip_delimiters
 from .grades import Comparison, Grade, GradedAnswer
-from .rationals import is_percentage, parse_rational
+from .matching import same
+from .nodes import Apply, Bracket, Choice, Clock, Listing, Name, Node, Number, Phrase, Quantity, Words, parts_of, walk
+from .rationals import parse_rational, rationals_agree
+from .reading import MAX_CHARACTERS, read
 
 
-# Answers longer than this, in characters, are given up on: no honest answer is, and sympy's cost grows fast.
-MAX_ANSWER_CHARACTERS = 1_000
 # A gold with more words than this is prose that lacks a `\boxed{}` or `####`, not a text answer.
 MAX_GOLD_WORDS = 8
-# Decimals agree when they round to the same number at this many places (math-verify's `float_rounding`) ...
-DECIMAL_PLACES = 6
-# ... and differ by no more than this part of the larger: else everything below 1e-6 would equal 0.
-MAX_RELATIVE_ERROR = Fraction(1, 1000)
-
-_TEXT_COMMAND = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
-_CHOICE = re.compile(r"\(?([A-Z])\)?")
-_BASED = re.compile(r"([0-9A-F]{1,60})_(?:\{([0-9]{1,2})\}|([0-9]))")
-_WORDS = re.compile(r"[^\W\d_]+(?:[ '\u2019-]+[^\W\d_]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +30,7 @@ class Question:
 
     Args:
         gold (`str`):
-            The gold answer, as LaTeX for math-verify.
+            The gold answer.
         answer (`str | None`):
             The answer to compare with; `None` if only whether the gold can be read is open.
         graded (`GradedAnswer`):
@@ -62,16 +56,54 @@ class Question:
         return self.graded
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    text: str
-    value: Fraction | None  # None: not certainly a rational number
-    words: str | None  # None: not words
-    based: tuple[str, int] | None  # digits and base of a number like `1011_2`
+class UndecidedError(Exception):
+    """It takes computer algebra to tell."""
 
-    @property
-    def is_plain(self) -> bool:
-        return self.value is not None or self.words is not None or self.based is not None
+
+class PlainArithmetic:
+    """The judge that compares rational numbers and single variables, and leaves the rest open."""
+
+    def equal(self, gold: Node, answer: Node) -> bool:
+        """Whether two expressions have the same value."""
+        values = rational_value(gold), rational_value(answer)
+        if values[0] is not None and values[1] is not None:
+            is_decimal = any(
+                isinstance(part, Number) and part.is_decimal for side in (gold, answer) for part in walk(side)
+            )
+            return rationals_agree(values[0], values[1], is_decimal)
+        if gold == answer:
+            return True
+        if any(map(_is_plain_name, (gold, answer))) and all(
+            value is not None or _is_plain_name(side) for side, value in zip((gold, answer), values, strict=True)
+        ):
+            return False
+        raise UndecidedError
+
+    def close(self, exact: Node, approximation: Node) -> bool:
+        """Left open."""
+        raise UndecidedError
+
+    def proportional(self, gold: Node, answer: Node, only_positive: bool) -> bool:
+        """Left open."""
+        raise UndecidedError
+
+    def same_set(self, gold: Node, answer: Node, variable: str | None) -> bool:
+        """Left open, unless both are written in the same way."""
+        if gold == answer:
+            return True
+        raise UndecidedError
+
+
+_JUDGE = PlainArithmetic()
+
+
+@dataclass(frozen=True, slots=True)
+class _Gold:
+    text: str
+    value: Fraction | None  # the rational number that it plainly is
+    node: Node | None  # not yet read, if it is such a number
+    is_certain: bool  # whether it can be read for sure, without computer algebra
+    is_list: bool
 
 
 def grade_cheaply(gold: str, completion: str) -> GradedAnswer | Question:
@@ -98,102 +130,66 @@ def grade_cheaply(gold: str, completion: str) -> GradedAnswer | Question:
     reference = _read_gold(gold)
     if reference is None:
         return GradedAnswer(Grade.UNPARSEABLE_GOLD, gold, None)
-    extracted = final_answer(completion)
-    decided = _decide(reference, extracted)
-    if decided is not None:
-        graded = GradedAnswer(decided, reference.text, extracted)
-        # A gold that is no number and no words is certainly readable only once it has been parsed.
-        return graded if reference.is_plain else Question(_latex(reference), None, graded, gold)
-    assert extracted is not None
-    graded = GradedAnswer(Grade.CORRECT, reference.text, extracted)
-    return Question(_latex(reference), _latex(_read(extracted)), graded, gold)
+    declared = declared_answer(completion)
+    if declared is None:
+        return _settled(reference, Grade.NO_ANSWER, None, gold)
+    extracted = declared.text
+    if declared.joined is not None and reference.is_list and is_listing(read(declared.joined) or Words("")):
+        extracted = declared.joined
+    if len(extracted) > MAX_CHARACTERS:
+        return _settled(reference, Grade.GAVE_UP, extracted, gold)
+    is_same = _is_same(reference, extracted)
+    if is_same is None:
+        return Question(reference.text, extracted, GradedAnswer(Grade.CORRECT, reference.text, extracted), gold)
+    return _settled(reference, Grade.CORRECT if is_same else Grade.WRONG, extracted, gold)
 
 
-def _decide(gold: _Answer, extracted: str | None) -> Grade | None:
-    if extracted is None:
-        return Grade.NO_ANSWER
-    if len(extracted) > MAX_ANSWER_CHARACTERS:
-        return Grade.GAVE_UP
-    answer = _read(extracted)
-    if gold.value is not None and answer.value is not None:
-        is_same = _rationals_agree(gold, answer, gold.value, answer.value)
-    elif gold.based is not None or answer.based is not None:
-        is_same = _based_numbers_agree(gold, answer)
-    elif gold.words is not None and answer.words is not None:
-        is_same = gold.words == answer.words
-    elif "".join(gold.text.split()) == "".join(answer.text.split()):
-        is_same = True
-    else:
-        return None
-    return Grade.CORRECT if is_same else Grade.WRONG
+def _settled(gold: _Gold, grade: Grade, extracted: str | None, raw_gold: str) -> GradedAnswer | Question:
+    graded = GradedAnswer(grade, gold.text, extracted)
+    return graded if gold.is_certain else Question(gold.text, None, graded, raw_gold)
 
 
-def _rationals_agree(gold: _Answer, answer: _Answer, gold_value: Fraction, answer_value: Fraction) -> bool:
-    readings = [(gold_value, answer_value)]
-    is_gold_percentage, is_answer_percentage = is_percentage(gold.text), is_percentage(answer.text)
-    if is_gold_percentage and not is_answer_percentage:
-        readings.append((gold_value * 100, answer_value))
-    if is_answer_percentage and not is_gold_percentage:
-        readings.append((gold_value, answer_value * 100))
-    if any(left == right for left, right in readings):
-        return True
-    if "." not in gold.text and "." not in answer.text:
+def _is_same(gold: _Gold, extracted: str) -> bool | None:
+    value = parse_rational(extracted)
+    if value is not None and gold.value is not None:
+        return rationals_agree(gold.value, value, "." in extracted or "." in gold.text)
+    answer, node = read(extracted), gold.node or read(gold.text)
+    if answer is None or node is None:
         return False
-    return any(
-        round(left, DECIMAL_PLACES) == round(right, DECIMAL_PLACES)
-        and abs(left - right) <= MAX_RELATIVE_ERROR * max(abs(left), abs(right))
-        for left, right in readings
-    )
+    try:
+        return same(node, answer, _JUDGE)
+    except UndecidedError:
+        return None
 
 
 @lru_cache(maxsize=4096)
-def _read_gold(gold: str) -> _Answer | None:
+def _read_gold(gold: str) -> _Gold | None:
+    # The usual case first: a number needs no more than that.
+    value = parse_rational(gold)
+    if value is not None:
+        return _Gold(strip_delimiters(gold), value, None, is_certain=True, is_list=False)
     text = gold_answer(gold)
-    if text is None or len(text) > MAX_ANSWER_CHARACTERS:
+    node = None if text is None else read(text)
+    if text is None or node is None or num_words(node) > MAX_GOLD_WORDS:
         return None
-    answer = _read(text)
-    return answer if answer.is_plain or count_words(text) <= MAX_GOLD_WORDS else None
+    return _Gold(text, parse_rational(text), node, _is_certain(node), is_listing(node))
 
 
-def _read(text: str) -> _Answer:
-    return _Answer(text=text, value=parse_rational(text), words=_words(text), based=_based(text))
+def num_words(node: Node) -> int:
+    """Return how many words an answer has outside its mathematics."""
+    return sum(len(part.text.split()) for part in walk(node) if isinstance(part, Words))
 
 
-def _based(text: str) -> tuple[str, int] | None:
-    match = _BASED.fullmatch(text)
-    if match is None:
-        return None
-    base = int(match[2] or match[3])
-    return (match[1], base) if 2 <= base <= 16 and all(int(digit, 16) < base for digit in match[1]) else None
+def _is_certain(node: Node) -> bool:
+    """Whether every expression in it has a value for sure."""
+    if isinstance(node, Name | Words | Clock):
+        return True
+    if isinstance(node, Number | Apply):
+        return rational_value(node) is not None or (
+            isinstance(node, Apply) and node.head in ("*", "base", "ratio") and all(map(_is_certain, node.args))
+        )
+    return isinstance(node, Choice | Bracket | Listing | Quantity | Phrase) and all(map(_is_certain, parts_of(node)))
 
 
-def _based_numbers_agree(gold: _Answer, answer: _Answer) -> bool:
-    if gold.based is not None and answer.based is not None:
-        return int(*gold.based) == int(*answer.based)
-    # One of them leaves the base out, as the question names it.
-    digits = [side.text if side.based is None else side.based[0] for side in (gold, answer)]
-    return digits[0] == digits[1]
-
-
-def _words(text: str) -> str | None:
-    r"""Normalise an answer in words (`Monday`, `\text{even}`, `(C)`); `None` if it may be a product of variables."""
-    plain = _TEXT_COMMAND.sub(r"\1", text).strip(" \t\"'.")
-    if choice := _CHOICE.fullmatch(plain):
-        return choice[1]
-    if not _WORDS.fullmatch(plain) or count_words(plain) > MAX_GOLD_WORDS:
-        return None
-    words = plain.casefold().split()
-    is_certain = plain != text or any(len(word) > 3 or word in {"yes", "no", "odd"} for word in words)
-    return " ".join(words) if is_certain else None
-
-
-def _latex(answer: _Answer) -> str:
-    # math-verify misreads some plain numbers (`1\,234` as 235, `5 dollars` as a product); decimals stay decimals, as
-    # they are compared with rounding.
-    value = answer.value
-    if value is None or ("." in answer.text and "\\overline" not in answer.text) or is_percentage(answer.text):
-        return answer.text
-    sign = "-" if value < 0 else ""
-    return sign + (
-        rf"\frac{{{abs(value.numerator)}}}{{{value.denominator}}}" if value.denominator > 1 else str(abs(value))
-    )
+def _is_plain_name(node: Node) -> bool:
+    return isinstance(node, Name) and ((len(node.text) == 1 and node.text not in "ei°") or "_" in node.text)

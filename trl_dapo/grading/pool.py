@@ -135,7 +135,7 @@ class GradingPool:
             `list[Comparison]`: One comparison per pair, in order.
 
         Raises:
-            `ImportError`: If math-verify is not installed.
+            `ImportError`: If sympy is not installed.
             `RuntimeError`: If the pool is closed, or the machine does not let workers start.
         """
         with self._lock:

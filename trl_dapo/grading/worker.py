@@ -1,6 +1,6 @@
 r"""A worker process of the grading pool: `python -P -m trl_dapo.grading.worker PARENT_PID CPU_SECONDS MEMORY_BYTES`.
 
-It imports math-verify once and then forks itself: the fork grades, the original waits. A grading that reaches a limit
+It imports sympy once and then forks itself: the fork grades, the original waits. A grading that reaches a limit
 costs the fork its life, and the next fork takes over within milliseconds, in the same fresh state.
 
 Requests come on standard input: four bytes of length (big-endian), then JSON: a number, and a list of

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 # What the operating system ends a process with when its CPU time is spent. (By name: Windows has neither.)
 CPU_LIMIT_SIGNALS = frozenset(getattr(signal, name) for name in ("SIGPROF", "SIGXCPU") if hasattr(signal, name))
-# Wall seconds that a worker may take to import math-verify: a cold network disk under load is slow.
+# Wall seconds that a worker may take to import sympy: a cold network disk under load is slow.
 START_SECONDS = 300.0
 
 
@@ -39,7 +39,7 @@ class WorkerProcess:
             Memory limit of the worker, beyond what it has after its imports.
 
     Raises:
-        `ImportError`: If math-verify cannot be imported.
+        `ImportError`: If sympy cannot be imported.
         `NotImplementedError`: On Windows, which has no such limits.
         `WorkerNotStartedError`: If the process does not start.
     """
@@ -81,8 +81,7 @@ class WorkerProcess:
         if word != "ready":
             self.kill()
             raise ImportError(
-                f"The grading worker cannot import math-verify ({reason}). Install it with "
-                "`pip install 'math-verify[antlr4_13_2]'`."
+                f"The grading worker cannot import sympy ({reason}). Install it with `pip install sympy`."
             )
 
     def ask(self, pairs: Sequence[tuple[str, str | None]], seconds: float) -> None:

@@ -66,8 +66,8 @@ class BatchReporter:
             if not any(metrics.get(name, ())):
                 metrics.pop(name, None)
 
-    def warn(self, ledger: RefillLedger) -> bool:
-        """Warns of a batch that is not full or has unreadable golds; returns whether the run should stop."""
+    def warn(self, ledger: RefillLedger) -> str | None:
+        """Warns of a batch that is not full or has unreadable golds; returns why the run should stop, if it should."""
         if ledger.num_missing:
             self._warn_once(
                 "exhausted",
@@ -84,12 +84,11 @@ class BatchReporter:
             )
         self._num_empty_batches = 0 if ledger.accepted else self._num_empty_batches + 1
         if self._num_empty_batches < _MAX_EMPTY_BATCHES:
-            return False
-        logger.error(
-            f"{_MAX_EMPTY_BATCHES} consecutive generation batches had no informative group; training stops and saves a "
-            "checkpoint.\n" + ledger.describe_exhaustion()
+            return None
+        return (
+            f"{self._num_empty_batches} consecutive generation batches had no informative group, the last one: "
+            + ledger.describe_exhaustion()
         )
-        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the warnings that were given, and how many consecutive batches were empty."""

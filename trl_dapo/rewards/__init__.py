@@ -1,4 +1,4 @@
-"""Reward functions with TRL's signature, by name for recipes. Importable without torch and without math-verify."""
+"""Reward functions with TRL's signature, by name for recipes. Importable without torch and without sympy."""
 
 import difflib
 import importlib

@@ -14,11 +14,13 @@ logger = logging.getLogger(__name__)
 # Distinct bad golds that are warned about; a dataset with more is bad as a whole, and its log should stay readable.
 MAX_GOLD_WARNINGS = 20
 _warned_golds: set[str] = set()
+# Kinds of parts of a message that the model says to the user, unlike `reasoning` and `tool_use`.
+_TEXT_PARTS = frozenset({"text", "output_text"})
 
 
 def accuracy_reward(
-    completions: Sequence[str | list[dict[str, Any]]],
-    solution: Sequence[str],
+    completions: Sequence[Any],
+    solution: Sequence[Any],
     log_extra: Callable[[str, list[Any]], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
@@ -29,11 +31,12 @@ def accuracy_reward(
     It works in any TRL trainer that takes reward functions. See [`is_equivalent`] for what counts as the answer.
 
     Args:
-        completions (`list[list[dict]]` or `list[str]`):
-            Conversational completions, of which the last assistant message counts, or plain texts.
+        completions (`list`):
+            Conversational completions, of which the last assistant message counts, or plain texts; see
+            [`completion_text`] for the other shapes that are graded.
         solution (`list[str]`):
-            The gold solution of each completion: a number, a LaTeX expression, a text, or a solution that ends in
-            `\boxed{...}` or `#### n`.
+            The gold solution of each completion: a number, a LaTeX expression, a text, or a whole solution that declares
+            its answer as a completion does.
         log_extra (`callable`, *optional*):
             The trainer's logger of extra columns: `solution`, `answer` (what was extracted) and `grade`.
         log_metric (`callable`, *optional*):
@@ -47,6 +50,9 @@ def accuracy_reward(
         `list[float | None]`:
             1.0 for a correct answer; 0.0 for a wrong one, none at all, or one that grading gave up on; `None` for a
             gold that cannot be read, which says nothing about the completion.
+
+    Raises:
+        `TypeError`: If a completion or a gold has a shape that cannot be graded; the message names the row.
 
     Example:
 
@@ -94,8 +100,8 @@ class AccuracyReward:
 
     def __call__(
         self,
-        completions: Sequence[str | list[dict[str, Any]]],
-        solution: Sequence[str],
+        completions: Sequence[Any],
+        solution: Sequence[Any],
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
@@ -114,15 +120,15 @@ signed_accuracy_reward = AccuracyReward(correct=1.0, wrong=-1.0, name="signed_ac
 
 
 def _grade(
-    completions: Sequence[str | list[dict[str, Any]]],
-    solution: Sequence[str],
+    completions: Sequence[Any],
+    solution: Sequence[Any],
     log_extra: Callable[[str, list[Any]], None] | None,
     log_metric: Callable[[str, float], None] | None,
 ) -> list[GradedAnswer]:
-    golds = [_gold_text(gold) for gold in solution]
+    golds = gold_texts(solution)
     pool = shared_pool()
     start, num_restarts = time.perf_counter(), pool.num_restarts
-    graded = grade(golds, [completion_text(completion) for completion in completions], pool)
+    graded = grade(golds, completion_texts(completions), pool)
     seconds = time.perf_counter() - start
     for gold, result in zip(golds, graded, strict=True):
         if result.grade is Grade.UNPARSEABLE_GOLD:
@@ -140,39 +146,109 @@ def _grade(
     return graded
 
 
-def completion_text(completion: str | list[dict[str, Any]]) -> str:
+def completion_text(completion: object) -> str:
     """
     Return the text of a completion.
 
     Args:
-        completion (`str` or `list[dict]`):
-            A plain text, or messages whose content is a text or a list of parts like `{"type": "text", "text": ...}`.
+        completion (`str`, `dict`, `list` or `None`):
+            A plain text, a message, or a list of messages or of texts. The content of a message is a text or a list of
+            parts like `{"type": "text", "text": ...}`.
 
     Returns:
         `str`:
-            The text of the last assistant message (a message without a role counts as one), the empty string if there
-            is none: a malformed completion is the model's fault and simply has no answer.
+            The text of the last assistant message (a message without a role counts as one), or the texts of a list joined;
+            the empty string if there is none: a completion without text is the model's fault and simply has no answer.
+            Reasoning in a field or part of its own, tool calls and what tools returned are no part of it.
+
+    Raises:
+        `TypeError`: If the completion is anything else.
 
     Example:
 
     >>> completion_text([{"role": "assistant", "content": [{"type": "text", "text": "Answer: 4"}]}])
     'Answer: 4'
+    >>> completion_text({"role": "assistant", "reasoning_content": "5?", "content": "Answer: 4"})
+    'Answer: 4'
     """
     if isinstance(completion, str):
         return completion
-    for message in reversed(completion):
-        if message.get("role", "assistant") == "assistant":
-            content = message.get("content")
-            if isinstance(content, list):
-                parts = (part.get("text") for part in content if isinstance(part, dict))
-                return "".join(text for text in parts if isinstance(text, str))
-            return content if isinstance(content, str) else ""
-    return ""
+    if completion is None:
+        return ""
+    if isinstance(completion, dict):
+        return _message_text(completion)
+    if isinstance(completion, list | tuple):
+        messages = [item for item in completion if isinstance(item, dict) and ("role" in item or "content" in item)]
+        if not messages:
+            return _joined_parts(completion)
+        answers = [message for message in messages if message.get("role", "assistant") == "assistant"]
+        return _message_text(answers[-1]) if answers else ""
+    raise TypeError(f"a completion is of type {type(completion).__name__}")
 
 
-def _gold_text(gold: object) -> str:
-    # Datasets often hold integer golds; `None` is a missing one.
-    return "" if gold is None else str(gold)
+def _message_text(message: dict[str, Any]) -> str:
+    content = message["content"] if "content" in message else message.get("text")
+    if isinstance(content, list | tuple):
+        return _joined_parts(content)
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise TypeError(f"the content of a message is of type {type(content).__name__}")
+
+
+def _joined_parts(parts: Sequence[object]) -> str:
+    texts = []
+    for part in parts:
+        text = part
+        if isinstance(part, dict):
+            text = part.get("text") if part.get("type", "text") in _TEXT_PARTS else None
+        if isinstance(text, str):
+            texts.append(text)
+        elif text is not None:
+            raise TypeError(f"a part of a completion is of type {type(text).__name__}")
+    return "".join(texts)
+
+
+def completion_texts(completions: Sequence[object]) -> list[str]:
+    """
+    Return the texts of completions, see [`completion_text`].
+
+    Raises:
+        `TypeError`: If a completion is no text; the message names its row.
+    """
+    texts = []
+    for row, completion in enumerate(completions):
+        try:
+            texts.append(completion_text(completion))
+        except TypeError as error:
+            raise TypeError(
+                f"`completions[{row}]` cannot be graded: {error}. It must be a text, a message (a dict with `content`), a "
+                "list of messages or of texts, or None."
+            ) from None
+    return texts
+
+
+def gold_texts(solution: Sequence[object]) -> list[str]:
+    """
+    Return gold solutions as texts: numbers as they are written, lists as their elements, the empty text for `None`.
+
+    Raises:
+        `TypeError`: If a gold is anything else; the message names its row.
+
+    Example:
+
+    >>> gold_texts([18, None, ["2", "3"]])
+    ['18', '', '2, 3']
+    """
+    texts = []
+    for row, gold in enumerate(solution):
+        # Datasets hold integers too, and lists of the elements of an answer; `None` is a missing gold.
+        elements = list(gold) if isinstance(gold, list | tuple) else [gold]
+        if not all(element is None or isinstance(element, str | int | float) for element in elements):
+            raise TypeError(
+                f"`solution[{row}]` is of type {type(gold).__name__}, but must be a text, a number, a list of these, or None."
+            )
+        texts.append(", ".join(str(element) for element in elements if element is not None))
+    return texts
 
 
 def _reward(grade: Grade, correct: float, wrong: float) -> float | None:
@@ -193,7 +269,7 @@ def _warn_about(gold: str) -> None:
     logger.warning(
         "The gold solution %r cannot be read as an answer; its completions get no reward (None). Fix or drop the row: "
         "the `solution` column should hold a number, a LaTeX expression, a short text, or a solution that ends in "
-        "`\\boxed{...}` or `#### n`.",
+        "`\\boxed{...}`, `#### n` or `Answer: ...`.",
         shown,
     )
     if len(_warned_golds) == MAX_GOLD_WARNINGS:
