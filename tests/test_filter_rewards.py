@@ -5,11 +5,11 @@ import math
 
 import pandas as pd
 import pytest
-from test_trainer import all_wrong, make_trainer
+from test_trainer import all_correct, all_wrong, make_trainer
 from tiny import first_token_reward, numbered_prompts, training_arguments
 from trl import TrlParser
 
-from trl_dapo import DAPOConfig
+from trl_dapo import DAPOConfig, RefillExhaustedError, TrainingStoppedError
 from trl_dapo.config.dataset_checks import find_filter_columns
 from trl_dapo.sampling.judge import GroupJudge, RowFacts, SampledGroup
 from trl_dapo.sampling.prompt_stream import Draw
@@ -143,3 +143,38 @@ def test_command_line_and_file_take_one_name_or_several(tmp_path):
     file.write_text("filter_reward: [a, b]\n")
     (args,) = TrlParser((DAPOConfig,)).parse_args_and_config([*words, "--config", str(file)])
     assert args.filter_reward == ["a", "b"]
+
+
+def test_exhaustion_names_the_filter_and_the_reward_that_would_have_found_something(tmp_path):
+    trainer = make_trainer(
+        tmp_path, [all_wrong, first_token_reward], on_exhausted="error", max_generation_rounds=2, soft_punish_cache=8
+    )
+    with pytest.raises(RefillExhaustedError) as caught:
+        trainer.train()
+    rewards = [[reward[1] for reward in matrix] for _, matrix, _ in trainer.sampled_rounds]
+    groups = [row[start : start + 4] for row in rewards for start in range(0, len(row), 4)]
+    num_mixed = sum(0 < sum(group) < 4 for group in groups)
+    assert f"Judged by all_wrong ({len(groups)} groups)." in str(caught.value)
+    assert (
+        f"first_token_reward differs in {num_mixed} of the {len(groups)} groups that other rewards found all alike: "
+        "filter_reward='first_token_reward' would train on those." in str(caught.value)
+    )
+    assert "soft_overlong_punishment" not in str(caught.value)  # it always differs
+
+
+def test_advice_of_the_stop_message_helps(tmp_path):
+    rewards, options = [all_wrong, first_token_reward], {"max_steps": 6, "max_generation_rounds": 3}
+    trainer = make_trainer(tmp_path, rewards, **options)
+    with pytest.raises(TrainingStoppedError, match="filter_reward='first_token_reward' would train on those"):
+        trainer.train()
+    trainer = make_trainer(tmp_path / "advised", rewards, filter_reward="first_token_reward", **options)
+    trainer.train()
+    assert all(entry.get("dapo/exhausted", 0.0) == 0.0 for entry in trainer.state.log_history)
+    assert trainer.state.global_step == 6
+
+
+def test_other_rewards_that_are_alike_too_are_not_mentioned(tmp_path):
+    trainer = make_trainer(tmp_path, [all_wrong, all_correct], on_exhausted="error", max_generation_rounds=2)
+    with pytest.raises(RefillExhaustedError) as caught:
+        trainer.train()
+    assert "would train on those" not in str(caught.value)

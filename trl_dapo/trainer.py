@@ -262,6 +262,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             score=self.policy_scorer.score,
             observe=None if self.recorder is None else self.recorder.observe,
             keep_awake=self.vllm_generation.kept_awake if self.args.use_vllm else nullcontext,
+            reward_names=[
+                name for column, name in enumerate(self.reward_func_names) if column != self.reporter.penalty_column
+            ],
         )
 
     def _add_guards_and_state(self) -> None:

@@ -49,6 +49,17 @@ def is_correct(reward: float) -> bool:
     return reward >= 1.0 - REWARD_TOLERANCE
 
 
+def differs(rewards: Sequence[float]) -> bool:
+    """
+    Whether rewards differ. Those that are NaN or infinite are left out.
+
+    >>> differs([1.0, 0.0, float("nan")]), differs([0.1 + 0.2, 0.3])
+    (True, False)
+    """
+    scored = [reward for reward in rewards if math.isfinite(reward)]
+    return bool(scored) and max(scored) - min(scored) > REWARD_TOLERANCE
+
+
 class GroupFilter:
     """
     Judges a group by one reward of its completions, before any shaping.

@@ -1,6 +1,6 @@
 """The dynamic sampler of a run: by rounds, or group by group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,6 +33,7 @@ def make_dynamic_sampler(
     score: Callable[[list[Rollout]], list[torch.Tensor]],
     observe: ObserveGroups | None = None,
     keep_awake: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    reward_names: Sequence[str] = (),
 ) -> DynamicSampler:
     """
     Puts the dynamic sampler of a run together.
@@ -54,7 +55,7 @@ def make_dynamic_sampler(
             As in [`DynamicSampler`].
         observe (`ObserveGroups`, *optional*):
             Is shown the judged groups.
-        keep_awake (`Callable[[], AbstractContextManager]`, *optional*):
+        keep_awake (`Callable[[], AbstractContextManager]`, *optional*), reward_names (`Sequence[str]`, *optional*):
             As in [`DynamicSampler`].
     """
     shape = args.shape
@@ -76,4 +77,4 @@ def make_dynamic_sampler(
     assembler = BatchAssembler(
         shape.num_generations, ranks, source, num_rewards, bool(args.use_vllm), bool(args.log_completions)
     )
-    return DynamicSampler(shape, source, refill, assembler, score, keep_awake)
+    return DynamicSampler(shape, source, refill, assembler, score, keep_awake, reward_names)
