@@ -63,7 +63,7 @@ from .refill.dynamic_sampling import DynamicSampler
 from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
-from .report.batch_metrics import BatchReporter, completion_metrics
+from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, without_value
 from .report.callbacks import RunAnnouncement, RunRecord, shorten_log_lines
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
@@ -293,6 +293,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             drawn = _DrawnBatch()
             with self._replaying(drawn):
                 output = super()._generate_and_score_completions(inputs)
+            self._mark_without_value()
             return self._finish_batch(output, drawn.facts, torch.zeros(len(drawn.facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
         batch = self._collect_batch(self.dynamic_sampler)
@@ -305,7 +306,16 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if ledger.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and ledger.accepted:
             # These take the mean over rows, and count those that stand in for groups that were not found.
             output["advantages"] *= ledger.num_groups / len(ledger.accepted)
+        # TRL takes the mean over all groups of the batch, those that were not found included.
+        zero_std = self._metrics["train"]["frac_reward_zero_std"]
+        zero_std[-1] *= ledger.num_groups / len(ledger.accepted) if ledger.accepted else math.nan
         return self._finish_batch(output, batch.facts, batch.is_filler, batch)
+
+    def _mark_without_value(self) -> None:
+        """Takes out of TRL's metrics of a drawn batch what is computed over no rewards."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if math.isnan(metrics["reward"][-1]):
+            metrics["frac_reward_zero_std"][-1] = math.nan
 
     @contextmanager
     def _replaying(self, batch: GenerationBatch | _DrawnBatch, awaits_old_logps: bool = False) -> Iterator[None]:
@@ -449,7 +459,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         return logps, entropies, *rest
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        num_logged = {name: len(values) for name, values in self._metrics["train"].items()}
         loss: torch.Tensor = super()._compute_loss(model, inputs)
+        if self.model.training and not self.accelerator.gather(live_tokens(inputs).sum()).any():
+            without_value(self._metrics["train"], num_logged)
         forward, self._forward = self._forward, None  # it holds the graph
         if self.model.training and forward is not None:
             mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
@@ -514,5 +527,6 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 self.reporter.drop_always_zero(self._metrics["train"])
         else:
             logs |= self.evaluation_metrics.flush(logs, self._metrics["eval"])
+        drop_without_value(self._metrics["train" if self.model.training else "eval"])
         with printing_plainly() if self.log_completions else nullcontext():
             super().log(logs, start_time)
