@@ -192,12 +192,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.filter_names = [self.reward_func_names[column] for column in filter_columns]
         penalty_column = self._add_overlong_punishment()
         self.truncation_rule = TruncationRule.of_generation(
-            self.eos_token_ids,
-            args.max_completion_length,
-            args.vllm_max_model_length if args.use_vllm else None,
-            args.generation_kwargs,  # type: ignore[arg-type]  # a string before it was parsed
-            self._tokenizer.decode,
+            args.generation_end, self.eos_token_ids, self._tokenizer.decode
         )
+        # TRL cuts what `generate` returns behind the first of these; what follows is padding.
+        self.eos_token_ids = args.generation_end.end_tokens(self.eos_token_ids)
         self.group_judge = GroupJudge(
             filter_columns, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
         )
@@ -220,11 +218,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _add_overlong_punishment(self) -> int | None:
         """Adds the soft overlong punishment to the reward functions, and returns its column; `None`: it is off."""
         args = self.args
-        if not args.soft_punish_cache or args.max_completion_length is None:
+        limit = args.generation_end.max_completion_length
+        if not args.soft_punish_cache or limit is None:
             return None
-        punishment = SoftOverlongPunishment(
-            args.max_completion_length, args.soft_punish_cache, args.overlong_penalty_factor
-        )
+        punishment = SoftOverlongPunishment(limit, args.soft_punish_cache, args.overlong_penalty_factor)
         # New lists: the caller's list of reward functions is theirs.
         column = len(self.reward_funcs)
         self.reward_funcs = [*self.reward_funcs, punishment]

@@ -37,7 +37,7 @@ def describe_run(
     """
     shape = args.shape
     prompts, updates, completions = shape.num_groups, shape.num_updates, shape.num_completions
-    limit = args.max_completion_length
+    limit = args.generation_end.max_completion_length
     tokens = "without a length limit" if limit is None else f"at most {completions * limit:,} tokens"
     data = "a stream of prompts" if num_rows is None else f"{num_rows:,} prompts"
     lines = [

@@ -210,6 +210,7 @@ class PublishedTrainer(GRPOTrainer):
         trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
         named = ("temperature", "top_p", "max_completion_length", "seed")
         sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
+        sampling["max_completion_length"] = args.generation_end.max_completion_length
         # With this option, the trainer loads the best weights at the end of training.
         best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
         return RunFacts(

@@ -229,7 +229,7 @@ def completion_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
     is_truncated = [truncated for group in groups for truncated in group.is_truncated]
     if not lengths:
         return {}
-    terminated = [length for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [math.nan]
+    terminated = [float(length) for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [math.nan]
     return {
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(min(lengths)),

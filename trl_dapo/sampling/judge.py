@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple
 
+from .generation_end import GenerationEnd
 from .prompt_stream import Draw
 
 
@@ -221,27 +222,27 @@ class TruncationRule:
 
     @classmethod
     def of_generation(
-        cls,
-        eos_token_ids: Sequence[int],
-        max_completion_length: int | None,
-        max_sequence_length: int | None,
-        generation_kwargs: Mapping[str, Any] | None,
-        decode: Callable[[list[int]], str],
+        cls, end: GenerationEnd, eos_token_ids: Sequence[int], decode: Callable[[list[int]], str]
     ) -> "TruncationRule":
         """
         Returns the rule for a trainer's settings.
 
-        `generation_kwargs` are TRL's; of them `stop` or `stop_strings` (a text or several) and `stop_token_ids` are read.
+        Args:
+            end (`GenerationEnd`):
+                What ends a completion.
+            eos_token_ids (`Sequence[int]`):
+                The end-of-sequence tokens of model and tokenizer.
+            decode (`Callable[[list[int]], str]`):
+                Turns token ids into text.
 
-        >>> rule = TruncationRule.of_generation([2], 3, None, {"stop": "!", "stop_token_ids": [5]}, lambda ids: "ab!")
+        >>> end = GenerationEnd(3, stop_strings=("!",), more_end_tokens=(5,))
+        >>> rule = TruncationRule.of_generation(end, [2], lambda ids: "ab!")
         >>> sorted(rule.end_token_ids), rule.stop_strings
         ([2, 5], ('!',))
         """
-        kwargs = generation_kwargs or {}
-        stop = kwargs.get("stop") or kwargs.get("stop_strings") or ()
-        stop_strings = [stop] if isinstance(stop, str) else stop
-        end_token_ids = [*eos_token_ids, *(kwargs.get("stop_token_ids") or ())]
-        return cls(end_token_ids, max_completion_length, max_sequence_length, stop_strings, decode)
+        return cls(
+            end.end_tokens(eos_token_ids), end.max_completion_length, end.max_sequence_length, end.stop_strings, decode
+        )
 
     def facts(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> list[RowFacts]:
         """
