@@ -264,7 +264,20 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             ],
         )
 
+    def _rewards_of_groups(self) -> dict[str, Any]:
+        """Returns what the rewards and verdicts of carried groups depend on, as JSON."""
+        args = self.args
+        is_punished = self.reporter.penalty_column is not None
+        punishment = [args.generation_end.max_completion_length, args.soft_punish_cache, args.overlong_penalty_factor]
+        return {
+            "reward_names": list(self.reward_func_names),
+            "filter_reward": list(self.filter_names),
+            "filter_range": None if args.filter_bounds is None else list(args.filter_bounds),
+            "soft_overlong_punishment": punishment if is_punished else None,
+        }
+
     def _add_guards_and_state(self) -> None:
+        self.run_state.layout |= self._rewards_of_groups()
         sampler = self.dynamic_sampler
         if sampler is not None:
             self.run_state.add("sampler", sampler.state_dict, sampler.load_state_dict)
