@@ -213,6 +213,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         )
         self.recorder = self._make_recorder(filter_columns)
         self.dynamic_sampler = self._make_sampler(train_dataset) if args.dynamic_sampling else None
+        # The dataset whose prompts the sampler draws.
+        self._sampled_dataset: Any = self.train_dataset
         self._add_guards_and_state()
 
     def _add_overlong_punishment(self) -> int | None:
@@ -264,6 +266,23 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             ],
         )
 
+    def _add_sampler_state(self, sampler: DynamicSampler) -> None:
+        self.run_state.add("sampler", sampler.state_dict, sampler.load_state_dict)
+        self.run_state.add("carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True)
+
+    def _sample_from(self, dataset: Dataset | IterableDataset) -> None:
+        """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""
+        assert self.dynamic_sampler is not None
+        check_train_dataset(dataset, self.reward_funcs, self.args.num_groups_per_batch, self.args.selective_rollout)
+        check_image_dataset(dataset, self.args)
+        planner = self.dynamic_sampler.refill.planner.state_dict()
+        self.dynamic_sampler = self._make_sampler(dataset)
+        self.dynamic_sampler.refill.planner.load_state_dict(planner)
+        self._add_sampler_state(self.dynamic_sampler)
+        # What is left of the last generation batch is of the other dataset.
+        self._step, self._buffered_inputs = 0, None
+        self._sampled_dataset = dataset
+
     def _rewards_of_groups(self) -> dict[str, Any]:
         """Returns what the rewards and verdicts of carried groups depend on, as JSON."""
         args = self.args
@@ -278,12 +297,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
 
     def _add_guards_and_state(self) -> None:
         self.run_state.layout |= self._rewards_of_groups()
-        sampler = self.dynamic_sampler
-        if sampler is not None:
-            self.run_state.add("sampler", sampler.state_dict, sampler.load_state_dict)
-            self.run_state.add(
-                "carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True
-            )
+        if self.dynamic_sampler is not None:
+            self._add_sampler_state(self.dynamic_sampler)
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
         guard = NonFiniteGuard(self.seams, self.ranks, self.args.max_non_finite_steps, self._log_train)
         self.run_state.add("non_finite", guard.state_dict, guard.load_state_dict)
@@ -489,6 +504,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Returns TRL's dataloader, or one that only paces the steps where the prompts come from the stream."""
         if self.dynamic_sampler is None:
             return super().get_train_dataloader()
+        if self.train_dataset is not self._sampled_dataset:
+            self._sample_from(self.train_dataset)
         return pacing_dataloader(
             self.train_dataset, self.shape.num_groups, self.shape.num_slices * self.num_iterations
         )
