@@ -69,6 +69,7 @@ from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
 from .report.recorder import RewardColumns, RolloutRecorder
+from .report.sampling_progress import progress_of_run
 from .rewards import SoftOverlongPunishment
 from .rewards.overlong import check_single_length_punishment
 from .sampling.judge import GroupJudge, RowFacts, TruncationRule
@@ -264,6 +265,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             reward_names=[
                 name for column, name in enumerate(self.reward_func_names) if column != self.reporter.penalty_column
             ],
+            progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
         )
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:

@@ -48,8 +48,20 @@ def describe_run(
     if first_round is not None:
         judges = _judges(filter_names or reward_names[:1])
         lines.append(f"  Dynamic sampling by {judges}: {_refill(first_round, args)}; surplus: {args.surplus}.")
+        lines.append(f"  Before the first step: {_first_wait(first_round, args)}.")
     lines += [f"  {name}: {value}" for name, value in _parts(args).items()]
     return "\n".join([*lines, *(f"  ! {departure}" for departure in departures(args))])
+
+
+def _first_wait(plan: RoundPlan, args: DAPOConfig) -> str:
+    """Returns what is sampled before anything is trained, as far as it is planned."""
+    completions = plan.num_prompts * args.shape.num_generations
+    limit = args.generation_end.max_completion_length
+    tokens = "" if limit is None else f" of at most {completions * limit:,} tokens"
+    return (
+        f"{plan.num_prompts} prompts x {args.shape.num_generations} = {completions:,} completions{tokens} are sampled and "
+        "scored; meanwhile a line or a bar says how many groups are found"
+    )
 
 
 def _judges(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
 
 from .assembly import BatchAssembler, GenerationBatch, RefillResult
+from .progress import SamplingProgress
 from .prompt_source import PromptSource
 
 
@@ -71,6 +72,8 @@ class DynamicSampler:
             A batch is sampled inside it: an engine that sleeps while the model trains stays awake meanwhile.
         reward_names (`Sequence[str]`, *optional*):
             Names of the reward functions, without penalties.
+        progress (`SamplingProgress`, *optional*):
+            Is told when a batch begins and ends.
 
     Attributes:
         last_plan (`RoundPlan`, *optional*):
@@ -88,6 +91,7 @@ class DynamicSampler:
         score: Callable[[list[Rollout]], list[torch.Tensor]],
         keep_awake: Callable[[], AbstractContextManager[None]] = nullcontext,
         reward_names: Sequence[str] = (),
+        progress: SamplingProgress | None = None,
     ):
         self.shape = shape
         self.source = source
@@ -96,6 +100,7 @@ class DynamicSampler:
         self.score = score
         self.keep_awake = keep_awake
         self.reward_names = reward_names
+        self.progress = progress or SamplingProgress()
         self.last_plan: RoundPlan | None = None
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
@@ -134,8 +139,12 @@ class DynamicSampler:
             reward_names=self.reward_names,
         )
         first_position = self.source.position
-        with self.keep_awake():
-            result = self.refill.fill(ledger, policy_step)
+        self.progress.begin(policy_step + 1, self.shape.num_groups)
+        try:
+            with self.keep_awake():
+                result = self.refill.fill(ledger, policy_step)
+        finally:
+            self.progress.end()
         kept = self._kept | result.kept
         self.last_plan = result.plan or self.last_plan
         self.num_generated_tokens += ledger.num_sampled_tokens
