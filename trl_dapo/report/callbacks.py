@@ -61,6 +61,16 @@ _SHOWN = (
 )
 
 
+def shown_metrics(logs: Mapping[str, Any]) -> dict[str, str]:
+    """
+    Returns the metrics of a training line that people look at, in words.
+
+    >>> shown_metrics({"loss": 0.1, "entropy": 1.23456, "dapo/sampled_accuracy": 0.5, "reward": None})
+    {'sampled accuracy': '0.500', 'entropy': '1.235'}
+    """
+    return {words: f"{logs[name]:{form}}" for words, name, form in _SHOWN if logs.get(name) is not None}
+
+
 def terminal_line(logs: Mapping[str, Any], step: int, num_steps: int) -> str:
     """
     Returns what the terminal shows of a log line: a few metrics in training, all of them otherwise.
@@ -80,7 +90,7 @@ def terminal_line(logs: Mapping[str, Any], step: int, num_steps: int) -> str:
     if "loss" not in logs:
         shown = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
         return str({name: value for name, value in shown.items() if name != "total_flos"})
-    parts = [f"{words} {logs[name]:{form}}" for words, name, form in _SHOWN if logs.get(name) is not None]
+    parts = [f"{words} {value}" for words, value in shown_metrics(logs).items()]
     return " | ".join([f"step {step}/{num_steps}", *parts])
 
 
@@ -110,5 +120,10 @@ def shorten_log_lines(callbacks: list[TrainerCallback]) -> None:
         PrinterCallback: ShortPrinter,
     }
     for number, callback in enumerate(callbacks):
-        if type(callback) in short:
+        if type(callback).__name__ == "NotebookProgressCallback":
+            # Not at the top: it needs IPython.
+            from .notebook_progress import NotebookTable
+
+            callbacks[number] = NotebookTable()
+        elif type(callback) in short:
             callbacks[number] = short[type(callback)]()
