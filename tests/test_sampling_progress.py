@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 from trl_dapo import RefillExhaustedError
 from trl_dapo.refill.progress import BatchSoFar, SamplingProgress
-from trl_dapo.report import sampling_progress
-from trl_dapo.report.sampling_progress import ProgressBar, ProgressLines, progress_of_run
+from trl_dapo.report import callbacks
+from trl_dapo.report.callbacks import ProgressBar, ProgressLines, progress_of_run
 
 
 @pytest.fixture
 def every_round(monkeypatch):
     """Rounds of the tiny model take a few milliseconds."""
-    monkeypatch.setattr(sampling_progress, "_SECONDS_BETWEEN_ROUNDS", 0.0)
+    monkeypatch.setattr(callbacks, "_SECONDS_BETWEEN_ROUNDS", 0.0)
 
 
 def mixed_groups(matrix):

@@ -64,12 +64,11 @@ from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
 from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, without_value
-from .report.callbacks import RunAnnouncement, RunRecord, shorten_log_lines
+from .report.callbacks import RunAnnouncement, RunRecord, progress_of_run, shorten_log_lines
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
 from .report.recorder import RewardColumns, RolloutRecorder
-from .report.sampling_progress import progress_of_run
 from .rewards import SoftOverlongPunishment
 from .rewards.overlong import check_single_length_punishment
 from .sampling.judge import GroupJudge, RowFacts, TruncationRule
@@ -488,11 +487,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         num_logged = {name: len(values) for name, values in self._metrics["train"].items()}
         loss: torch.Tensor = super()._compute_loss(model, inputs)
-        if self.model.training and not self.accelerator.gather(live_tokens(inputs).sum()).any():
-            without_value(self._metrics["train"], num_logged)
         forward, self._forward = self._forward, None  # it holds the graph
-        if self.model.training and forward is not None:
-            mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        if not self.model.training:
+            return loss
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        if not self.accelerator.gather(mask.sum()).any():
+            without_value(self._metrics["train"], num_logged)
+        if forward is not None:
             is_sequence_ratio = self.importance_sampling_level == "sequence"
             old_logps, advantages = inputs.get("old_per_token_logps"), inputs["advantages"]
             self.diagnostics.observe_tokens(

@@ -1,10 +1,9 @@
 """What is told of a generation batch while it is sampled."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class BatchSoFar:
+class BatchSoFar(NamedTuple):
     """
     How far the sampling of a generation batch is.
 
