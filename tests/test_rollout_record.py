@@ -228,11 +228,11 @@ def test_two_ranks_without_dynamic_sampling_write_every_completion_once(tmp_path
     args = DAPOConfig(**training_arguments(tmp_path, per_device_train_batch_size=12, num_groups_to_log=10))
     rewards = [[float(row % 4 == 1)] for row in range(12)]
     facts = [RowFacts(2, row + 1, row == 5) for row in range(12)]
-    groups = GroupJudge(0).judge([Draw(number, -1) for number in range(3)], rewards, facts)
+    groups = GroupJudge([0]).judge([Draw(number, -1) for number in range(3)], rewards, facts)
 
     def work(ranks):
         mine = range(6 * ranks.rank, 6 * ranks.rank + 6)
-        rewards = RewardColumns(["correct"], [2.0], 0)
+        rewards = RewardColumns(["correct"], [2.0], [0])
         recorder = RolloutRecorder(args.shape, ranks, GroupSample(10), rewards, str(tmp_path))
         inputs = [{"prompt": f"p{row // 4}", "answer": row // 4} for row in mine]
         logged = {"seen": [row * 10 for row in mine], "other length": [1]}

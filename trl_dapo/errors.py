@@ -32,14 +32,23 @@ class RefillExhaustedError(RuntimeError):
             Generation rounds spent.
         verdict_counts (`Mapping[str, int]`):
             Number of sampled groups per verdict of the group filter.
+        remark (`str`, *optional*):
+            Which rewards judged the groups, and what the others said.
     """
 
-    def __init__(self, num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]):
+    def __init__(
+        self,
+        num_accepted: int,
+        num_needed: int,
+        num_rounds: int,
+        verdict_counts: Mapping[str, int],
+        remark: str = "",
+    ):
         self.num_accepted = num_accepted
         self.num_needed = num_needed
         self.num_rounds = num_rounds
         self.verdict_counts = dict(verdict_counts)
-        super().__init__(describe_exhaustion(num_accepted, num_needed, num_rounds, verdict_counts))
+        super().__init__(describe_exhaustion(num_accepted, num_needed, num_rounds, verdict_counts) + remark)
 
 
 class TrainingStoppedError(RuntimeError):

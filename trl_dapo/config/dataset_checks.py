@@ -13,32 +13,41 @@ _REWARD_ARGUMENTS = frozenset(
 )
 
 
-def find_filter_column(name: str | None, reward_names: Sequence[str]) -> int:
+def find_filter_columns(filter_reward: str | Sequence[str] | None, reward_names: Sequence[str]) -> list[int]:
     """
-    Returns the number of the reward function that decides the filter.
+    Returns the numbers of the reward functions that judge groups: each group by the first that scored it.
 
     Args:
-        name (`str` or `None`):
-            `filter_reward`; `None`: the first.
+        filter_reward (`str` or `Sequence[str]` or `None`):
+            One name or several; `None`: all, in their order.
         reward_names (`Sequence[str]`):
             Names of the reward functions.
 
     Raises:
-        `ValueError`: when there is none of that name.
+        `ValueError`: when there is none of a name, or a name twice.
 
     Example:
 
-    >>> find_filter_column("accuracy", ["format", "accuracy"])
-    1
+    >>> find_filter_columns("accuracy", ["format", "accuracy"])
+    [1]
+    >>> find_filter_columns(None, ["math", "code"])
+    [0, 1]
     """
-    if name is None:
-        return 0
-    if name not in reward_names:
+    if filter_reward is None:
+        return list(range(len(reward_names)))
+    names = [filter_reward] if isinstance(filter_reward, str) else list(filter_reward)
+    for name in names:
+        if name not in reward_names:
+            known = ", ".join(map(repr, reward_names))
+            raise ValueError(
+                f"filter_reward is {filter_reward!r}, but must be one of the reward functions: {known}, or a list of them. "
+                "Leave it None to judge each group by the first that scored it."
+            )
+    if len(set(names)) < max(1, len(names)):
         raise ValueError(
-            f"filter_reward is {name!r}, but must be one of the reward functions: {', '.join(map(repr, reward_names))}. "
-            "Leave it None to use the first."
+            f"filter_reward is {filter_reward!r}, but must name each reward function once, the first to ask first."
         )
-    return reward_names.index(name)
+    return [reward_names.index(name) for name in names]
 
 
 def numbered_names(names: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ _LEFT_OUT = frozenset(
 )
 # The default of fields that are `None` until `DAPOConfig` computes them from other fields.
 _RESOLVED: dict[str, Callable[[DAPOConfig], Any]] = {
-    "soft_punish_cache": lambda args: None if args.max_completion_length is None else args.max_completion_length // 5,
+    "soft_punish_cache": lambda args: args.default_punish_cache,
     "max_prompts_per_round": lambda args: 4 * args.num_groups_per_batch,
     "max_off_policy_steps": lambda args: args.num_updates_per_batch,
     "loss_normalization": lambda args: "batch",

@@ -45,6 +45,8 @@ class PublishedTrainer(GRPOTrainer):
     _paper = {"title": DAPO_TITLE, "id": "2503.14476", "citation": DAPO_CITATION}
 
     args: DAPOConfig
+    # Names of the reward functions that judge groups.
+    filter_names: list[str]
     # Given by the user. They also apply to the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
@@ -208,6 +210,7 @@ class PublishedTrainer(GRPOTrainer):
         trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
         named = ("temperature", "top_p", "max_completion_length", "seed")
         sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
+        sampling["max_completion_length"] = args.generation_end.max_completion_length
         # With this option, the trainer loads the best weights at the end of training.
         best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
         return RunFacts(
@@ -226,7 +229,7 @@ class PublishedTrainer(GRPOTrainer):
             num_shared_prompts=self.shared_prompts(),
             is_conversational=isinstance(row.get("prompt"), list),
             rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
-            method=describe_method(args, num_steps, num_rows, self.reward_func_names),
+            method=describe_method(args, num_steps, num_rows, self.reward_func_names, self.filter_names),
             departures=departures(args),
             settings=changed_settings(args),
             sampling=sampling,

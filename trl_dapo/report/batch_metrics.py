@@ -144,6 +144,10 @@ _TRL_CLIP_RATIOS = tuple(
 )
 
 
+# What TRL's loss logs that has a value without tokens too.
+_NOT_OVER_TOKENS = frozenset({"entropy_coef", "aux_loss", "policy_loss"})
+
+
 def ledger_metrics(ledger: RefillLedger) -> dict[str, float]:
     """
     Returns the metrics of a batch, over all completions sampled for it; `trained_accuracy` is over the trained ones.
@@ -220,12 +224,12 @@ def overlong_metrics(groups: Sequence[SampledGroup], free_length: int, penalty_c
 
 
 def completion_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
-    """Returns TRL's metrics of completion length in tokens."""
+    """Returns TRL's metrics of completion length in tokens; NaN where no completion ended by itself."""
     lengths = [completion for group in groups for _, completion in group.lengths]
     is_truncated = [truncated for group in groups for truncated in group.is_truncated]
     if not lengths:
         return {}
-    terminated = [length for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [0]
+    terminated = [float(length) for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [math.nan]
     return {
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(min(lengths)),
@@ -235,6 +239,42 @@ def completion_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
         "completions/min_terminated_length": float(min(terminated)),
         "completions/max_terminated_length": float(max(terminated)),
     }
+
+
+def without_value(metrics: MutableMapping[str, list[float]], num_before: Mapping[str, int]) -> None:
+    """
+    Marks values that TRL computed over no tokens: they become NaN.
+
+    Args:
+        metrics (`MutableMapping[str, list[float]]`):
+            The values of each metric since the last log line. Changed in place.
+        num_before (`Mapping[str, int]`):
+            How many of them were there before.
+
+    Example:
+
+    >>> metrics = {"entropy": [1.5, 0.0], "entropy_coef": [0.1]}
+    >>> without_value(metrics, {"entropy": 1})
+    >>> metrics
+    {'entropy': [1.5, nan], 'entropy_coef': [0.1]}
+    """
+    for name, values in metrics.items():
+        if name not in _NOT_OVER_TOKENS:
+            first = num_before.get(name, 0)
+            values[first:] = [math.nan] * len(values[first:])
+
+
+def drop_without_value(metrics: MutableMapping[str, list[float]]) -> None:
+    """
+    Removes metrics of which no value is a number. TRL would log them as None.
+
+    >>> metrics = {"reward": [math.nan], "entropy": [1.5, math.nan]}
+    >>> drop_without_value(metrics)
+    >>> metrics
+    {'entropy': [1.5, nan]}
+    """
+    for name in [name for name, values in metrics.items() if all(map(math.isnan, values))]:
+        del metrics[name]
 
 
 def _mean(values: Sequence[float]) -> float:
