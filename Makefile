@@ -58,7 +58,7 @@ quickstart: $(STAMP)  ## trains a tiny model with DAPO, on a CPU, in minutes
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not vllm" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not vllm and not bench" -n 2 --dist worksteal
 
 test-slow: $(STAMP) test-space
 	$(BIN)/python -m pytest -m slow --timeout=3600
@@ -92,6 +92,7 @@ style: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## the short version of every benchmark against the stored numbers, under 20 minutes on 2 cores
+	$(BIN)/python -m pytest -m "bench and not slow"
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 bench-full: $(STAMP)  ## hours: every benchmark in full, see benchmarks/README.md

@@ -119,7 +119,7 @@ def measure(name: str, num_steps: int, options: list[str]) -> dict[str, Any]:
         if name == "GRPO":
             args.epsilon_high = None
         args.model_init_kwargs = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
-        train_dataset, _ = load_problems(script_args)
+        train_dataset = load_problems(script_args).train
         meter = Meter(args.num_updates_per_batch)
         trainer = TRAINERS[name](
             model=model_args.model_name_or_path,

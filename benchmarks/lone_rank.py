@@ -145,7 +145,7 @@ class LoneRun:
             report_to="none",
             **options,
         )
-        judge = GroupJudge(filter_column=0)
+        judge = GroupJudge(filter_columns=[0])
         self.sampler = make_dynamic_sampler(
             args,
             self.ranks,

@@ -122,7 +122,7 @@ def measure_decisions(num_groups: int) -> dict[str, Any]:
     facts = [RowFacts(PROMPT_TOKENS, 1000, 0)] * (num_prompts * generations)
     rewards = [[float(row // generations % 2 and row % 2), 0.0] for row in range(len(facts))]
     locations = [Location(0, row * 1024 // len(facts), row % 16) for row in range(len(facts))]
-    judge = GroupJudge(filter_column=0)
+    judge = GroupJudge(filter_columns=[0])
     groups = judge.judge(draws, rewards, facts, locations)
 
     def collect() -> RefillLedger:

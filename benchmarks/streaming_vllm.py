@@ -182,7 +182,7 @@ class PolicyOnEngine:
         groups = LocalGroups(self.requests, grader, lambda rows: [PROMPT_IDS] * len(rows))
         self.sampler = make_dynamic_sampler(
             args, ranks, [{"prompt": "w0 w1"}] * 100_000, groups if refill == "stream" else self._sample_round,
-            GroupJudge(0), num_rewards=1,
+            GroupJudge([0]), num_rewards=1,
             score=lambda rollouts: [torch.zeros(len(rollout.completion_ids)) for rollout in rollouts],
         )  # fmt: skip
         if is_fixed:

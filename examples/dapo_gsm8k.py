@@ -17,13 +17,12 @@ from pathlib import Path
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from word_problems import TinyTaskArguments, prepare_tiny_task
 
-from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError, HubUnreachableError
+from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError, HubUnreachableError, TrainingStoppedError
 from trl_dapo.command_line.training_run import (
     TrainingScriptArguments,
-    finish_run,
+    complete_run,
     load_problems,
     name_data,
-    save_model,
     train_grpo,
     use_model,
 )
@@ -42,8 +41,9 @@ def main(script_args, args, model_args):
     """Trains a model, evaluates it before and after, and saves it with its card, curves and results."""
     if script_args.tiny_task:
         model, train_dataset, eval_dataset = prepare_tiny_task(script_args, args)
+        split = None
     else:
-        train_dataset, eval_dataset = load_problems(script_args)
+        train_dataset, eval_dataset, split = load_problems(script_args)
         model = use_model(args, model_args)
 
     trainer = DAPOTrainer(
@@ -55,15 +55,12 @@ def main(script_args, args, model_args):
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
     )
-    name_data(trainer, script_args)
+    name_data(trainer, script_args, split)
 
+    # Trains and saves the model; then evaluates it, writes card, curves and results, and pushes all with `push_to_hub`.
     # With `eval_on_start`, which the recipes set, the model is also evaluated before the first step.
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.evaluate()
-    save_model(trainer)
-
-    grpo = train_grpo(trainer, model, script_args, model_args) if script_args.compare_grpo else None
-    finish_run(trainer, grpo)  # writes card, curves and results; pushes them with the model if `push_to_hub` is set
+    compare = (lambda: train_grpo(trainer, model, script_args, model_args)) if script_args.compare_grpo else None
+    complete_run(trainer, compare)
 
 
 if __name__ == "__main__":
@@ -71,5 +68,5 @@ if __name__ == "__main__":
         sys.argv += ["--config", str(DEFAULT_RECIPE)]
     try:
         main(*TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig)).parse_args_and_config())
-    except (HubPushError, HubUnreachableError, FileNotFoundError) as error:
+    except (HubPushError, HubUnreachableError, TrainingStoppedError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

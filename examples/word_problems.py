@@ -20,6 +20,8 @@ from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from trl_dapo.data.held_out import prompt_key, without_prompts
+
 
 # Share of each family: two easy ones, four of growing length, and one too hard (products of two-digit numbers).
 FAMILIES = {
@@ -257,6 +259,8 @@ def prepare_tiny_task(script_args, args):
     """Returns the folder of the warmed-up model, problems to train on, and held-out problems."""
     train_dataset = make_problems(4000, seed=args.seed)
     eval_dataset = make_problems(script_args.num_eval_problems, seed=args.seed + 1)
+    held_out = {prompt_key(prompt) for prompt in eval_dataset["prompt"]}
+    train_dataset = without_prompts(train_dataset, train_dataset["prompt"], held_out)
     folder = str(Path(args.output_dir) / "tiny-model")
     with args.main_process_first(desc="warming up the tiny model"):
         if args.process_index == 0:

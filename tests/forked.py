@@ -8,10 +8,13 @@ Each process that runs tests has one server, which starts with the first functio
 import functools
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
 import time
 from multiprocessing import connection, forkserver
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -25,18 +28,16 @@ CONTEXT.set_forkserver_preload(["two_ranks", "recipe_training"])
 # When one rank has failed, the others notice by themselves or not at all.
 GRACE_SECONDS = 30
 
+# What the server, and so each process, finds in its environment: the folders of its modules, and one grading worker, since
+# starting one takes a second. A rank has its share of the machine.
+PATH = os.pathsep.join([*FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])])
+ENVIRONMENT = {"PYTHONPATH": PATH, "LOCAL_WORLD_SIZE": "64"}
+
 
 @functools.cache
 def start_server():
-    # The server looks for what it imports in PYTHONPATH alone.
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, *([path] if path else [])])
-    try:
+    with mock.patch.dict(os.environ, ENVIRONMENT):
         forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if path:
-            os.environ["PYTHONPATH"] = path
 
 
 def start(target, *args, **kwargs):
@@ -113,3 +114,19 @@ def _wait_for_all(processes, max_seconds):
             process.join()
             if process.exitcode:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+
+
+def run_program(path, arguments, output, max_seconds=540):
+    """Runs a Python program with these arguments; returns its exit code and what it printed, which is in `output`."""
+    process = start(_run_program, str(path), arguments, str(output))
+    process.join(max_seconds)
+    process.kill()
+    process.join()
+    return process.exitcode, Path(output).read_text()
+
+
+def _run_program(path, arguments, output):
+    print_into(output)
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, str(Path(path).parent))
+    runpy.run_path(path, run_name="__main__")

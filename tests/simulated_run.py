@@ -226,7 +226,7 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             ranks,
             Dataset.from_list(table).to_iterable_dataset() if scenario.is_iterable else table,
             groups if args.refill == "stream" else sample,
-            GroupJudge(scenario.filter_column, args.filter_range),
+            GroupJudge([scenario.filter_column], args.filter_range),
             num_rewards=2,
             score=compute_logps,
         )

@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -34,6 +34,7 @@ def curve(*accuracies, tokens=100.0, seconds=1.0):
     ]
 
 
+@pytest.mark.bench
 def test_each_rung_adds_its_part_and_each_arm_lacks_its_own(modules):
     arms = modules.ablation.ARMS
     whole = {
@@ -52,12 +53,14 @@ def test_each_rung_adds_its_part_and_each_arm_lacks_its_own(modules):
     assert arms[modules.ablation_tables.left_out("dynamic sampling")].settings == ladder[-2]
 
 
+@pytest.mark.bench
 def test_half_of_the_groups_teach_nothing_at_first(modules):
     families = modules.ablation.FAMILIES
     assert sum(families.values()) == pytest.approx(1.0)
     assert families["sum"] + families["product"] == pytest.approx(0.5)
 
 
+@pytest.mark.bench
 def test_interval_is_students(modules):
     interval = modules.ablation_tables.Interval.of([1.0, 2.0, 3.0])
     # t(0.975, 2) = 4.3027, standard deviation 1.
@@ -67,6 +70,7 @@ def test_interval_is_students(modules):
     assert math.isnan(modules.ablation_tables.Interval.of([1.0]).half)
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize(
     ("mean", "half", "claimed", "verdict"),
     [(2.0, 1.0, 1, "held"), (2.0, 1.0, -1, "opposite"), (-2.0, 1.0, -1, "held"), (1.0, 2.0, 1, "not seen")],
@@ -76,6 +80,7 @@ def test_verdict_is_that_of_the_interval(modules, mean, half, claimed, verdict):
     assert modules.ablation_tables.Interval(mean, math.nan).verdict(claimed) == "not seen"
 
 
+@pytest.mark.bench
 def test_budgets_are_equal_by_hand(modules):
     tables = modules.ablation_tables
     # DAPO spends 300 tokens a leg, TRL 100: with DAPO's 600 TRL has taken 6 legs of 10 steps.
@@ -92,12 +97,14 @@ def test_budgets_are_equal_by_hand(modules):
     assert tables.ratios_to_reach(data, 0.35, "step") == ([], 2)
 
 
+@pytest.mark.bench
 def test_largest_drop_is_from_the_best_before(modules):
     assert modules.ablation_tables.largest_drop({"curve": curve(0.3, 0.5, 0.45, 0.6, 0.52, 0.58)}) == pytest.approx(
         0.08
     )
 
 
+@pytest.mark.bench
 def test_differences_are_paired(modules):
     tables = modules.ablation_tables
     results = {

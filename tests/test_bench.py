@@ -6,7 +6,7 @@ import math
 import sys
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -66,6 +66,7 @@ def test_computed_figures_are_those_that_are_stored():
     assert [(row.num_figures, row.holds) for row in rows] == [(6 * 3 * 3, True)]
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("module", [comparison, scaling_tables, streaming_tables], ids=lambda module: module.__name__)
 def test_docstring_examples_hold(module):
     result = doctest.testmod(module)
@@ -78,6 +79,7 @@ def one(old, new, tolerance):
     return row.holds
 
 
+@pytest.mark.bench
 def test_tolerances_hold_up_to_their_bounds():
     assert one(Measured(2.0), Measured(2.0001), equal("x"))
     assert not one(Measured(2.0), Measured(2.001), equal("x"))
@@ -96,6 +98,7 @@ def test_tolerances_hold_up_to_their_bounds():
         assert not one(Measured(1.0), Measured(math.nan), tolerance)
 
 
+@pytest.mark.bench
 def test_the_figure_furthest_outside_is_shown():
     old = {"a": Measured(1.0), "b": Measured(1.0), "c": Measured(1.0)}
     new = {"a": Measured(1.1), "b": Measured(2.5), "c": Measured(2.2)}
@@ -103,6 +106,7 @@ def test_the_figure_furthest_outside_is_shown():
     assert (row.figure, row.num_figures, row.holds) == ("b", 3, False)
 
 
+@pytest.mark.bench
 def test_what_cannot_be_compared_does_not_hold():
     rows = compare({"a": Measured(1.0)}, {"a": Measured(1.0), "b": Measured(1.0)}, [equal("*"), equal("c")])
     assert {(row.figure, row.allowed, row.holds) for row in rows} == {
@@ -114,12 +118,14 @@ def test_what_cannot_be_compared_does_not_hold():
     assert (row.allowed, row.holds) == ("no tolerance", False)
 
 
+@pytest.mark.bench
 def test_error_of_the_median_by_hand():
     # Standard deviation of 1, 2, 3, 4, 10: sqrt((9 + 4 + 1 + 0 + 36) / 4).
     expected = math.sqrt(math.pi / 2) * math.sqrt(12.5) / math.sqrt(5)
     assert median([4.0, 1.0, 10.0, 3.0, 2.0]) == (3.0, pytest.approx(expected))
 
 
+@pytest.mark.bench
 def test_program_compares_what_was_kept_and_fails_when_a_figure_is_outside(tmp_path, monkeypatch, capsys):
     record = json.loads((BENCHMARKS / "split_invariance.json").read_text())
     monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "split_invariance", "--compare", str(tmp_path)])
@@ -139,6 +145,7 @@ def test_program_compares_what_was_kept_and_fails_when_a_figure_is_outside(tmp_p
     assert "**outside**" in printed
 
 
+@pytest.mark.bench
 def test_benchmark_that_fails_is_a_row_and_not_the_end(monkeypatch, capsys):
     broken = bench.Benchmark("no_such_program", lambda record: {}, [equal("*")])
     monkeypatch.setattr(bench, "BENCHMARKS", (broken,))

@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -19,6 +19,7 @@ def dynamic_sampling(monkeypatch):
     sys.modules.pop("dynamic_sampling")
 
 
+@pytest.mark.bench
 def test_cost_to_reach_an_accuracy_is_interpolated_at_the_first_crossing(dynamic_sampling):
     curve = [{"accuracy": accuracy, "step": step} for step, accuracy in ((0, 0.5), (20, 0.7), (40, 0.65), (60, 0.8))]
     assert dynamic_sampling.cost_to_reach(curve, 0.6, "step") == pytest.approx(10.0)

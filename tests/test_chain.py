@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from datasets import Dataset
 from hub_client import hub_environment
 from huggingface_hub import ModelCard

@@ -103,7 +103,7 @@ def dry_run(args):
             assert penalty == pytest.approx(expected)
     plan = None
     if args.dynamic_sampling:
-        judge = GroupJudge(0, args.filter_bounds)
+        judge = GroupJudge([0], args.filter_bounds)
         planner = make_dynamic_sampler(
             args, AloneRank(), [{"prompt": "?"}] * 50, mock.Mock(), judge, 2, mock.Mock()
         ).refill.planner

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import two_ranks
-from forked import FOLDERS, run_ranks
+from forked import PATH, run_ranks
 from tiny import tiny_tokenizer
 
 
@@ -36,7 +36,7 @@ def run(folder, num_ranks, is_launched=False, variables=None, **overrides):
 def launch(num_ranks, arguments, variables):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CI": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([*FOLDERS, environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = PATH
     command += [two_ranks.__file__, *arguments]
     finished = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]

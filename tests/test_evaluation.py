@@ -161,7 +161,7 @@ def test_folder_with_other_problems_is_refused(parrot, tmp_path):
 
 def test_log_refuses_a_second_writer_and_lines_that_are_no_completions(tmp_path):
     with CompletionLog(tmp_path, {"k": 1}) as log:
-        log.add([{"problem": 0, "sample": 0}])
+        log.add([{"problem": 0, "sample": 0, "grade": "correct"}])
         with pytest.raises(BlockingIOError, match="Another process is evaluating into"):
             CompletionLog(tmp_path, {"k": 1})
     with (tmp_path / "completions.jsonl").open("a") as file:

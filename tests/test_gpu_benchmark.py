@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from datasets import Dataset
 from test_readme import write_counting_model
 
@@ -19,7 +19,8 @@ def options(tmp_path):
     model = write_counting_model(tmp_path / "model")
     rows = [{"question": "4 5", "answer": f"#### {number % 3 + 1}"} for number in range(40)]
     Dataset.from_list(rows).to_json(tmp_path / "train.jsonl")
-    Dataset.from_list(rows[:4]).to_json(tmp_path / "test.jsonl")
+    held_out = [row | {"question": "5 4"} for row in rows[:4]]
+    Dataset.from_list(held_out).to_json(tmp_path / "test.jsonl")
     options = {"model_name_or_path": model, "dataset_name": tmp_path, "use_vllm": "false", "use_cpu": "true"}
     options |= {"bf16": "false", "num_generations": 8, "per_device_train_batch_size": 16, "steps_per_generation": 2}
     options |= {"gradient_accumulation_steps": 1, "max_completion_length": 1, "soft_punish_cache": 1}
@@ -27,6 +28,7 @@ def options(tmp_path):
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
+@pytest.mark.bench
 def test_both_trainers_are_measured_on_a_tiny_model(options):
     measured = {name: gpu.measure(name, 2, options) for name in gpu.TRAINERS}
     # GRPO samples what it trains; DAPO at least that, in whole groups.
@@ -52,6 +54,7 @@ def test_program_stores_what_its_two_processes_measured(options, tmp_path, monke
     assert "| model | DAPO |" in capsys.readouterr().out
 
 
+@pytest.mark.bench
 def test_table_by_hand():
     steps = [{"seconds": 10.0, "sampling": 4.0, "grading": 1.0, "sampled_tokens": 400, "trained_tokens": 100}]
     steps.append({"seconds": 12.0, "sampling": 4.0, "grading": 1.0, "sampled_tokens": 800, "trained_tokens": 260})
@@ -60,6 +63,7 @@ def test_table_by_hand():
     assert gpu.table(record).splitlines()[2] == "| m | DAPO | 11.00 | 150 | 30 | 0.30 | 5.00 |"
 
 
+@pytest.mark.bench
 def test_a_cpu_does_not_fill_the_table_of_gpus(monkeypatch):
     if gpu.torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -28,15 +28,15 @@ def questions(number: int) -> tuple[list[tuple[str, str]], list[Comparison]]:
     return pairs, [Comparison.DIFFERENT if n % 3 == 0 else Comparison.EQUAL for n in range(2, number + 2)]
 
 
-# One worker in each process that grades: starting one takes a second.
-ONE_WORKER = {"LOCAL_WORLD_SIZE": "64"}
+@pytest.fixture(autouse=True)
+def one_worker_for_a_process(monkeypatch: pytest.MonkeyPatch):
+    """Makes shared pools, here and in the programs that tests run, pools of one worker: starting one takes a second."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
 
 
 def run_script(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(arguments or ("-c", textwrap.dedent(code)))]
-    return subprocess.run(
-        command, env=os.environ | ONE_WORKER, capture_output=True, text=True, timeout=300, check=True
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
 
 
 def exists(pid: int) -> bool:
@@ -137,16 +137,26 @@ def test_a_worker_outlives_the_thread_that_asked_first():
         assert pool.num_restarts == 0
 
 
+@contextlib.contextmanager
+def stopped_amid(pool: GradingPool, pairs: list[tuple[str, str]]):
+    """Has a thread ask for these pairs, and stops the first worker's fork amid them. Yields the comparisons to come."""
+    comparisons: list[Comparison] = []
+    thread = threading.Thread(target=lambda: comparisons.extend(pool.compare(pairs)))
+    thread.start()
+    assert wait_until(lambda: pool._known)
+    os.kill(forks_of(pool.pids[0])[0], signal.SIGSTOP)
+    time.sleep(0.5)
+    assert thread.is_alive(), "the pairs were compared before the worker was stopped"
+    yield comparisons
+    thread.join()
+
+
 @pytest.mark.parametrize("victim", ["worker", "fork"])
 def test_a_worker_killed_amid_a_batch_costs_no_comparison(two_workers: GradingPool, victim: str):
-    pairs, expected = questions(400)
-    comparisons: list[Comparison] = []
-    thread = threading.Thread(target=lambda: comparisons.extend(two_workers.compare(pairs)))
-    thread.start()
-    time.sleep(0.1)
-    pid = two_workers.pids[0]
-    os.kill(pid if victim == "worker" else forks_of(pid)[0], signal.SIGKILL)
-    thread.join()
+    pairs, expected = questions(800)
+    with stopped_amid(two_workers, pairs) as comparisons:
+        pid = two_workers.pids[0]
+        os.kill(pid if victim == "worker" else forks_of(pid)[0], signal.SIGKILL)
     assert comparisons == expected
     assert two_workers.num_restarts == 1
 
@@ -191,10 +201,12 @@ def test_who_waits_is_told_when_the_pool_is_killed():
     errors: list[BaseException] = []
     pool = GradingPool(num_workers=1)
     pool.compare([("x", r"\sqrt{2}")])
+    # Answers nothing from here on.
+    os.kill(forks_of(pool.pids[0])[0], signal.SIGSTOP)
 
     def ask() -> None:
         try:
-            pool.compare(questions(500)[0])
+            pool.compare(questions(20)[0])
         except RuntimeError as error:
             errors.append(error)
 
@@ -261,16 +273,10 @@ def test_limits_out_of_range_are_refused(arguments: dict, message: str):
 
 def test_a_cpu_limit_does_not_count_time_in_which_others_run(one_worker: GradingPool):
     # The worker sleeps through ten times its limit in the middle of a grading, and goes on where it was.
-    pairs, expected = questions(300)
-    comparisons: list[Comparison] = []
-    thread = threading.Thread(target=lambda: comparisons.extend(one_worker.compare(pairs)))
-    thread.start()
-    time.sleep(0.1)
-    fork = forks_of(one_worker.pids[0])[0]
-    os.kill(fork, signal.SIGSTOP)
-    time.sleep(3.0)
-    os.kill(fork, signal.SIGCONT)
-    thread.join()
+    pairs, expected = questions(800)
+    with stopped_amid(one_worker, pairs) as comparisons:
+        time.sleep(3.0)
+        os.kill(forks_of(one_worker.pids[0])[0], signal.SIGCONT)
     assert comparisons == expected
     assert one_worker.num_restarts == 0
 
@@ -292,9 +298,7 @@ def test_a_script_without_a_main_guard_may_grade(tmp_path: Path):
 def test_python_m_and_standard_input_may_grade(tmp_path: Path):
     (tmp_path / "train_module.py").write_text(SCRIPT)
     for arguments in (["-m", "train_module"], ["-"]):
-        environment = (
-            os.environ | ONE_WORKER | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
         done = subprocess.run(
             [sys.executable, *arguments], input=SCRIPT, env=environment, capture_output=True, text=True, timeout=300
         )
@@ -320,8 +324,7 @@ def test_no_worker_outlives_a_program_that_is_killed():
     busy = "pool = shared_pool().__class__(num_workers=1, cpu_seconds=300.0)\n"
     busy += "pool.compare([('x', 'y')]); print(*pool.pids, flush=True)\n"
     busy += f"pool.compare([{GIVES_UP!r}])\n"
-    command = [sys.executable, "-c", SCRIPT + busy]
-    process = subprocess.Popen(command, env=os.environ | ONE_WORKER, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT + busy], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()[1:]]
     pids += [int(pid) for pid in process.stdout.readline().split()]
@@ -358,9 +361,7 @@ def grade_one(gold: str, completion: str) -> str:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_of_multiprocessing_grade(method: str, monkeypatch: pytest.MonkeyPatch):
-    for name, value in ONE_WORKER.items():
-        monkeypatch.setenv(name, value)
+def test_processes_of_multiprocessing_grade(method: str):
     assert is_equivalent("2x", r"\boxed{x+x}").grade is Grade.CORRECT
     with multiprocessing.get_context(method).Pool(2) as processes:
         rows = [("4x", r"\boxed{x+3x}"), ("4x", r"\boxed{x+4x}"), (r"9\pi", r"\boxed{3\pi\cdot 3}")]

@@ -41,7 +41,12 @@ def test_markup_in_a_completion_is_shown_and_not_obeyed(tmp_path, capsys, monkey
         tmp_path, max_steps=1, num_groups_to_log=4, log_completions=True, num_completions_to_print=4
     )
     row = {"position": 0, "fate": "trained", "verdict": "informative", "prompt": "[/bold][red]x", "solution": None}
-    row |= {"rewards/first_token_reward": None, "length": 3, "completion": "[link=file:///etc/passwd]here[/link]"}
+    row |= {
+        "filter_reward": "first_token_reward",
+        "rewards/first_token_reward": None,
+        "length": 3,
+        "completion": "[link=file:///etc/passwd]here[/link]",
+    }
     trainer.recorder.latest = [row]
     trainer.recorder.latest_facts = {"step": 0, "groups": {"[blink]": 1}}
     trainer.log({"loss": 0.0})

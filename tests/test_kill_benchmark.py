@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from checkout import ROOT
 from safetensors.torch import save_file
 
 
@@ -27,6 +27,7 @@ def write_run(folder, trained, end, log):
     save_file({"weight": torch.tensor(end)}, folder / "weights.safetensors")
 
 
+@pytest.mark.bench
 def test_a_resumed_run_is_compared_by_what_its_last_lives_trained(tmp_path, resume):
     (tmp_path / "model").mkdir()
     save_file({"weight": torch.tensor([1.0, 1.0])}, tmp_path / "model" / "model.safetensors")

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from checkout import ROOT
 from documentation import section
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def tables(memory):
     return sys.modules["memory_tables"]
 
 
+@pytest.mark.bench
 def test_growth_is_from_the_first_quarter_after_the_warm_up_to_the_last(tables):
     # Two of ten steps are warm-up; the quarters are (100, 110) and (103, 121).
     growth = tables.Growth.of([10, 20, 100, 110, 130, 90, 95, 99, 103, 121])
@@ -29,6 +30,7 @@ def test_growth_is_from_the_first_quarter_after_the_warm_up_to_the_last(tables):
     assert growth.relative == pytest.approx(112 / 105 - 1)
 
 
+@pytest.mark.bench
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's figures")
 def test_memory_of_a_process_is_what_it_takes(memory):
     before = memory.memory_of("self")
@@ -39,6 +41,7 @@ def test_memory_of_a_process_is_what_it_takes(memory):
         assert after[kind] - before[kind] == pytest.approx(64 * 1024, rel=0.05)
 
 
+@pytest.mark.bench
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's figures")
 def test_what_is_held_is_told_from_holes(memory):
     before = memory.allocated()
@@ -50,6 +53,7 @@ def test_what_is_held_is_told_from_holes(memory):
     assert memory.allocated()["malloc"] - before["malloc"] < 1024
 
 
+@pytest.mark.bench
 def test_figures_of_processes_are_read_in_their_units(tables):
     trainer = {"rss": 2048, "malloc": 1024, "python": 3_000_000}
     series = [

@@ -36,7 +36,7 @@ def trainer(tmp_path_factory):
             **training_arguments(folder, max_steps=2, eval_on_start=True, num_generations_eval=2, epsilon_high=0.3)
         ),
         train_dataset=numbered_prompts(50),
-        eval_dataset=numbered_prompts(8),
+        eval_dataset=numbered_prompts(58).select(range(50, 58)),
         processing_class=tiny_tokenizer(),
     )
     trainer.train()
@@ -91,7 +91,7 @@ def test_best_weights_are_told_from_the_last(tmp_path):
         reward_funcs=first_token_reward,
         args=DAPOConfig(**training_arguments(tmp_path / "out", num_generations_eval=2, **options)),
         train_dataset=numbered_prompts(50),
-        eval_dataset=numbered_prompts(8),
+        eval_dataset=numbered_prompts(58).select(range(50, 58)),
         processing_class=tiny_tokenizer(),
     )
     trainer.train()

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
+from forked import print_into, start
 from hub_client import hub_environment, use_hub, use_token
 from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
@@ -48,21 +50,29 @@ def shard(folder):
     return shards
 
 
+def push(run_folder):
+    main(["push", "--output_dir", str(run_folder), "--hub_model_id", "me/tiny"])
+
+
+def push_from_a_process(endpoint, folder, run_folder):
+    print_into(folder / "output.txt")
+    use_hub(pytest.MonkeyPatch(), SimpleNamespace(endpoint=endpoint), folder)
+    push(run_folder)
+
+
 @pytest.mark.fault("kill -9", "`trl-dapo push`", "the next push sends what is missing")
 def test_killed_upload_goes_on_where_it_was(hub, run_folder, tmp_path):
     shards = shard(run_folder)
-    command = [sys.executable, "-m", "trl_dapo", "push", "--output_dir", str(run_folder), "--hub_model_id", "me/tiny"]
-    environment = hub_environment(hub, tmp_path) | {"PYTHONPATH": str(ROOT)}
     hub.uploads_let_through = 2
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        assert hub.stalled.wait(timeout=300)
-        process.kill()
+    process = start(push_from_a_process, hub.endpoint, tmp_path, run_folder)
+    assert hub.stalled.wait(timeout=300)
+    process.kill()
+    process.join()
     arrived = dict(hub.received)
     assert len(arrived) == 2
     assert hub.messages("me/tiny") == ["initial commit"]
     hub.release()
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    push(run_folder)
     # Each byte came in once, although the second push offered all files.
     assert {oid: hub.received[oid] for oid in arrived} == arrived
     assert all(hub.received[oid] == len(content) for oid, content in hub.objects.items())

@@ -12,8 +12,9 @@ import tomllib
 
 import datasets
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT
+from checkout import ROOT
 from datasets import Dataset
 from documentation import LINKED_PAGES, PAGES, PROGRAMS, anchors, blocks, commands, links, names_in_backticks, section
 from test_layers import ROOMS
@@ -32,6 +33,7 @@ from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.training_run import TrainingScriptArguments
+from trl_dapo.config.departures import departures
 from trl_dapo.report.batch_metrics import always_zero_metrics
 
 
@@ -255,6 +257,24 @@ def test_python_blocks_run(run_blocks):
         assert text in pages[page]
     streaming = [scope["args"] for place, (scope, _) in run_blocks.items() if place.startswith("docs/vllm.md")]
     assert [args.refill for args in streaming] == ["rounds", "stream"]
+
+
+def test_program_of_the_readme_is_a_good_first_run(run_blocks):
+    (trainer,) = (scope["trainer"] for scope, _ in run_blocks.values() if "trainer" in scope)
+    args = trainer.args
+    # Many groups a batch, and a ratio that moves.
+    assert (args.num_groups_per_batch, args.num_generations, args.num_updates_per_batch) == (32, 8, 4)
+    assert args.use_vllm == torch.cuda.is_available()
+    config = {"output_dir": "out", "use_cpu": True, "bf16": False, "report_to": "none"}
+    fields = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "max_steps")
+    config |= {name: getattr(args, name) for name in fields} | {"vllm_importance_sampling_mode": "token_truncate"}
+    for use_vllm in (False, True):
+        assert departures(DAPOConfig(**config | {"use_vllm": use_vllm})) == []
+    evaluations = [entry["step"] for entry in trainer.state.log_history if "eval_avg@4" in entry]
+    assert evaluations[0] == 0
+    assert args.eval_strategy == "steps"
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        assert "\\boxed{}" in dataset[0]["prompt"][0]["content"]
 
 
 def metrics_of_run(run_blocks):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT
+from checkout import ROOT
+from forked import run_program
 from trl import ModelConfig, TrlParser
 
 from trl_dapo import DAPOConfig
@@ -168,10 +169,10 @@ def test_script_without_hub_says_in_one_line_what_to_do():
     assert "Traceback" not in finished.stderr
 
 
-def test_script_with_a_wrong_path_says_so_in_one_line():
-    finished = run_script("--use_cpu", "true", "--dataset_name", "./nowhere")
-    assert finished.returncode == 1
-    assert finished.stderr.strip().splitlines()[-1].startswith("FileNotFoundError: --dataset_name is './nowhere'")
+def test_script_with_a_wrong_path_says_so_in_one_line(tmp_path):
+    code, printed = run_program(SCRIPT, ["--use_cpu", "true", "--dataset_name", "./nowhere"], tmp_path / "output.txt")
+    assert code == 1
+    assert printed.strip().splitlines()[-1].startswith("FileNotFoundError: --dataset_name is './nowhere'")
 
 
 def test_documentation_names_every_recipe():

@@ -41,6 +41,7 @@ def counts(tally):
     return tally.num_generated, tally.num_trained, tally.num_rounds, tally.num_failed
 
 
+@pytest.mark.bench
 def test_verl_cuts_the_surplus_and_starts_the_next_step_afresh():
     # Step 1: 1 + 2 found in two rounds of 2, one lost. Step 2: full at once.
     stream = ScriptedStream("+- ++ ++")
@@ -50,11 +51,13 @@ def test_verl_cuts_the_surplus_and_starts_the_next_step_afresh():
     assert tally.figures("saturated")["waste"] == 5 / 4
 
 
+@pytest.mark.bench
 def test_verl_counts_an_error_when_its_rounds_are_spent():
     tally = refill.run_fixed_rounds(ScriptedStream("+- -- ++"), num_groups=2, num_steps=2, multiplier=1, max_rounds=2)
     assert counts(tally) == (6, 2, 3, 1)
 
 
+@pytest.mark.bench
 def test_verl_with_three_batches_samples_three_at_once():
     stream = ScriptedStream("+--+-+")
     tally = refill.run_fixed_rounds(stream, num_groups=2, num_steps=1, multiplier=3, max_rounds=10)
@@ -62,17 +65,20 @@ def test_verl_with_three_batches_samples_three_at_once():
     assert counts(tally) == (6, 2, 1, 0)
 
 
+@pytest.mark.bench
 def test_ms_swift_generates_a_last_retry_that_it_does_not_judge():
     # The fourth batch would have filled it; instead the original one trains, with its one informative group.
     tally = refill.run_ms_swift(ScriptedStream("+- -- -- ++"), num_groups=2, num_steps=1)
     assert counts(tally) == (8, 1, 4, 1)
 
 
+@pytest.mark.bench
 def test_ms_swift_trains_what_two_retries_fill():
     tally = refill.run_ms_swift(ScriptedStream("+- -- +-"), num_groups=2, num_steps=1)
     assert counts(tally) == (6, 2, 3, 0)
 
 
+@pytest.mark.bench
 def test_one_for_one_follows_its_longest_chain():
     # Chains: (+), (-, -, +), (-, +). The longest has 3 completions of 100 tokens, 6 groups of 200 tokens run on 48 slots.
     tally = refill.run_one_for_one(ScriptedStream("+-- -+ +"), num_groups=3, num_steps=1)
@@ -80,6 +86,7 @@ def test_one_for_one_follows_its_longest_chain():
     assert tally.seconds["idle slots"] == pytest.approx(5 + 0.02 * (300 + 6 * 200 / 48))
 
 
+@pytest.mark.bench
 def test_one_for_one_samples_just_what_it_takes_to_find_n():
     stream = refill.SimulatedStream("0.2", 2, [0.2] * 300, seed=3)
     tally = refill.run_one_for_one(stream, num_groups=16, num_steps=300)
@@ -92,6 +99,7 @@ def test_one_for_one_samples_just_what_it_takes_to_find_n():
     assert tally.num_rounds / 300 == pytest.approx(longest, rel=0.06)
 
 
+@pytest.mark.bench
 def test_ours_gives_surplus_prompts_back_or_trains_them_next():
     # The first round finds more than 4 groups. Carried, they fill two batches; given back, each batch takes a round.
     first = refill.RefillPlanner(num_groups=2, confidence=0.9, max_prompts=8).plan(2).num_prompts
@@ -103,12 +111,14 @@ def test_ours_gives_surplus_prompts_back_or_trains_them_next():
     assert counts(carry) == (first, 4, 1, 0)
 
 
+@pytest.mark.bench
 def test_ours_stops_after_the_round_cap_with_what_it_has():
     tally = refill.run_ours(ScriptedStream("+" + "-" * 200), 2, 1, surplus="requeue", confidence=0.9)
     assert tally.num_rounds == refill.MAX_ROUNDS
     assert (tally.num_trained, tally.num_failed) == (1, 1)
 
 
+@pytest.mark.bench
 def test_mixed_difficulty_has_the_acceptance_of_its_beta_law():
     a, b = refill.BETA
 
@@ -127,6 +137,7 @@ def test_mixed_difficulty_has_the_acceptance_of_its_beta_law():
         assert ((correct > 0) & (correct < num_generations)).mean() == pytest.approx(expected, abs=0.006)
 
 
+@pytest.mark.bench
 def test_no_policy_is_below_the_floor(quick_records):
     for record in quick_records:
         assert record["waste"] >= 1 - 1e-9
@@ -137,6 +148,7 @@ def test_no_policy_is_below_the_floor(quick_records):
             assert record["raw_waste"] >= 1 - 4 * math.sqrt((1 - rate) / trained)
 
 
+@pytest.mark.bench
 def test_waste_agrees_with_the_plain_ratio_within_sampling_error(quick_records):
     for record in quick_records:
         if not record["frac_failed_steps"]:
@@ -144,6 +156,7 @@ def test_waste_agrees_with_the_plain_ratio_within_sampling_error(quick_records):
             assert record["raw_waste"] == pytest.approx(record["waste"], rel=4 * math.sqrt((1 - rate) / (16 * 40)))
 
 
+@pytest.mark.bench
 def test_verl_needs_the_rounds_that_the_binomial_law_says(quick_records):
     # P(not full after k batches) = P(Binomial(16 k, 0.5) < 16).
     def missing(k):
@@ -154,6 +167,7 @@ def test_verl_needs_the_rounds_that_the_binomial_law_says(quick_records):
     assert record["rounds_per_step"] == pytest.approx(expected, abs=0.35)
 
 
+@pytest.mark.bench
 def test_dominance_needs_both_figures_and_no_failure():
     ours = {"waste": 1.1, "rounds_per_step": 1.2, "frac_failed_steps": 0.0}
     assert refill.dominates(ours | {"waste": 1.0}, ours)
@@ -162,6 +176,7 @@ def test_dominance_needs_both_figures_and_no_failure():
     assert not refill.dominates(ours | {"waste": 1.0, "frac_failed_steps": 0.1}, ours)
 
 
+@pytest.mark.bench
 def test_a_missed_aim_is_reported_as_missed(quick_records):
     worse = [r | {"waste": 1.2} if r["policy"] == "carry 0.9" else r for r in quick_records]
     holds = {check.aim: check.holds for check in refill.check_aims(worse)}

@@ -12,7 +12,7 @@ from test_trainer import RecordingTrainer, all_wrong
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from trl import GRPOTrainer
 
-from trl_dapo import DAPOConfig
+from trl_dapo import DAPOConfig, TrainingStoppedError
 
 
 # Figures of the clock.
@@ -175,8 +175,10 @@ def test_run_with_evaluations_is_resumed(tmp_path):
 def test_run_with_nothing_to_learn_stops_where_it_would_have_stopped(tmp_path):
     # After five empty batches in a row, of which a resumed run has seen three.
     trainers = [make_trainer(tmp_path / name, max_steps=9, reward_funcs=all_wrong) for name in "ab"]
-    trainers[0].train()
-    trainers[1].train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    with pytest.raises(TrainingStoppedError):
+        trainers[0].train()
+    with pytest.raises(TrainingStoppedError):
+        trainers[1].train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
     assert [trainer.state.global_step for trainer in trainers] == [5, 5]
 
 

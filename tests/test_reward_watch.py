@@ -11,7 +11,7 @@ import traceback
 
 import pytest
 import torch
-from conftest import ROOT
+from checkout import ROOT
 
 from trl_dapo import RewardTimeoutError
 from trl_dapo.guards.reward_deadline import RewardWatch

@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from forked import print_into, start
 from test_distributed import run
 from test_trainer import RecordingTrainer, all_wrong, make_trainer, rare_reward
 from thread_ranks import run_ranks
@@ -157,30 +155,24 @@ def test_groups_that_brought_a_run_to_its_end_are_in_the_record(tmp_path):
     assert set(record["fate"]) == {"filtered"}
 
 
-ENDLESS = """
-import sys
-from test_trainer import make_trainer
-make_trainer(sys.argv[1], num_groups_to_log=10**6, max_steps=10**6, save_steps=5, save_strategy="steps").train(
-    resume_from_checkpoint=sys.argv[2] if len(sys.argv) > 2 else None
-)
-"""
+def train_for_ever(folder, checkpoint=None):
+    print_into(os.devnull)
+    options = {"num_groups_to_log": 10**6, "max_steps": 10**6, "save_steps": 5, "save_strategy": "steps"}
+    make_trainer(folder, **options).train(resume_from_checkpoint=checkpoint)
 
 
 def train_and_kill(folder, num_files, *arguments):
     """Trains until the record has so many files, and kills the process."""
-    tests = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]), "CI": "1"}
-    command = [sys.executable, "-c", ENDLESS, str(folder), *arguments]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(train_for_ever, str(folder), *arguments)
     try:
         while len(list(folder.glob("rollouts/*.parquet"))) < num_files:
-            assert process.poll() is None
+            assert process.is_alive()
             if num_files > 1 and (folder / "rollouts").exists():
                 read(folder)  # whenever one looks, the record can be read
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
 
 
 def test_record_survives_a_kill_and_goes_on_in_a_resumed_run(tmp_path):
@@ -236,11 +228,11 @@ def test_two_ranks_without_dynamic_sampling_write_every_completion_once(tmp_path
     args = DAPOConfig(**training_arguments(tmp_path, per_device_train_batch_size=12, num_groups_to_log=10))
     rewards = [[float(row % 4 == 1)] for row in range(12)]
     facts = [RowFacts(2, row + 1, row == 5) for row in range(12)]
-    groups = GroupJudge(0).judge([Draw(number, -1) for number in range(3)], rewards, facts)
+    groups = GroupJudge([0]).judge([Draw(number, -1) for number in range(3)], rewards, facts)
 
     def work(ranks):
         mine = range(6 * ranks.rank, 6 * ranks.rank + 6)
-        rewards = RewardColumns(["correct"], [2.0], 0)
+        rewards = RewardColumns(["correct"], [2.0], [0])
         recorder = RolloutRecorder(args.shape, ranks, GroupSample(10), rewards, str(tmp_path))
         inputs = [{"prompt": f"p{row // 4}", "answer": row // 4} for row in mine]
         logged = {"seen": [row * 10 for row in mine], "other length": [1]}

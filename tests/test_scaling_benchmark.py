@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from simulated_run import Scenario, simulate
 from test_stream_refill import streamed, trained_rows
 from thread_ranks import ThreadRanks, run_ranks
@@ -45,6 +45,7 @@ class CountingRanks(ThreadRanks):
         return received
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("options", [{}, {"surplus": "carry"}], ids=["requeue", "carry"])
 def test_lone_rank_sends_and_decides_what_a_rank_among_others_does(options):
     def batches(run):
@@ -63,6 +64,7 @@ def test_lone_rank_sends_and_decides_what_a_rank_among_others_does(options):
     assert sent["move"] > 0
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("surplus", ["requeue", "carry"])
 def test_lone_rank_streams_the_first_informative_groups(surplus):
     run = LoneRun(replace(SETTING, num_ranks=64), use_vllm=True, refill="stream", surplus=surplus)
@@ -116,6 +118,7 @@ def test_assembly_on_many_ranks_walks_over_the_rollouts_once(monkeypatch):
     assert rows < looks["target"] <= 8 * rows
 
 
+@pytest.mark.bench
 def test_budget_of_a_step_by_hand():
     model = {"ranks_per_engine": 1, "tokens_per_second": 100, "parameters": 4e9}
     assumed = {

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from datasets import Dataset
 from test_command_line import evaluate, model_folder, problem_file  # noqa: F401
 from test_resume import make_trainer as resumable

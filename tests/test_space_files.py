@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from run_files import read_history, read_results, shard_paths, wanted_files

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from rollout_index import RolloutIndex
 from run_files import read_history, shard_paths
 from space_record import write_record

@@ -17,7 +17,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from space_record import HOSTILE, hostile_group, made_up_group, write_record
 
 from trl_dapo.report.shards import RolloutShards

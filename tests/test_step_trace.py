@@ -6,7 +6,7 @@ import types
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

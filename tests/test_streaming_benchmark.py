@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -45,6 +45,7 @@ def quick_records():
     return streaming.quick_records()
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("seed", range(20))
 def test_engine_is_a_walk_token_by_token(seed):
     chance = random.Random(seed)
@@ -73,6 +74,7 @@ def test_engine_is_a_walk_token_by_token(seed):
         assert engine.num_unfinished == len(left)
 
 
+@pytest.mark.bench
 def test_round_takes_its_slowest_rank():
     # 2 ranks of 3 slots; 8 groups of one batch of 4 at the prior. Each rank has the 8 completions of 4 groups.
     script = dict.fromkeys(range(8), (4, 4, True))
@@ -100,6 +102,7 @@ def walk(lengths, num_slots, cost):
     return now
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("surplus", ["requeue", "carry"])
 def test_every_token_is_judged_given_up_or_goes_on(surplus):
     outcomes = Outcomes(SETTING)
@@ -115,6 +118,7 @@ def test_every_token_is_judged_given_up_or_goes_on(surplus):
     assert trained == informative[: 4 * 25]
 
 
+@pytest.mark.bench
 def test_verl_loses_what_is_too_much():
     run = simulation.InFixedRounds(SETTING, Scripted(SETTING, {n: (3, 3, n not in (1, 2)) for n in range(12)}))
     # 0, 3 of the first four; 4 and 5 of the next, 6 and 7 are lost.
@@ -122,6 +126,7 @@ def test_verl_loses_what_is_too_much():
     assert run.next_batch().trained == [8, 9, 10, 11]
 
 
+@pytest.mark.bench
 def test_first_finished_are_short_where_long_groups_are_rare_and_streaming_is_not():
     lengths = length_bias(streaming.biased_setting(), num_batches=4)
     everything = lengths["all informative groups"]["mean"]
@@ -133,6 +138,7 @@ def test_first_finished_are_short_where_long_groups_are_rare_and_streaming_is_no
     )
 
 
+@pytest.mark.bench
 def test_chance_falls_with_length_where_it_shall():
     outcomes = Outcomes(streaming.biased_setting())
     longest = np.array([max(outcomes.lengths(position)) for position in range(8000)])
@@ -142,16 +148,19 @@ def test_chance_falls_with_length_where_it_shall():
     assert is_informative[~is_long].mean() - is_informative[is_long].mean() > 0.15
 
 
+@pytest.mark.bench
 def test_ratio_of_sums_and_its_error_by_hand():
     # 4 / 4; deviations -1 and 1, so sqrt(2 * 2 / 1) / 4.
     assert tables.ratio([1.0, 3.0], [2.0, 2.0]) == (1.0, 0.5)
 
 
+@pytest.mark.bench
 def test_engine_time_counts_steps_and_sequences():
     step = {"to_begin": 2.0, "per_sequence": 0.5}
     assert tables.engine_seconds({"steps": [3, 1], "running": [10, 4]}, step) == [11.0, 4.0]
 
 
+@pytest.mark.bench
 def test_quick_run_covers_all_policies_and_saves_time_where_slots_are_scarce(quick_records):
     for record in quick_records:
         assert set(record["policies"]) == set(simulation.POLICIES)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
-from trl_dapo import DAPOConfig, DAPOTrainer, RefillExhaustedError
+from trl_dapo import DAPOConfig, DAPOTrainer, RefillExhaustedError, TrainingStoppedError
+from trl_dapo.publishing.facts import RunFacts
 from trl_dapo.refill.assembly import GenerationBatch
 from trl_dapo.sampling.prompt_stream import PromptStream
 
@@ -148,14 +149,19 @@ def test_nothing_to_learn_leaves_weights_and_optimizer_alone(tmp_path, reward, s
 
 
 @pytest.mark.parametrize("reward", [all_wrong, all_correct])
-def test_run_with_nothing_to_learn_stops_with_a_diagnosis_and_a_checkpoint(tmp_path, caplog, reward):
+def test_run_with_nothing_to_learn_stops_with_a_diagnosis_and_a_checkpoint(tmp_path, reward):
     trainer = make_trainer(tmp_path, reward, max_steps=50, max_generation_rounds=2)
-    trainer.train()
+    with pytest.raises(TrainingStoppedError, match=r"stopped at step 5 of 50") as stopped:
+        trainer.train()
     assert trainer.state.global_step == 5
     assert (tmp_path / "checkpoint-5").is_dir()
-    assert "5 consecutive generation batches had no informative group" in caplog.text
-    direction = "easier prompts" if reward is all_wrong else "harder prompts"
-    assert direction in caplog.text
+    assert "5 consecutive generation batches had no informative group" in str(stopped.value)
+    assert ("easier prompts" if reward is all_wrong else "harder prompts") in str(stopped.value)
+    # More rounds of the same would not have helped: no group was informative.
+    assert "max_generation_rounds" not in str(stopped.value)
+    facts = RunFacts.read(tmp_path)
+    assert facts.stop_reason == stopped.value.reason
+    assert "Training was stopped before its end" in (tmp_path / "README.md").read_text()
 
 
 def test_rounds_by_expected_time_fill_the_batch(tmp_path):

@@ -178,7 +178,8 @@ def test_run_of_the_command_line_ends_on_the_hub_with_its_results(hub, model_fol
     for name in (WEIGHTS, "README.md", "curves.png", "results.json"):
         assert pushed[name] == (out / name).read_bytes()
     card = ModelCard(pushed["README.md"].decode())
-    assert "on 8 prompts of rows.jsonl (not on the Hub), 1 optimizer step." in card.text
+    assert "on 7 prompts of rows.jsonl (not on the Hub), 1 optimizer step." in card.text
+    assert "Held out: 1 problems, cut off the training data by prompt" in card.text
     accuracy = next(result for result in card.data.eval_results if result.metric_name == "avg@4")
-    assert (accuracy.dataset_name, accuracy.metric_args["num_problems"]) == ("rows.jsonl", 8)
+    assert (accuracy.dataset_name, accuracy.metric_args["num_problems"]) == ("rows.jsonl", 1)
     assert accuracy.metric_value == json.loads(pushed["results.json"])["accuracy_after"]

@@ -19,15 +19,14 @@ def write(path, golds):
 
 
 def test_problems_come_checked_and_without_their_duplicates(tmp_path):
-    rows = [{"question": "w1", "answer": "1"}, {"question": "w2", "answer": "2"}, {"question": "w2", "answer": "2"}]
+    rows = [{"question": "w8", "answer": "1"}, {"question": "w9", "answer": "2"}, {"question": "w9", "answer": "2"}]
     Dataset.from_list(rows).to_json(tmp_path / "train.jsonl")
     write(tmp_path / "test.jsonl", [5, 6, 7])
     options = {"dataset_name": str(tmp_path), "dataset_test_split": "test", "num_eval_problems": 2}
-    train, held_out = load_problems(TrainingScriptArguments(num_shots=1, drop_duplicates=True, **options))
-    assert [[turn["content"] for turn in prompt] for prompt in train["prompt"]] == [["w1", "1", "w2"]]
+    train, held_out, _ = load_problems(TrainingScriptArguments(num_shots=1, drop_duplicates=True, **options))
+    assert [[turn["content"] for turn in prompt] for prompt in train["prompt"]] == [["w8", "1", "w9"]]
     assert held_out["solution"] == ["#### 5", "#### 6"]
-    train, _ = load_problems(TrainingScriptArguments(**options))
-    assert len(train) == 3
+    assert len(load_problems(TrainingScriptArguments(**options)).train) == 3
 
 
 def test_unusable_rows_are_refused_by_their_number_in_the_file(tmp_path):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         RefillExhaustedError,
         RewardTimeoutError,
         StaleEngineError,
+        TrainingStoppedError,
     )
     from .trainer import DAPOTrainer
 
@@ -29,6 +30,7 @@ __all__ = [
     "RefillExhaustedError",
     "RewardTimeoutError",
     "StaleEngineError",
+    "TrainingStoppedError",
     "__version__",
 ]
 
@@ -42,6 +44,7 @@ _MODULE_OF = {
     "RefillExhaustedError": "errors",
     "RewardTimeoutError": "errors",
     "StaleEngineError": "errors",
+    "TrainingStoppedError": "errors",
 }
 
 

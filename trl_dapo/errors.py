@@ -32,14 +32,47 @@ class RefillExhaustedError(RuntimeError):
             Generation rounds spent.
         verdict_counts (`Mapping[str, int]`):
             Number of sampled groups per verdict of the group filter.
+        remark (`str`, *optional*):
+            Which rewards judged the groups, and what the others said.
     """
 
-    def __init__(self, num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]):
+    def __init__(
+        self,
+        num_accepted: int,
+        num_needed: int,
+        num_rounds: int,
+        verdict_counts: Mapping[str, int],
+        remark: str = "",
+    ):
         self.num_accepted = num_accepted
         self.num_needed = num_needed
         self.num_rounds = num_rounds
         self.verdict_counts = dict(verdict_counts)
-        super().__init__(describe_exhaustion(num_accepted, num_needed, num_rounds, verdict_counts))
+        super().__init__(describe_exhaustion(num_accepted, num_needed, num_rounds, verdict_counts) + remark)
+
+
+class TrainingStoppedError(RuntimeError):
+    """
+    A guard stopped the training before its last step. A checkpoint was saved, and model card and facts say so.
+
+    Args:
+        step (`int`), num_steps (`int`):
+            Optimizer steps taken, and those of the run.
+        reason (`str`):
+            What the guard found.
+        folder (`str`):
+            The folder of the run.
+    """
+
+    def __init__(self, step: int, num_steps: int, reason: str, folder: str):
+        self.step = step
+        self.num_steps = num_steps
+        self.reason = reason
+        self.folder = folder
+        super().__init__(
+            f"Training was stopped at step {step} of {num_steps}, so the model is not what the run was to make. {reason}\n"
+            f"The last checkpoint in {folder} is of this step. Change what the counts point to before you train on from it."
+        )
 
 
 class StaleEngineError(RuntimeError):
@@ -201,8 +234,9 @@ def describe_exhaustion(num_accepted: int, num_needed: int, num_rounds: int, ver
     )
     too_hard = verdict_counts.get("all_wrong", 0) >= verdict_counts.get("all_correct", 0)
     direction = "easier" if too_hard else "harder"
+    rounds = "a higher `max_generation_rounds`, " if num_accepted else ""
     return (
         f"{num_accepted} of {num_needed} informative groups after {num_rounds} generation round{'s' * (num_rounds != 1)} ({counts}).\n"
-        f"What helps: {direction} prompts, a larger `num_generations`, a higher `max_generation_rounds`, or a smaller "
+        f"What helps: {direction} prompts, a larger `num_generations`, {rounds}or a smaller "
         "generation batch (`steps_per_generation`)."
     )

@@ -40,13 +40,21 @@ from trl.trainer.grpo_trainer import RewardFunc
 from .checkpoints.pacing import pacing_dataloader
 from .checkpoints.resumable_trainer import ResumableTrainer
 from .config.dapo_config import DAPOConfig
-from .config.dataset_checks import check_single_turn, check_train_dataset, find_filter_column
+from .config.dataset_checks import (
+    check_best_metric,
+    check_evaluation_shape,
+    check_single_turn,
+    check_train_dataset,
+    find_filter_columns,
+    numbered_names,
+)
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
 from .errors import RefillExhaustedError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
 from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
+from .loss.dropout import disable_attention_dropout, has_dropout
 from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
 from .publishing.published_trainer import PublishedTrainer
 from .ranks.rollout import with_placeholders
@@ -55,13 +63,14 @@ from .refill.dynamic_sampling import DynamicSampler
 from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
-from .report.batch_metrics import BatchReporter, completion_metrics
-from .report.callbacks import RunAnnouncement, RunRecord, shorten_log_lines
+from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, without_value
+from .report.callbacks import RunAnnouncement, RunRecord, progress_of_run, shorten_log_lines
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
 from .report.recorder import RewardColumns, RolloutRecorder
 from .rewards import SoftOverlongPunishment
+from .rewards.overlong import check_single_length_punishment
 from .sampling.judge import GroupJudge, RowFacts, TruncationRule
 from .sampling.prompt_stream import Draw
 from .streaming.dynamic_sampler import make_dynamic_sampler
@@ -117,7 +126,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             Everything else that `GRPOTrainer` takes: `eval_dataset`, `processing_class`, `peft_config`, `callbacks`, ...
 
     Raises:
-        `ValueError`: when a column is missing, the dataset is smaller than one generation batch, the filter reward is
+        `ValueError`: when a column is missing, the dataset is smaller than one generation batch, a filter reward is
         not among the reward functions, or a combination is not supported.
 
     Example:
@@ -162,9 +171,14 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_single_turn(kwargs)
+        check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args)
+        check_evaluation_shape(args, kwargs.get("eval_dataset"))
+        check_best_metric(args, kwargs.get("eval_dataset"))
         with engine_of(args):
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
+        if args.disable_dropout:
+            disable_attention_dropout(self.model)
         # Truncated completions are masked here, by how their generation ended; TRL decides by their last token.
         self.mask_truncated_completions = False
         # What TRL generates and scores now: a collected batch is replayed, a drawn one observed.
@@ -173,17 +187,17 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
-        filter_column = find_filter_column(args.filter_reward, self.reward_func_names)
+        self.reward_func_names = numbered_names(self.reward_func_names)
+        filter_columns = find_filter_columns(args.filter_reward, self.reward_func_names)
+        self.filter_names = [self.reward_func_names[column] for column in filter_columns]
         penalty_column = self._add_overlong_punishment()
         self.truncation_rule = TruncationRule.of_generation(
-            self.eos_token_ids,
-            args.max_completion_length,
-            args.vllm_max_model_length if args.use_vllm else None,
-            args.generation_kwargs,  # type: ignore[arg-type]  # a string before it was parsed
-            self._tokenizer.decode,
+            args.generation_end, self.eos_token_ids, self._tokenizer.decode
         )
+        # TRL cuts what `generate` returns behind the first of these; what follows is padding.
+        self.eos_token_ids = args.generation_end.end_tokens(self.eos_token_ids)
         self.group_judge = GroupJudge(
-            filter_column, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
+            filter_columns, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
         )
         self.reporter = BatchReporter(args, penalty_column, self.ranks.num_ranks)
         self.diagnostics = LossDiagnostics(
@@ -197,18 +211,19 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             if args.use_vllm
             else None
         )
-        self.recorder = self._make_recorder(filter_column)
+        self.recorder = self._make_recorder(filter_columns)
         self.dynamic_sampler = self._make_sampler(train_dataset) if args.dynamic_sampling else None
+        # The dataset whose prompts the sampler draws.
+        self._sampled_dataset: Any = self.train_dataset
         self._add_guards_and_state()
 
     def _add_overlong_punishment(self) -> int | None:
         """Adds the soft overlong punishment to the reward functions, and returns its column; `None`: it is off."""
         args = self.args
-        if not args.soft_punish_cache or args.max_completion_length is None:
+        limit = args.generation_end.max_completion_length
+        if not args.soft_punish_cache or limit is None:
             return None
-        punishment = SoftOverlongPunishment(
-            args.max_completion_length, args.soft_punish_cache, args.overlong_penalty_factor
-        )
+        punishment = SoftOverlongPunishment(limit, args.soft_punish_cache, args.overlong_penalty_factor)
         # New lists: the caller's list of reward functions is theirs.
         column = len(self.reward_funcs)
         self.reward_funcs = [*self.reward_funcs, punishment]
@@ -217,10 +232,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
         return column
 
-    def _make_recorder(self, filter_column: int) -> RolloutRecorder | None:
+    def _make_recorder(self, filter_columns: list[int]) -> RolloutRecorder | None:
         if not self.args.num_groups_to_log:
             return None
-        rewards = RewardColumns(self.reward_func_names, self.reward_weights.tolist(), filter_column)
+        rewards = RewardColumns(self.reward_func_names, self.reward_weights.tolist(), filter_columns)
         sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
         return RolloutRecorder(self.shape, self.ranks, sample, rewards, str(self.args.output_dir))
 
@@ -246,15 +261,45 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             score=self.policy_scorer.score,
             observe=None if self.recorder is None else self.recorder.observe,
             keep_awake=self.vllm_generation.kept_awake if self.args.use_vllm else nullcontext,
+            reward_names=[
+                name for column, name in enumerate(self.reward_func_names) if column != self.reporter.penalty_column
+            ],
+            progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
         )
 
+    def _add_sampler_state(self, sampler: DynamicSampler) -> None:
+        self.run_state.add("sampler", sampler.state_dict, sampler.load_state_dict)
+        self.run_state.add("carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True)
+
+    def _sample_from(self, dataset: Dataset | IterableDataset) -> None:
+        """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""
+        assert self.dynamic_sampler is not None
+        check_train_dataset(dataset, self.reward_funcs, self.args.num_groups_per_batch, self.args.selective_rollout)
+        check_image_dataset(dataset, self.args)
+        planner = self.dynamic_sampler.refill.planner.state_dict()
+        self.dynamic_sampler = self._make_sampler(dataset)
+        self.dynamic_sampler.refill.planner.load_state_dict(planner)
+        self._add_sampler_state(self.dynamic_sampler)
+        # What is left of the last generation batch is of the other dataset.
+        self._step, self._buffered_inputs = 0, None
+        self._sampled_dataset = dataset
+
+    def _rewards_of_groups(self) -> dict[str, Any]:
+        """Returns what the rewards and verdicts of carried groups depend on, as JSON."""
+        args = self.args
+        is_punished = self.reporter.penalty_column is not None
+        punishment = [args.generation_end.max_completion_length, args.soft_punish_cache, args.overlong_penalty_factor]
+        return {
+            "reward_names": list(self.reward_func_names),
+            "filter_reward": list(self.filter_names),
+            "filter_range": None if args.filter_bounds is None else list(args.filter_bounds),
+            "soft_overlong_punishment": punishment if is_punished else None,
+        }
+
     def _add_guards_and_state(self) -> None:
-        sampler = self.dynamic_sampler
-        if sampler is not None:
-            self.run_state.add("sampler", sampler.state_dict, sampler.load_state_dict)
-            self.run_state.add(
-                "carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True
-            )
+        self.run_state.layout |= self._rewards_of_groups()
+        if self.dynamic_sampler is not None:
+            self._add_sampler_state(self.dynamic_sampler)
             self.add_callback(EmptyUpdateGuard(self._step_has_tokens))
         guard = NonFiniteGuard(self.seams, self.ranks, self.args.max_non_finite_steps, self._log_train)
         self.run_state.add("non_finite", guard.state_dict, guard.load_state_dict)
@@ -274,6 +319,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             drawn = _DrawnBatch()
             with self._replaying(drawn):
                 output = super()._generate_and_score_completions(inputs)
+            self._mark_without_value()
             return self._finish_batch(output, drawn.facts, torch.zeros(len(drawn.facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
         batch = self._collect_batch(self.dynamic_sampler)
@@ -286,7 +332,16 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if ledger.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and ledger.accepted:
             # These take the mean over rows, and count those that stand in for groups that were not found.
             output["advantages"] *= ledger.num_groups / len(ledger.accepted)
+        # TRL takes the mean over all groups of the batch, those that were not found included.
+        zero_std = self._metrics["train"]["frac_reward_zero_std"]
+        zero_std[-1] *= ledger.num_groups / len(ledger.accepted) if ledger.accepted else math.nan
         return self._finish_batch(output, batch.facts, batch.is_filler, batch)
+
+    def _mark_without_value(self) -> None:
+        """Takes out of TRL's metrics of a drawn batch what is computed over no rewards."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if math.isnan(metrics["reward"][-1]):
+            metrics["frac_reward_zero_std"][-1] = math.nan
 
     @contextmanager
     def _replaying(self, batch: GenerationBatch | _DrawnBatch, awaits_old_logps: bool = False) -> Iterator[None]:
@@ -315,7 +370,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         for name, value in completion_metrics(batch.ledger.sampled).items():
             metrics[name][num_logged.get(name, 0) :] = [value]
         self._log_train(self.reporter.metrics(batch))
-        if self.reporter.warn(batch.ledger):
+        self.stop_reason = self.reporter.warn(batch.ledger)
+        if self.stop_reason is not None:
             self.control.should_save = self.control.should_training_stop = True
         self._pending_extra_logs.update(batch.logged_columns())
         return batch
@@ -382,8 +438,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             return self._batch.rewards.to(self.accelerator.device)
         rewards = self.reward_calls.compute(inputs, prompts, completions, completion_ids_list)
         if not self.model.training:
-            filter_rewards = rewards[:, self.group_judge.filter_column]
-            self.evaluation_metrics.observe(filter_rewards, self._pending_extra_logs)
+            filter_rewards = self.group_judge.filter_rewards(rewards.tolist(), self.num_generations_eval)
+            self.evaluation_metrics.observe(rewards.new_tensor(filter_rewards), self._pending_extra_logs)
             return rewards
         facts = [RowFacts(*row) for row in self.ranks.gather_rows(self._batch.facts)]
         draws = [Draw(number, -1) for number in range(len(facts) // self.num_generations)]
@@ -429,10 +485,15 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         return logps, entropies, *rest
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        num_logged = {name: len(values) for name, values in self._metrics["train"].items()}
         loss: torch.Tensor = super()._compute_loss(model, inputs)
         forward, self._forward = self._forward, None  # it holds the graph
-        if self.model.training and forward is not None:
-            mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        if not self.model.training:
+            return loss
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        if not self.accelerator.gather(mask.sum()).any():
+            without_value(self._metrics["train"], num_logged)
+        if forward is not None:
             is_sequence_ratio = self.importance_sampling_level == "sequence"
             old_logps, advantages = inputs.get("old_per_token_logps"), inputs["advantages"]
             self.diagnostics.observe_tokens(
@@ -446,6 +507,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Returns TRL's dataloader, or one that only paces the steps where the prompts come from the stream."""
         if self.dynamic_sampler is None:
             return super().get_train_dataloader()
+        if self.train_dataset is not self._sampled_dataset:
+            self._sample_from(self.train_dataset)
         return pacing_dataloader(
             self.train_dataset, self.shape.num_groups, self.shape.num_slices * self.num_iterations
         )
@@ -455,13 +518,36 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
         num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        return describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names)
+        lines = [describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names, self.filter_names)]
+        if not self.args.disable_dropout and has_dropout(self.model):
+            lines.append(
+                "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "
+                "the weights are the same. Set disable_dropout=True."
+            )
+        for name, count in self.shared_prompts().items():
+            lines.append(
+                f"  ! {count} prompts of the evaluation dataset{f' {name!r}' if name else ''} are in the training data "
+                "too: its metrics are no held-out accuracy. Leave these rows out of train_dataset."
+            )
+        return "\n".join(lines)
 
     def _log_train(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             # What has no value in this step is not logged: trackers warn of it or draw a gap.
             if not math.isnan(value):
                 self._metrics["train"][f"dapo/{name}"].append(value)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates, as in `GRPOTrainer`, and forgets what `predict` or an evaluation that failed has left."""
+        self.evaluation_metrics.clear()
+        self._metrics["eval"].clear()
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        except BaseException:
+            # What the reward functions logged of the batch that failed.
+            self._pending_extra_logs.clear()
+            self._pending_metrics.clear()
+            raise
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs TRL's metrics, and the diagnostics of the tokens trained since the last line, over all ranks."""
@@ -471,5 +557,6 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 self.reporter.drop_always_zero(self._metrics["train"])
         else:
             logs |= self.evaluation_metrics.flush(logs, self._metrics["eval"])
+        drop_without_value(self._metrics["train" if self.model.training else "eval"])
         with printing_plainly() if self.log_completions else nullcontext():
             super().log(logs, start_time)

@@ -42,6 +42,7 @@ OVERRIDDEN: dict[str, str] = {
     "_push_from_checkpoint": "a checkpoint is whole before it is pushed",
     "_save_checkpoint": "manifest and state of the run",
     "create_model_card": "the card says what the run did",
+    "evaluation_loop": "metrics of this evaluation alone",
     "get_batch_samples": "no step after the last one",
     "get_train_dataloader": "paces the steps; the prompts come from the stream",
     "init_hf_repo": "errors of the Hub with a fix",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from doomed_training import PHASES
-from forked import FOLDERS
+from forked import PATH
 from processes import run, said
 
 
@@ -55,7 +55,7 @@ def test_launcher_leaves_no_process_behind(tmp_path):
         "doom = ('generation', 3000) if rank == 1 else ()\n"
         f"train({str(tmp_path / 'run')!r}, options, doom, ranks=(rank, 2, os.environ['MASTER_PORT']))\n"
     )
-    environment = os.environ | {MARK: str(tmp_path), "PYTHONPATH": os.pathsep.join(FOLDERS), "CI": "1"}
+    environment = os.environ | {MARK: str(tmp_path), "PYTHONPATH": PATH, "CI": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert finished.returncode != 0

@@ -10,10 +10,10 @@ from processes import batches, outcome, run, said
 from tiny import first_token_reward
 
 
-OPTIONS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "reward_timeout": 5.0}
+OPTIONS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "reward_timeout": 1.0}
 TWO_RANKS = OPTIONS | {"per_device_train_batch_size": 4}
 FOR_EVER = 10**6
-LIMIT = {"grace_seconds": 3.0, "max_seconds": 150}
+LIMIT = {"grace_seconds": 2.0, "max_seconds": 150}
 
 
 def is_due(trainer_state):
@@ -84,7 +84,7 @@ def test_run_whose_reward_hangs_ends_with_its_name_and_is_resumed(tmp_path, stra
     assert run(tmp_path, OPTIONS, reward=reward, **LIMIT) == [1], said(tmp_path)
     printed = said(tmp_path, whole=True)
     message = (
-        f"RewardTimeoutError: The reward function {reward.__name__} did not return within reward_timeout=5 seconds"
+        f"RewardTimeoutError: The reward function {reward.__name__} did not return within reward_timeout=1 seconds"
     )
     assert message in printed
     assert re.search(r"the rewards of \d+ completions at optimizer step 2 on rank 0", printed)
@@ -117,7 +117,7 @@ def test_run_whose_reward_cannot_be_interrupted_ends_all_the_same(tmp_path, stra
 @pytest.mark.parametrize(
     ("reward", "cause"),
     [
-        (sleeps, "RewardTimeoutError: The reward function sleeps did not return within reward_timeout=5 seconds"),
+        (sleeps, "RewardTimeoutError: The reward function sleeps did not return within reward_timeout=1 seconds"),
         (raises, "ConnectionError: the judge does not answer"),
     ],
     ids=["hangs", "raises"],

@@ -36,12 +36,13 @@ def straight(tmp_path_factory):
 
 
 # In the midst of a generation batch, and after the last checkpoint, when nothing is left to train.
-@pytest.mark.parametrize(("phase", "seed", "first_step"), [("optimizer", 0, 3), ("files", 4, 12)])
-def test_killed_recipe_is_resumed_as_if_it_had_not_been(tmp_path, straight, hasty_model, phase, seed, first_step):
+@pytest.mark.parametrize(("phase", "share", "first_step"), [("optimizer", 0.27, 3), ("files", 1, 12)])
+def test_killed_recipe_is_resumed_as_if_it_had_not_been(tmp_path, straight, hasty_model, phase, share, first_step):
     options = QUICK | {"model": hasty_model}
     reference = straight(options)
-    deaths = survive(tmp_path, reference, options, seed, phases=[phase], task=recipe_training)
-    assert outcome(tmp_path)["first_step"] == first_step, f"the seed kills elsewhere now: {deaths}"
+    points = outcome(reference)["counts"][phase]
+    deaths = survive(tmp_path, reference, options, doom=(phase, round(share * points)), task=recipe_training)
+    assert outcome(tmp_path)["first_step"] == first_step, f"of {points} points, died at {deaths}"
 
 
 @pytest.mark.slow

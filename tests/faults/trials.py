@@ -6,7 +6,7 @@ from doomed_training import PHASES
 from processes import batches, draw_death, outcome, run, said, trained
 
 
-def survive(folder, reference, options, seed, num_ranks=1, phases=PHASES, **kwargs):
+def survive(folder, reference, options, seed=0, num_ranks=1, phases=PHASES, doom=None, **kwargs):
     """
     Kills a run once or twice, lets it end, and compares batches, trained rows, weights and log with the reference.
 
@@ -16,6 +16,7 @@ def survive(folder, reference, options, seed, num_ranks=1, phases=PHASES, **kwar
         options: of the training.
         seed: of the points at which it dies.
         phases: that it may die in.
+        doom: phase and number of the point at which the first rank dies, once; `None`: drawn.
         **kwargs: passed on to `run`.
 
     Returns:
@@ -23,16 +24,16 @@ def survive(folder, reference, options, seed, num_ranks=1, phases=PHASES, **kwar
     """
     chance = random.Random(seed)
     counts = [outcome(reference, rank)["counts"] for rank in range(num_ranks)]
+    num_deaths = chance.choice([1, 1, 2] if len(phases) > 1 else [1])
     deaths = []
-    for _ in range(chance.choice([1, 1, 2] if len(phases) > 1 else [1])):
-        doom, rank = draw_death(chance, counts, phases)
-        codes = run(folder, options, num_ranks, doom=doom, doomed_rank=rank, **kwargs)
+    for due, rank in [(doom, 0)] if doom else [draw_death(chance, counts, phases) for _ in range(num_deaths)]:
+        codes = run(folder, options, num_ranks, doom=due, doomed_rank=rank, **kwargs)
         # A second death may not come: there is less left to do.
         if codes != [0] * num_ranks:
             assert codes[rank] == -9, said(folder, rank)
             # The others end by themselves, with an error.
             assert 0 not in codes, codes
-            deaths.append((*doom, rank))
+            deaths.append((*due, rank))
     assert run(folder, options, num_ranks, doom=(), **kwargs) == [0] * num_ranks, said(folder)
     for rank in range(num_ranks):
         mine, its = outcome(folder, rank), outcome(reference, rank)

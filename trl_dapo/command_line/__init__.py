@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from trl_dapo.errors import HubPushError, HubUnreachableError
+from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
 
 
 # The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = importlib.import_module(f".{given[0]}", __name__)
     try:
         command.run(given[1:])
-    except (HubPushError, HubUnreachableError, FileNotFoundError, BlockingIOError, ValueError) as error:
+    except (
+        *(HubPushError, HubUnreachableError, TrainingStoppedError),
+        *(FileNotFoundError, BlockingIOError, ValueError),
+    ) as error:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise
         sys.exit(f"{type(error).__name__}: {error}")

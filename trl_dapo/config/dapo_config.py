@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
+from trl_dapo.sampling.generation_end import GenerationEnd
+
 from .batch_shape import BatchShape
 from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
@@ -32,15 +34,22 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
 
     Where no bfloat16 accelerator is found, `bf16` is `False` unless it is set.
 
+    With `load_best_model_at_end` or `save_strategy="best"`, `metric_for_best_model` is `"eval_avg@k"` unless it is set: the
+    highest accuracy by the filter reward, without penalties. The loss, which transformers takes, is noise around 0 here.
+
     Parameters:
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Turn dropout off, that of the model and that of LoRA. With dropout the policy that samples is not the one that
+            trains: the ratio is not 1 where the weights are the same. `False`: as TRL.
         epsilon_high (`float` or `None`, *optional*, defaults to `0.28`):
             Upper bound of Clip-Higher: the ratio is clipped to [1 - epsilon, 1 + epsilon_high]. `None`: `epsilon`.
         dynamic_sampling (`bool`, *optional*, defaults to `True`):
             Keep sampling prompts until every group of the generation batch is informative, that is until its completions
             differ in the filter reward (DAPO Eq. 11). `False`: batches are drawn as in `GRPOTrainer`.
-        filter_reward (`str`, *optional*):
-            Name of the reward function that decides whether a group is informative; never the weighted sum. `None`: the
-            first one.
+        filter_reward (`str` or `list[str]`, *optional*):
+            Name of the reward function that decides whether a group is informative; never the weighted sum. Of several, the
+            first that scored the group decides: one reward for each task, each `None` outside its own. `None`: all reward
+            functions in their order, so the first one wherever it returns a number.
         filter_range (`tuple[float, float]`, *optional*):
             Keep only groups whose mean filter reward lies strictly between these two values. `None`: no such limit.
         max_generation_rounds (`int`, *optional*, defaults to `10`):
@@ -119,6 +128,10 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "vllm_engine_kwargs"]
 
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "Turn dropout off, LoRA's too: the ratio of an unchanged policy is 1 only without it."},
+    )
     epsilon_high: float | None = field(
         default=0.28,
         metadata={"help": "Upper bound of Clip-Higher (verl: clip_ratio_high). None uses `epsilon`."},
@@ -129,11 +142,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "help": "Keep sampling prompts until every group of the batch is informative (verl: filter_groups)."
         },
     )
-    filter_reward: str | None = field(
+    # In this order, the command-line parser reads texts; `nargs` makes it read several.
+    filter_reward: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward function that decides whether a group is informative "
-            "(verl: filter_groups.metric). None uses the first."
+            "help": "Name of the reward function that decides whether a group is informative (verl: "
+            "filter_groups.metric). Of several, the first that scored the group decides. None uses all in their order.",
+            "nargs": "+",
         },
     )
     # Annotated as a list for the command-line parser, which knows no tuples; it is a tuple after `__post_init__`.
@@ -265,6 +280,9 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         if self.bf16 is None and not self.use_cpu and not has_bf16:
             # TRL would choose bfloat16, and transformers refuse it.
             self.bf16 = False
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            # The loss is noise around 0 here. This one is accuracy by the filter reward, without penalties.
+            self.metric_for_best_model = f"eval_avg@{self.num_generations_eval or self.num_generations}"
         super().__post_init__()
         if self.num_groups_to_log is None:
             self.num_groups_to_log = GROUPS_TO_LOG if self.log_completions else 0
@@ -323,6 +341,22 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         return not is_aligned or bool(self.use_vllm and self.vllm_importance_sampling_correction)
 
     @property
+    def generation_end(self) -> GenerationEnd:
+        """What ends a completion, by the fields and by `generation_kwargs`."""
+        return GenerationEnd.read(
+            self.generation_kwargs,  # type: ignore[arg-type]  # a string before it was parsed
+            self.max_completion_length,
+            self.use_vllm,
+            self.vllm_max_model_length if self.use_vllm else None,
+        )
+
+    @property
+    def default_punish_cache(self) -> int | None:
+        """`soft_punish_cache` where it is left out: 20 % of the longest completion. `None` without a length limit."""
+        limit = self.generation_end.max_completion_length
+        return None if limit is None else limit // 5
+
+    @property
     def filter_bounds(self) -> tuple[float, float] | None:
         """`filter_range` as a pair."""
         return None if self.filter_range is None else (self.filter_range[0], self.filter_range[1])
@@ -334,9 +368,8 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
 
         With the punishment off, 80 % of `max_completion_length`; `None` without a length limit.
         """
-        if self.max_completion_length is None:
-            return None
-        return self.max_completion_length - (self.soft_punish_cache or self.max_completion_length // 5)
+        limit = self.generation_end.max_completion_length
+        return None if limit is None else limit - (self.soft_punish_cache or limit // 5)
 
     def _check_overlong_fields(self) -> None:
         if self.overlong_penalty_factor < 0:
@@ -344,14 +377,14 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 f"overlong_penalty_factor is {self.overlong_penalty_factor}, but must be 0 or more: it scales a penalty. "
                 "Set soft_punish_cache=0 to turn the penalty off."
             )
+        limit = self.generation_end.max_completion_length
         if self.soft_punish_cache is None:
-            if self.max_completion_length is None:
+            if limit is None:
                 raise ValueError(
                     "soft_punish_cache is None, which means 20 % of max_completion_length, but that is None too. Set "
                     "max_completion_length, or soft_punish_cache=0 to turn the soft overlong punishment off."
                 )
-            self.soft_punish_cache = self.max_completion_length // 5
-        limit = self.max_completion_length
+            self.soft_punish_cache = limit // 5
         if self.soft_punish_cache < 0 or (limit is not None and self.soft_punish_cache > limit):
             raise ValueError(
                 f"soft_punish_cache is {self.soft_punish_cache}, but must be between 0 (off) and max_completion_length "

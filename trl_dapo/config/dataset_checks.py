@@ -13,32 +13,60 @@ _REWARD_ARGUMENTS = frozenset(
 )
 
 
-def find_filter_column(name: str | None, reward_names: Sequence[str]) -> int:
+def find_filter_columns(filter_reward: str | Sequence[str] | None, reward_names: Sequence[str]) -> list[int]:
     """
-    Returns the number of the reward function that decides the filter.
+    Returns the numbers of the reward functions that judge groups: each group by the first that scored it.
 
     Args:
-        name (`str` or `None`):
-            `filter_reward`; `None`: the first.
+        filter_reward (`str` or `Sequence[str]` or `None`):
+            One name or several; `None`: all, in their order.
         reward_names (`Sequence[str]`):
             Names of the reward functions.
 
     Raises:
-        `ValueError`: when there is none of that name.
+        `ValueError`: when there is none of a name, or a name twice.
 
     Example:
 
-    >>> find_filter_column("accuracy", ["format", "accuracy"])
-    1
+    >>> find_filter_columns("accuracy", ["format", "accuracy"])
+    [1]
+    >>> find_filter_columns(None, ["math", "code"])
+    [0, 1]
     """
-    if name is None:
-        return 0
-    if name not in reward_names:
+    if filter_reward is None:
+        return list(range(len(reward_names)))
+    names = [filter_reward] if isinstance(filter_reward, str) else list(filter_reward)
+    for name in names:
+        if name not in reward_names:
+            known = ", ".join(map(repr, reward_names))
+            raise ValueError(
+                f"filter_reward is {filter_reward!r}, but must be one of the reward functions: {known}, or a list of them. "
+                "Leave it None to judge each group by the first that scored it."
+            )
+    if len(set(names)) < max(1, len(names)):
         raise ValueError(
-            f"filter_reward is {name!r}, but must be one of the reward functions: {', '.join(map(repr, reward_names))}. "
-            "Leave it None to use the first."
+            f"filter_reward is {filter_reward!r}, but must name each reward function once, the first to ask first."
         )
-    return reward_names.index(name)
+    return [reward_names.index(name) for name in names]
+
+
+def numbered_names(names: Sequence[str]) -> list[str]:
+    """
+    Returns the names of reward functions, with a number where one repeats an earlier one.
+
+    >>> numbered_names(["accuracy", "<lambda>", "<lambda>", "accuracy"])
+    ['accuracy', '<lambda>', '<lambda>_2', 'accuracy_2']
+    """
+    taken: set[str] = set()
+    numbered = []
+    for name in names:
+        unique, number = name, 1
+        while unique in taken or (number > 1 and unique in names):
+            number += 1
+            unique = f"{name}_{number}"
+        taken.add(unique)
+        numbered.append(unique)
+    return numbered
 
 
 def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
@@ -58,6 +86,60 @@ def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
                 f"`{name}` is set, but dynamic sampling supports single-turn generation only. Remove it, or set "
                 "dynamic_sampling=False."
             )
+
+
+def check_evaluation_shape(args: Any, eval_dataset: Any) -> None:
+    """
+    Checks that evaluation batches hold whole groups, which TRL finds out in its first evaluation.
+
+    Args:
+        args (`DAPOConfig`):
+            The configuration.
+        eval_dataset (`Any`):
+            The evaluation dataset or datasets. `None`: there is no evaluation.
+
+    Raises:
+        `ValueError`: naming the fields and what fits.
+    """
+    num_generations = args.num_generations_eval or args.num_generations
+    num_completions = args.per_device_eval_batch_size * args.world_size
+    if eval_dataset is not None and num_completions % num_generations:
+        fitting = -(-num_completions // num_generations) * num_generations
+        while fitting % args.world_size:
+            fitting += num_generations
+        raise ValueError(
+            f"per_device_eval_batch_size is {args.per_device_eval_batch_size}, but an evaluation batch of "
+            f"{num_completions} completions over {args.world_size} processes must be whole groups of {num_generations} "
+            f"(num_generations_eval, or num_generations). Set per_device_eval_batch_size={fitting // args.world_size}, or "
+            "num_generations_eval."
+        )
+
+
+def check_best_metric(args: Any, eval_dataset: Any) -> None:
+    """
+    Checks that the metric which chooses the best model is one that evaluation logs.
+
+    Args:
+        args (`DAPOConfig`):
+            The configuration.
+        eval_dataset (`Any`):
+            The evaluation dataset or datasets.
+
+    Raises:
+        `ValueError`: of several datasets, none is named.
+    """
+    name = args.metric_for_best_model
+    if not isinstance(eval_dataset, Mapping) or name is None:
+        return
+    if not (args.load_best_model_at_end or args.save_strategy == "best"):
+        return
+    metric = name.removeprefix("eval_")
+    if not any(metric.startswith(f"{dataset}_") for dataset in eval_dataset):
+        choices = ", ".join(f"'eval_{dataset}_{metric}'" for dataset in eval_dataset)
+        raise ValueError(
+            f"metric_for_best_model is {name!r}, but there are several evaluation datasets, whose metrics carry their name. "
+            f"Set it to one of {choices}."
+        )
 
 
 def check_train_dataset(

@@ -8,7 +8,12 @@ from .dapo_config import DAPOConfig
 
 
 def describe_run(
-    args: DAPOConfig, num_steps: int, num_rows: int | None, first_round: RoundPlan | None, reward_names: Sequence[str]
+    args: DAPOConfig,
+    num_steps: int,
+    num_rows: int | None,
+    first_round: RoundPlan | None,
+    reward_names: Sequence[str],
+    filter_names: Sequence[str] = (),
 ) -> str:
     """
     Describes a run before it begins.
@@ -23,14 +28,16 @@ def describe_run(
         first_round (`RoundPlan` or `None`):
             The first round of generation. `None`: without dynamic sampling.
         reward_names (`Sequence[str]`):
-            The reward functions, the first or `filter_reward` of which decides the filter.
+            The reward functions.
+        filter_names (`Sequence[str]`, *optional*):
+            Those of them that judge groups. Empty: the first one.
 
     Returns:
         `str`: a few lines, the last ones a warning each.
     """
     shape = args.shape
     prompts, updates, completions = shape.num_groups, shape.num_updates, shape.num_completions
-    limit = args.max_completion_length
+    limit = args.generation_end.max_completion_length
     tokens = "without a length limit" if limit is None else f"at most {completions * limit:,} tokens"
     data = "a stream of prompts" if num_rows is None else f"{num_rows:,} prompts"
     lines = [
@@ -39,10 +46,28 @@ def describe_run(
         f"{updates} optimizer step{'s' if updates > 1 else ''} on each, of {_per_update(completions, args)} completions.",
     ]
     if first_round is not None:
-        filter_name = args.filter_reward or reward_names[0]
-        lines.append(f"  Dynamic sampling by {filter_name}: {_refill(first_round, args)}; surplus: {args.surplus}.")
+        judges = _judges(filter_names or reward_names[:1])
+        lines.append(f"  Dynamic sampling by {judges}: {_refill(first_round, args)}; surplus: {args.surplus}.")
+        lines.append(f"  Before the first step: {_first_wait(first_round, args)}.")
     lines += [f"  {name}: {value}" for name, value in _parts(args).items()]
     return "\n".join([*lines, *(f"  ! {departure}" for departure in departures(args))])
+
+
+def _first_wait(plan: RoundPlan, args: DAPOConfig) -> str:
+    """Returns what is sampled before anything is trained, as far as it is planned."""
+    completions = plan.num_prompts * args.shape.num_generations
+    limit = args.generation_end.max_completion_length
+    tokens = "" if limit is None else f" of at most {completions * limit:,} tokens"
+    return (
+        f"{plan.num_prompts} prompts x {args.shape.num_generations} = {completions:,} completions{tokens} are sampled and "
+        "scored; meanwhile a line or a bar says how many groups are found"
+    )
+
+
+def _judges(names: Sequence[str]) -> str:
+    """Returns the rewards that judge groups, in the order in which they are asked."""
+    first, *others = names
+    return first + "".join(f", else {name}" for name in others)
 
 
 def _refill(plan: RoundPlan, args: DAPOConfig) -> str:
@@ -58,12 +83,18 @@ def _refill(plan: RoundPlan, args: DAPOConfig) -> str:
     )
 
 
-def describe_method(args: DAPOConfig, num_steps: int, num_rows: int | None, reward_names: Sequence[str]) -> list[str]:
+def describe_method(
+    args: DAPOConfig,
+    num_steps: int,
+    num_rows: int | None,
+    reward_names: Sequence[str],
+    filter_names: Sequence[str] = (),
+) -> list[str]:
     """
     Describes what a run does, a line each, without what changes in its course.
 
     Args:
-        args (`DAPOConfig`), num_steps (`int`), num_rows (`int` or `None`), reward_names (`Sequence[str]`):
+        args, num_steps, num_rows, reward_names, filter_names:
             As in [`describe_run`].
     """
     lines = describe_run(args, num_steps, num_rows, None, reward_names).splitlines()
@@ -74,8 +105,8 @@ def describe_method(args: DAPOConfig, num_steps: int, num_rows: int | None, rewa
             if args.refill == "stream"
             else f"at most {args.max_generation_rounds} rounds a batch"
         )
-        filter_name = args.filter_reward or reward_names[0]
-        method.insert(2, f"Dynamic sampling by {filter_name}: {most}; surplus: {args.surplus}.")
+        judges = _judges(filter_names or reward_names[:1])
+        method.insert(2, f"Dynamic sampling by {judges}: {most}; surplus: {args.surplus}.")
     return method
 
 

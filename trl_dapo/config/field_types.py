@@ -95,7 +95,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _name(kind: Any) -> str:
     names = {
         float: "a finite number", int: "a whole number", bool: "True or False", str: "a text", types.NoneType: "None",
-        list: "a list of numbers", dict: "a mapping",
+        list: f"a list of {'texts' if typing.get_args(kind) == (str,) else 'numbers'}", dict: "a mapping",
     }  # fmt: skip
     name: str = names.get(typing.get_origin(kind) or kind, str(kind))
     return name

@@ -33,6 +33,10 @@ _LOADERS: dict[str, Callable[[str], Dataset]] = {
 }
 
 
+class SplitNotFoundError(FileNotFoundError):
+    """A dataset has no split of this name."""
+
+
 def load_rows(name: str, split: str, config: str | None = None) -> Dataset:
     """
     Loads one split of a dataset.
@@ -48,7 +52,8 @@ def load_rows(name: str, split: str, config: str | None = None) -> Dataset:
             Configuration of a Hub dataset.
 
     Raises:
-        `FileNotFoundError`: when a local path does not exist, has an unknown suffix, or holds no such split.
+        `FileNotFoundError`: when a local path does not exist or has an unknown suffix.
+        `SplitNotFoundError`: when the dataset has splits, but not this one. It is a `FileNotFoundError`.
         [`HubUnreachableError`]: when `name` is not a local path and the Hub does not answer.
     """
     require_local_or_hub(name, "dataset", "--dataset_name")
@@ -61,13 +66,40 @@ def load_rows(name: str, split: str, config: str | None = None) -> Dataset:
         return _LOADERS[path.suffix](str(path))
     if path.is_dir():
         return _load_folder(path, split)
-    return load_dataset(name, name=config, split=split)
+    try:
+        return load_dataset(name, name=config, split=split)
+    except ValueError as error:
+        if not str(error).startswith("Unknown split"):
+            raise
+        raise SplitNotFoundError(f"{name} has no split {split!r}: {error}") from error
+
+
+def has_splits(name: str) -> bool:
+    """Returns whether a dataset may have several splits. A single file has none, nor has a saved `Dataset`."""
+    path = Path(name).expanduser()
+    return not path.is_file() and not (path / "state.json").exists()
+
+
+def questions_of(rows: Dataset) -> list[Any]:
+    """
+    Returns the question of each row of a dataset, in any of the shapes of [`as_problems`], without the words of `"dapo"`.
+
+    >>> questions_of(Dataset.from_list([{"question": "1 + 1?", "answer": "2"}]))
+    ['1 + 1?']
+    """
+    used = sorted({"prompt", "solution", "question", "answer", "reward_model"} & set(rows.column_names))
+    questions = [_question_and_gold(row)[0] for row in rows.select_columns(used)]
+    return [_unwrapped(question) if isinstance(question, list) else question for question in questions]
 
 
 def _load_folder(folder: Path, split: str) -> Dataset:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         loaded = load_from_disk(str(folder))
-        return loaded if isinstance(loaded, Dataset) else loaded[split]
+        if isinstance(loaded, Dataset):
+            return loaded
+        if split not in loaded:
+            raise SplitNotFoundError(f"{folder} has no split {split!r}, only {', '.join(map(repr, loaded))}.")
+        return loaded[split]
     for suffix, loader in _LOADERS.items():
         if (folder / f"{split}{suffix}").exists():
             return loader(str(folder / f"{split}{suffix}"))
@@ -75,7 +107,7 @@ def _load_folder(folder: Path, split: str) -> Dataset:
     if parts:
         return Dataset.from_parquet(parts)
     names = sorted(path.name for path in folder.iterdir())[:10]
-    raise FileNotFoundError(
+    raise SplitNotFoundError(
         f"{folder} holds no split {split!r}: it must hold {split}.jsonl, {split}.json, {split}.parquet or "
         f"{split}-*.parquet, but the first names found are {names}. Choose another split or folder."
     )

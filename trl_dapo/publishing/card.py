@@ -15,7 +15,7 @@ from trl_dapo.atomic_write import atomic_write
 from trl_dapo.data.source import is_hub_id
 from trl_dapo.report.curves import plot_curves
 
-from .card_results import Evaluation, evaluation_section, logged_table, model_index, training_table
+from .card_results import Evaluation, evaluation_section, held_out_lines, logged_table, model_index, training_table
 from .card_text import as_code, as_markdown, as_table, single_line
 from .facts import RunFacts
 
@@ -90,6 +90,8 @@ def render_card(
         versions=", ".join(f"{name} {as_markdown(number)}" for name, number in facts.versions.items()),
         trackers=[f"[{as_markdown(name)}]({url})" for name, url in facts.trackers.items() if _is_address(url)],
         logged=logged_table(facts),
+        stop_reason=None if facts.stop_reason is None else as_markdown(facts.stop_reason),
+        held_out=[as_markdown(line) for line in held_out_lines(facts)],
         training=training_table(facts),
         evaluations=[evaluation_section(evaluation) for evaluation in evaluations],
         curves=CURVES_FILE if has_curves else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from trl_dapo.data.held_out import HeldOut
 from trl_dapo.data.source import DataSource
 from trl_dapo.evaluation.result import RESULTS_FILE
 
@@ -100,6 +101,15 @@ def logged_table(facts: RunFacts) -> str:
     return as_table(header, rows)
 
 
+def held_out_lines(facts: RunFacts) -> list[str]:
+    """Returns how the held-out problems were kept apart, and where they were not."""
+    lines = [] if facts.held_out is None else [HeldOut(**facts.held_out).describe()]
+    for name, count in facts.num_shared_prompts.items():
+        data = as_markdown(_held_out(facts, name or None).name)
+        lines.append(f"{data}: {count} prompts are in the training data too, so its metrics are no held-out accuracy.")
+    return lines
+
+
 def training_table(facts: RunFacts) -> str:
     """Returns a table of some metrics of training, with their first and their last logged value."""
     points = {
@@ -149,17 +159,20 @@ def model_index(facts: RunFacts, evaluations: Sequence[Evaluation]) -> list[Eval
     """
     Returns the results of these weights for the metadata of the card: shares in [0, 1].
 
-    Metrics of training are included only if they were logged at the step of the weights.
+    Metrics of training are included only if they were logged at the step of the weights, on data without prompts that
+    train.
     """
     results = []
     for name, value in _logged_now(facts).items():
         found = _LOGGED_FIGURE.match(name)
-        if found is None:
+        if found is None or facts.num_shared_prompts.get(found["dataset"] or ""):
             continue
         args: dict[str, Any] = {
             "num_problems": facts.num_eval_rows.get(found["dataset"] or ""),
             "logged_in": "training",
         }
+        if facts.held_out is not None and facts.held_out["is_cut_from_training"]:
+            args["held_out"] = "rows cut off the training data"
         args |= {key: facts.sampling[key] for key in ("temperature", "top_p", "max_completion_length")}
         args |= {"k": int(found["k"])}
         results.append(_eval_result(_held_out(facts, found["dataset"]), found["figure"], value, args))

@@ -43,7 +43,7 @@ _LEFT_OUT = frozenset(
 )
 # The default of fields that are `None` until `DAPOConfig` computes them from other fields.
 _RESOLVED: dict[str, Callable[[DAPOConfig], Any]] = {
-    "soft_punish_cache": lambda args: None if args.max_completion_length is None else args.max_completion_length // 5,
+    "soft_punish_cache": lambda args: args.default_punish_cache,
     "max_prompts_per_round": lambda args: 4 * args.num_groups_per_batch,
     "max_off_policy_steps": lambda args: args.num_updates_per_batch,
     "loss_normalization": lambda args: "batch",
@@ -80,6 +80,10 @@ class RunFacts:
             Where the held-out problems came from, if there is a single dataset.
         num_eval_rows (`dict[str, int]`):
             Number of held-out prompts by the name of their dataset; the name of a single dataset is `""`.
+        held_out (`dict[str, Any]`, *optional*):
+            The fields of [`~trl_dapo.data.held_out.HeldOut`]. `None`: the script did not split the data.
+        num_shared_prompts (`dict[str, int]`):
+            Of each evaluation dataset with such prompts: how many of its prompts are in the training data too.
         is_conversational (`bool`):
             Whether the prompts are conversations.
         rewards (`dict[str, float]`):
@@ -96,6 +100,8 @@ class RunFacts:
             Versions of Python and of the packages involved.
         step, num_steps (`int`):
             Optimizer step of the weights, and number of planned steps.
+        stop_reason (`str`, *optional*):
+            Why a guard stopped the training before its last step.
         log_history (`list[dict]`):
             All log lines, in order. Values that are not finite numbers are `None`.
         tags (`list[str]`), trackers (`dict[str, str]`):
@@ -113,6 +119,8 @@ class RunFacts:
     num_train_rows: int | None
     eval_data: DataSource
     num_eval_rows: dict[str, int]
+    held_out: dict[str, Any] | None
+    num_shared_prompts: dict[str, int]
     is_conversational: bool
     rewards: dict[str, float]
     method: list[str]
@@ -123,6 +131,7 @@ class RunFacts:
     versions: dict[str, str]
     step: int
     num_steps: int
+    stop_reason: str | None
     log_history: list[dict[str, Any]]
     tags: list[str]
     trackers: dict[str, str]

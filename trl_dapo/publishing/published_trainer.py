@@ -1,5 +1,6 @@
 """Writes the model card of a run, and pushes model and card to the Hub with error messages that say how to go on."""
 
+import dataclasses
 import functools
 import logging
 import os
@@ -18,7 +19,9 @@ from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.departures import departures, describe_method
+from trl_dapo.data.held_out import HeldOut, num_shared_prompts
 from trl_dapo.data.source import DataSource, is_hub_id
+from trl_dapo.errors import TrainingStoppedError
 
 from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
 from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
@@ -42,20 +45,35 @@ class PublishedTrainer(GRPOTrainer):
     _paper = {"title": DAPO_TITLE, "id": "2503.14476", "citation": DAPO_CITATION}
 
     args: DAPOConfig
+    # Names of the reward functions that judge groups.
+    filter_names: list[str]
     # Given by the user. They also apply to the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
+    card_held_out: HeldOut | None = None
     card_license: str | None = None
+    # Why a guard stopped the training before its last step.
+    stop_reason: str | None = None
     _is_saving_checkpoint = False
+    _shared_prompts: tuple[tuple[int, int], dict[str, int]] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains, as in `GRPOTrainer`. At the end, a run that saves checkpoints draws its curves and writes its card."""
+        """
+        Trains, as in `GRPOTrainer`. At the end, a run that saves checkpoints draws its curves and writes its card.
+
+        Raises:
+            `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
+        """
+        self.stop_reason = None
         output = super().train(*args, **kwargs)
-        if self.args.save_strategy != SaveStrategy.NO:
+        if self.args.save_strategy != SaveStrategy.NO or self.stop_reason is not None:
             try:
                 self.create_model_card()
             except Exception:
                 logger.warning("Training is complete, but its model card could not be written.", exc_info=True)
+        if self.stop_reason is not None:
+            state = self.state
+            raise TrainingStoppedError(state.global_step, state.max_steps, self.stop_reason, str(self.args.output_dir))
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -169,6 +187,16 @@ class PublishedTrainer(GRPOTrainer):
                 failure,
             )
 
+    def shared_prompts(self) -> dict[str, int]:
+        """Returns how many prompts of each evaluation dataset are in the training data too; the name of a single one is ''."""
+        held_out: Any = self.eval_dataset
+        sets = held_out if isinstance(held_out, dict) else {"": held_out}
+        known = (id(self.train_dataset), id(held_out))
+        if self._shared_prompts is None or self._shared_prompts[0] != known:
+            shared = {name: num_shared_prompts(self.train_dataset, rows) for name, rows in sets.items()}
+            self._shared_prompts = known, {name: count for name, count in shared.items() if count}
+        return self._shared_prompts[1]
+
     def _facts_of_run(self, model_name: str | None, tags: set[str]) -> RunFacts:
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         base = get_config_model_id(model.config) or None
@@ -182,6 +210,7 @@ class PublishedTrainer(GRPOTrainer):
         trackers = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url(), "W&B": _wandb_url()}
         named = ("temperature", "top_p", "max_completion_length", "seed")
         sampling: dict[str, Any] = {name: getattr(args, name) for name in named}
+        sampling["max_completion_length"] = args.generation_end.max_completion_length
         # With this option, the trainer loads the best weights at the end of training.
         best_step = self.state.best_global_step if args.load_best_model_at_end and not self.is_in_train else None
         return RunFacts(
@@ -189,16 +218,18 @@ class PublishedTrainer(GRPOTrainer):
             base_model=base if base_is_on_hub else base and Path(base).resolve().name,
             base_model_is_on_hub=base_is_on_hub,
             license=self.card_license or (base and _license_of(base)),
-            adapter=_adapter_of(model) if is_peft_model(model) else None,
+            adapter=_adapter_of(model, args.disable_dropout) if is_peft_model(model) else None,
             num_parameters=get_model_param_count(model),
             num_trained_parameters=get_model_param_count(model, trainable_only=True),
             train_data=self.card_data_source or DataSource.of_dataset(data),
             num_train_rows=num_rows,
             eval_data=self.card_eval_source or DataSource.of_dataset(held_out),
             num_eval_rows={name: len(rows) for name, rows in sets.items() if isinstance(rows, Dataset)},
+            held_out=None if self.card_held_out is None else dataclasses.asdict(self.card_held_out),
+            num_shared_prompts=self.shared_prompts(),
             is_conversational=isinstance(row.get("prompt"), list),
             rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
-            method=describe_method(args, num_steps, num_rows, self.reward_func_names),
+            method=describe_method(args, num_steps, num_rows, self.reward_func_names, self.filter_names),
             departures=departures(args),
             settings=changed_settings(args),
             sampling=sampling,
@@ -206,6 +237,7 @@ class PublishedTrainer(GRPOTrainer):
             versions=installed_versions(),
             step=best_step or self.state.global_step,
             num_steps=num_steps,
+            stop_reason=self.stop_reason,
             log_history=finite_history(self.state.log_history),
             tags=sorted(tags | {"generated_from_trainer", *self._tag_names, *_tags_of_place(trackers["Trackio"])}),
             trackers={name: url for name, url in trackers.items() if url},
@@ -218,10 +250,12 @@ def _tags_of_place(trackio_url: str | None) -> set[str]:
     return tags | ({f"trackio:{trackio_url}"} if trackio_url else set())
 
 
-def _adapter_of(model: Any) -> dict[str, Any]:
+def _adapter_of(model: Any, has_no_dropout: bool) -> dict[str, Any]:
     config = model.peft_config[model.active_adapter]
     names = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
     found = {label: getattr(config, name) for name, label in names.items() if hasattr(config, name)}
+    if has_no_dropout:
+        found.pop("dropout", None)  # the adapter's own value was not used
     targets = getattr(config, "target_modules", None)
     modules = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
     return {"type": str(getattr(config.peft_type, "value", config.peft_type))} | found | {"on": modules}

@@ -213,6 +213,8 @@ def _write_card(
     has_facts, has_card = (folder / FACTS_FILE).is_file(), (folder / CARD_FILE).is_file()
     if has_facts and (not has_card or is_unedited(folder)):
         facts = RunFacts.read(folder)
+        if facts.stop_reason is not None:
+            report(f"This run was stopped at step {facts.step} of {facts.num_steps}; its card says why.")
         # A run that was killed has no picture yet.
         has_curves = (folder / CURVES_FILE).is_file() or draw_curves(facts, folder)
         write_card(render_card(facts, repo_id, evaluations, has_curves, license), folder)

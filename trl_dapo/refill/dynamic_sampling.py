@@ -16,6 +16,7 @@ from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
 
 from .assembly import BatchAssembler, GenerationBatch, RefillResult
+from .progress import SamplingProgress
 from .prompt_source import PromptSource
 
 
@@ -69,6 +70,10 @@ class DynamicSampler:
             equally many rollouts.
         keep_awake (`Callable[[], AbstractContextManager[None]]`, *optional*):
             A batch is sampled inside it: an engine that sleeps while the model trains stays awake meanwhile.
+        reward_names (`Sequence[str]`, *optional*):
+            Names of the reward functions, without penalties.
+        progress (`SamplingProgress`, *optional*):
+            Is told when a batch begins and ends.
 
     Attributes:
         last_plan (`RoundPlan`, *optional*):
@@ -85,6 +90,8 @@ class DynamicSampler:
         assembler: BatchAssembler,
         score: Callable[[list[Rollout]], list[torch.Tensor]],
         keep_awake: Callable[[], AbstractContextManager[None]] = nullcontext,
+        reward_names: Sequence[str] = (),
+        progress: SamplingProgress | None = None,
     ):
         self.shape = shape
         self.source = source
@@ -92,6 +99,8 @@ class DynamicSampler:
         self.assembler = assembler
         self.score = score
         self.keep_awake = keep_awake
+        self.reward_names = reward_names
+        self.progress = progress or SamplingProgress()
         self.last_plan: RoundPlan | None = None
         self.num_generated_tokens = 0
         self.num_trained_tokens = 0
@@ -127,10 +136,15 @@ class DynamicSampler:
             carried=[group for group, fresh in zip(self._carried, is_fresh, strict=True) if fresh],
             num_stale=is_fresh.count(False),
             policy_step=policy_step,
+            reward_names=self.reward_names,
         )
         first_position = self.source.position
-        with self.keep_awake():
-            result = self.refill.fill(ledger, policy_step)
+        self.progress.begin(policy_step + 1, self.shape.num_groups)
+        try:
+            with self.keep_awake():
+                result = self.refill.fill(ledger, policy_step)
+        finally:
+            self.progress.end()
         kept = self._kept | result.kept
         self.last_plan = result.plan or self.last_plan
         self.num_generated_tokens += ledger.num_sampled_tokens
@@ -138,7 +152,11 @@ class DynamicSampler:
             # Nothing of the batch trains, so all of its prompts go back to the stream.
             self.source.seek(first_position)
             raise RefillExhaustedError(
-                len(ledger.accepted), ledger.num_groups, ledger.num_rounds, ledger.verdict_counts
+                len(ledger.accepted),
+                ledger.num_groups,
+                ledger.num_rounds,
+                ledger.verdict_counts,
+                ledger.describe_filter(),
             )
         self.source.seek(ledger.next_position)
         used = ledger.used

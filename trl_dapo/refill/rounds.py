@@ -19,6 +19,7 @@ from trl_dapo.vllm_engine.canary import WeightCanary
 
 from .assembly import ObserveGroups, RefillResult
 from .image_prompts import IMAGE_COLUMNS, prepared_prompts
+from .progress import BatchSoFar, SamplingProgress
 from .prompt_source import PromptSource
 
 
@@ -211,13 +212,23 @@ class RoundRefill:
             Plans the rounds.
         sampler (`RoundSampler`):
             Samples them.
+        progress (`SamplingProgress`, *optional*):
+            Is told of each round.
     """
 
-    def __init__(self, shape: BatchShape, source: PromptSource, planner: RefillPlanner, sampler: RoundSampler):
+    def __init__(
+        self,
+        shape: BatchShape,
+        source: PromptSource,
+        planner: RefillPlanner,
+        sampler: RoundSampler,
+        progress: SamplingProgress | None = None,
+    ):
         self.shape = shape
         self.source = source
         self.planner = planner
         self.sampler = sampler
+        self.progress = progress or SamplingProgress()
 
     def fill(self, ledger: RefillLedger, policy_step: int) -> RefillResult:
         """Samples rounds until the batch is full or `max_generation_rounds` are used up; see [`Refill.fill`]."""
@@ -233,6 +244,9 @@ class RoundRefill:
             kept |= sampled.kept
             metrics |= sampled.metrics
             seconds += sampled.seconds
+            self.progress.update(
+                BatchSoFar(len(ledger.accepted), ledger.num_groups, len(ledger.sampled), seconds, ledger.num_rounds)
+            )
             spare = sampled.spare
         return RefillResult(kept, spare, seconds, plan, metrics)
 

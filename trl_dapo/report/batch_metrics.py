@@ -66,8 +66,8 @@ class BatchReporter:
             if not any(metrics.get(name, ())):
                 metrics.pop(name, None)
 
-    def warn(self, ledger: RefillLedger) -> bool:
-        """Warns of a batch that is not full or has unreadable golds; returns whether the run should stop."""
+    def warn(self, ledger: RefillLedger) -> str | None:
+        """Warns of a batch that is not full or has unreadable golds; returns why the run should stop, if it should."""
         if ledger.num_missing:
             self._warn_once(
                 "exhausted",
@@ -84,12 +84,11 @@ class BatchReporter:
             )
         self._num_empty_batches = 0 if ledger.accepted else self._num_empty_batches + 1
         if self._num_empty_batches < _MAX_EMPTY_BATCHES:
-            return False
-        logger.error(
-            f"{_MAX_EMPTY_BATCHES} consecutive generation batches had no informative group; training stops and saves a "
-            "checkpoint.\n" + ledger.describe_exhaustion()
+            return None
+        return (
+            f"{self._num_empty_batches} consecutive generation batches had no informative group, the last one: "
+            + ledger.describe_exhaustion()
         )
-        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the warnings that were given, and how many consecutive batches were empty."""
@@ -143,6 +142,10 @@ def always_zero_metrics(args: DAPOConfig, num_ranks: int) -> Collection[str]:
 _TRL_CLIP_RATIOS = tuple(
     f"clip_ratio/{name}" for name in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")
 )
+
+
+# What TRL's loss logs that has a value without tokens too.
+_NOT_OVER_TOKENS = frozenset({"entropy_coef", "aux_loss", "policy_loss"})
 
 
 def ledger_metrics(ledger: RefillLedger) -> dict[str, float]:
@@ -221,12 +224,12 @@ def overlong_metrics(groups: Sequence[SampledGroup], free_length: int, penalty_c
 
 
 def completion_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
-    """Returns TRL's metrics of completion length in tokens."""
+    """Returns TRL's metrics of completion length in tokens; NaN where no completion ended by itself."""
     lengths = [completion for group in groups for _, completion in group.lengths]
     is_truncated = [truncated for group in groups for truncated in group.is_truncated]
     if not lengths:
         return {}
-    terminated = [length for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [0]
+    terminated = [float(length) for length, cut in zip(lengths, is_truncated, strict=True) if not cut] or [math.nan]
     return {
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(min(lengths)),
@@ -236,6 +239,42 @@ def completion_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
         "completions/min_terminated_length": float(min(terminated)),
         "completions/max_terminated_length": float(max(terminated)),
     }
+
+
+def without_value(metrics: MutableMapping[str, list[float]], num_before: Mapping[str, int]) -> None:
+    """
+    Marks values that TRL computed over no tokens: they become NaN.
+
+    Args:
+        metrics (`MutableMapping[str, list[float]]`):
+            The values of each metric since the last log line. Changed in place.
+        num_before (`Mapping[str, int]`):
+            How many of them were there before.
+
+    Example:
+
+    >>> metrics = {"entropy": [1.5, 0.0], "entropy_coef": [0.1]}
+    >>> without_value(metrics, {"entropy": 1})
+    >>> metrics
+    {'entropy': [1.5, nan], 'entropy_coef': [0.1]}
+    """
+    for name, values in metrics.items():
+        if name not in _NOT_OVER_TOKENS:
+            first = num_before.get(name, 0)
+            values[first:] = [math.nan] * len(values[first:])
+
+
+def drop_without_value(metrics: MutableMapping[str, list[float]]) -> None:
+    """
+    Removes metrics of which no value is a number. TRL would log them as None.
+
+    >>> metrics = {"reward": [math.nan], "entropy": [1.5, math.nan]}
+    >>> drop_without_value(metrics)
+    >>> metrics
+    {'entropy': [1.5, nan]}
+    """
+    for name in [name for name, values in metrics.items() if all(map(math.isnan, values))]:
+        del metrics[name]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -63,6 +63,10 @@ class EvaluationMetrics:
         for name, column in values.items():
             self._values.setdefault(name, []).extend(column)
 
+    def clear(self) -> None:
+        """Forgets what was taken in since the last flush."""
+        self._values.clear()
+
     def flush(self, logs: dict[str, float], metrics: dict[str, list[float]]) -> dict[str, float]:
         """
         Returns the means since the last flush, and takes what has no meaning in evaluation out of TRL's metrics.

@@ -58,7 +58,6 @@ def print_groups(recorder: RolloutRecorder, num_completions: int | None = None) 
     table.add_column("Rewards", justify="right")
     table.add_column("Tokens", justify="right")
     table.add_column("A completion")
-    filter_reward = f"rewards/{recorder.filter_reward}"
     for group in chosen:
         outcome = fate_of(group[0])
         shown = group[0]
@@ -67,7 +66,7 @@ def print_groups(recorder: RolloutRecorder, num_completions: int | None = None) 
             Text(outcome.replace("_", " "), style=_STYLES.get(outcome, "yellow")),
             Text(_shortened(last_turn(shown["prompt"]))),
             Text(_shortened(shown["solution"])),
-            Text(" ".join(_number(row[filter_reward]) for row in group)),
+            Text(" ".join(_number(row[f"rewards/{row['filter_reward']}"]) for row in group)),
             Text(f"{min(row['length'] for row in group)}-{max(row['length'] for row in group)}"),
             Text(_shortened(shown["completion"])),
         )

@@ -37,13 +37,13 @@ class RewardColumns:
             Their names, F of them.
         weights (`list[float]`):
             Their weights.
-        filter_column (`int`):
-            Which of them decides whether a group is informative.
+        filter_columns (`list[int]`):
+            Which of them judge groups, the first of them most.
     """
 
     names: list[str]
     weights: list[float]
-    filter_column: int
+    filter_columns: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class RolloutRecorder:
         self.sample = sample
         self.rewards = rewards
         self.output_dir = output_dir
-        self.filter_reward = rewards.names[rewards.filter_column]
+        self.filter_reward = rewards.names[rewards.filter_columns[0]]
         self._shards: RolloutShards | None = None
         self.latest: list[dict[str, Any]] = []
         self.latest_facts: dict[str, Any] = {}

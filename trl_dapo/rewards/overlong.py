@@ -1,7 +1,12 @@
 """DAPO's soft overlong punishment (Eq. 13 of https://arxiv.org/abs/2503.14476)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
+
+
+# Of the functions that punish in this way: ours, and TRL's `get_soft_overlong_punishment`.
+_NAMES = ("soft_overlong_punishment", "soft_overlong_punishment_reward")
 
 
 class SoftOverlongPunishment:
@@ -89,3 +94,30 @@ class SoftOverlongPunishment:
         if num_tokens_over <= 0:
             return 0.0
         return max(-num_tokens_over / self.cache, -1.0)
+
+
+def check_single_length_punishment(reward_funcs: Any, soft_punish_cache: int | None) -> None:
+    """
+    Checks that long completions are not punished twice.
+
+    Args:
+        reward_funcs (`Callable` or `list[Callable]`):
+            The reward functions of the user.
+        soft_punish_cache (`int`, *optional*):
+            With it, the trainer adds the punishment itself.
+
+    Raises:
+        `ValueError`: naming the function that does the same.
+    """
+    if not soft_punish_cache:
+        return
+    for function in reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]:
+        inner = function
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        if getattr(inner, "__name__", None) in _NAMES:
+            raise ValueError(
+                f"soft_punish_cache is {soft_punish_cache}, so that the trainer adds the soft overlong punishment, but "
+                f"reward_funcs has one too ({inner.__name__}): long completions would be punished twice. Take it out "
+                "of reward_funcs, or set soft_punish_cache=0 to use yours."
+            )

@@ -1,6 +1,7 @@
 """
 Which completions were cut off, and which groups have a learning signal: the constraint 0 < #{correct} < G of DAPO Eq. 11
-(https://huggingface.co/papers/2503.14476). A group is judged by one reward of its completions, before any shaping.
+(https://huggingface.co/papers/2503.14476). A group is judged by one reward of its completions, before any shaping: by the
+first that scored it.
 """
 
 import math
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple
 
+from .generation_end import GenerationEnd
 from .prompt_stream import Draw
 
 
@@ -46,6 +48,17 @@ def is_correct(reward: float) -> bool:
     (True, False, False)
     """
     return reward >= 1.0 - REWARD_TOLERANCE
+
+
+def differs(rewards: Sequence[float]) -> bool:
+    """
+    Whether rewards differ. Those that are NaN or infinite are left out.
+
+    >>> differs([1.0, 0.0, float("nan")]), differs([0.1 + 0.2, 0.3])
+    (True, False)
+    """
+    scored = [reward for reward in rewards if math.isfinite(reward)]
+    return bool(scored) and max(scored) - min(scored) > REWARD_TOLERANCE
 
 
 class GroupFilter:
@@ -105,6 +118,25 @@ class GroupFilter:
         if all(abs(reward - mean) <= REWARD_TOLERANCE for reward in live):
             return GroupVerdict.TRUNCATED_OUT
         return GroupVerdict.INFORMATIVE
+
+
+def judging_column(rewards: Sequence[Sequence[float]], columns: Sequence[int]) -> int:
+    """
+    Returns the reward that judges a group: the first that scored one of its completions.
+
+    Args:
+        rewards (`Sequence[Sequence[float]]`):
+            Reward of each of the G completions by each reward function, shape `(G, F)`. NaN or infinite: not scored.
+        columns (`Sequence[int]`):
+            The columns that may judge, in this order. Where none scored a completion, the first of them is returned.
+
+    Example:
+
+    >>> judging_column([[float("nan"), 1.0], [float("nan"), 0.0]], [0, 1])
+    1
+    """
+    scoring = (column for column in columns if any(math.isfinite(row[column]) for row in rewards))
+    return next(scoring, columns[0])
 
 
 class Location(NamedTuple):
@@ -190,27 +222,27 @@ class TruncationRule:
 
     @classmethod
     def of_generation(
-        cls,
-        eos_token_ids: Sequence[int],
-        max_completion_length: int | None,
-        max_sequence_length: int | None,
-        generation_kwargs: Mapping[str, Any] | None,
-        decode: Callable[[list[int]], str],
+        cls, end: GenerationEnd, eos_token_ids: Sequence[int], decode: Callable[[list[int]], str]
     ) -> "TruncationRule":
         """
         Returns the rule for a trainer's settings.
 
-        `generation_kwargs` are TRL's; of them `stop` or `stop_strings` (a text or several) and `stop_token_ids` are read.
+        Args:
+            end (`GenerationEnd`):
+                What ends a completion.
+            eos_token_ids (`Sequence[int]`):
+                The end-of-sequence tokens of model and tokenizer.
+            decode (`Callable[[list[int]], str]`):
+                Turns token ids into text.
 
-        >>> rule = TruncationRule.of_generation([2], 3, None, {"stop": "!", "stop_token_ids": [5]}, lambda ids: "ab!")
+        >>> end = GenerationEnd(3, stop_strings=("!",), more_end_tokens=(5,))
+        >>> rule = TruncationRule.of_generation(end, [2], lambda ids: "ab!")
         >>> sorted(rule.end_token_ids), rule.stop_strings
         ([2, 5], ('!',))
         """
-        kwargs = generation_kwargs or {}
-        stop = kwargs.get("stop") or kwargs.get("stop_strings") or ()
-        stop_strings = [stop] if isinstance(stop, str) else stop
-        end_token_ids = [*eos_token_ids, *(kwargs.get("stop_token_ids") or ())]
-        return cls(end_token_ids, max_completion_length, max_sequence_length, stop_strings, decode)
+        return cls(
+            end.end_tokens(eos_token_ids), end.max_completion_length, end.max_sequence_length, end.stop_strings, decode
+        )
 
     def facts(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> list[RowFacts]:
         """
@@ -269,7 +301,7 @@ class SampledGroup:
         rewards (`list[list[float]]`):
             Reward of each completion by each reward function, shape `(G, F)`. NaN: not scored.
         filter_rewards (`list[float]`):
-            The column of `rewards` that the filter judged.
+            The column of `rewards` that judged the group.
         lengths (`list[tuple[int, int]]`):
             Prompt and completion length of each completion, in tokens.
         is_truncated (`list[bool]`):
@@ -280,6 +312,8 @@ class SampledGroup:
             Optimizer steps that the policy had taken when it sampled the group.
         truncated_in_statistics (`bool`):
             Whether truncated completions count in the statistics of the group.
+        filter_column (`int`):
+            Number of the column that judged the group.
         num_tokens (`int`):
             Generated tokens of the group.
         marks (`list[bool | None]`):
@@ -295,6 +329,7 @@ class SampledGroup:
     locations: list[Location]
     policy_step: int = 0
     truncated_in_statistics: bool = True
+    filter_column: int = 0
 
     num_tokens: int = field(init=False, repr=False, compare=False)
     marks: list[bool | None] = field(init=False, repr=False, compare=False)
@@ -334,8 +369,8 @@ class GroupJudge:
     Judges sampled groups.
 
     Args:
-        filter_column (`int`):
-            Column of the rewards that decides whether a group is informative.
+        filter_columns (`Sequence[int]`):
+            Columns of the rewards that may judge. A group is judged by the first of them that scored it.
         mean_range (`tuple[float, float]`, *optional*):
             Keep only groups whose mean reward lies strictly between the two bounds.
         masks_truncated (`bool`, *optional*, defaults to `False`):
@@ -346,15 +381,32 @@ class GroupJudge:
 
     def __init__(
         self,
-        filter_column: int,
+        filter_columns: Sequence[int],
         mean_range: tuple[float, float] | None = None,
         masks_truncated: bool = False,
         truncated_in_statistics: bool = True,
     ):
-        self.filter_column = filter_column
+        self.filter_columns = list(filter_columns)
         self.masks_truncated = masks_truncated
         self.truncated_in_statistics = truncated_in_statistics
         self.group_filter = GroupFilter(mean_range, counts_masked=truncated_in_statistics)
+
+    def filter_rewards(self, rewards: Sequence[Sequence[float]], num_generations: int) -> list[float]:
+        """
+        Returns the reward of each completion that judges its group.
+
+        Args:
+            rewards (`Sequence[Sequence[float]]`):
+                Reward of each completion by each reward function, shape `(R, F)`, those of a group in a row.
+            num_generations (`int`):
+                Completions of a group.
+        """
+        judged = []
+        for start in range(0, len(rewards), num_generations):
+            group = rewards[start : start + num_generations]
+            column = judging_column(group, self.filter_columns)
+            judged += [row[column] for row in group]
+        return judged
 
     def judge(
         self,
@@ -386,7 +438,8 @@ class GroupJudge:
         groups = []
         for number, draw in enumerate(draws):
             rows = slice(number * size, (number + 1) * size)
-            filter_rewards = [reward[self.filter_column] for reward in rewards[rows]]
+            column = judging_column(rewards[rows], self.filter_columns)
+            filter_rewards = [reward[column] for reward in rewards[rows]]
             is_truncated = [bool(row.is_truncated) for row in facts[rows]]
             is_live = [not cut for cut in is_truncated] if self.masks_truncated else None
             groups.append(
@@ -401,6 +454,7 @@ class GroupJudge:
                     locations=[] if locations is None else list(locations[rows]),
                     policy_step=policy_step,
                     truncated_in_statistics=self.truncated_in_statistics,
+                    filter_column=column,
                 )
             )
         return groups

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trl_dapo.errors import describe_exhaustion
 
-from .judge import Fate, GroupVerdict, SampledGroup
+from .judge import Fate, GroupVerdict, SampledGroup, differs
 
 
 # Names under which tokens and seconds are counted. A filtered group counts under its verdict, which says why.
@@ -57,6 +57,8 @@ class RefillLedger:
             Tokens of completions that were given up before they were done.
         seconds_aborted (`float`):
             Their share of the seconds of sampling.
+        reward_names (`Sequence[str]`):
+            Names of the reward functions, without penalties.
     """
 
     num_groups: int
@@ -73,6 +75,7 @@ class RefillLedger:
     policy_step: int = 0
     num_aborted_tokens: int = 0
     seconds_aborted: float = 0.0
+    reward_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.accepted = self.carried[: self.num_groups]
@@ -159,7 +162,30 @@ class RefillLedger:
 
     def describe_exhaustion(self) -> str:
         """Says how far the rounds came, what the sampled groups were, and what would help."""
-        return describe_exhaustion(len(self.accepted), self.num_groups, self.num_rounds, self.verdict_counts)
+        text = describe_exhaustion(len(self.accepted), self.num_groups, self.num_rounds, self.verdict_counts)
+        return text + self.describe_filter()
+
+    def describe_filter(self) -> str:
+        """Says which rewards judged the groups, and which others differ in groups that were judged to be all alike."""
+        names = self.reward_names
+        judges = Counter(names[group.filter_column] for group in self.sampled if names)
+        if not judges:
+            return ""
+        alike = [
+            group
+            for group in self.sampled
+            if group.verdict in (GroupVerdict.ALL_CORRECT, GroupVerdict.ALL_WRONG, GroupVerdict.UNIFORM)
+        ]
+        lines = ["\nJudged by " + " and ".join(f"{name} ({count} groups)" for name, count in judges.items()) + "."]
+        for column, name in enumerate(names):
+            others = [group for group in alike if group.filter_column != column]
+            num_mixed = sum(differs([rewards[column] for rewards in group.rewards]) for group in others)
+            if num_mixed:
+                lines.append(
+                    f"{name} differs in {num_mixed} of the {len(others)} groups that other rewards found all alike: "
+                    f"filter_reward={name!r} would train on those."
+                )
+        return "\n".join(lines)
 
     def tokens_by_fate(self) -> dict[str, int]:
         """

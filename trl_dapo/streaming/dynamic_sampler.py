@@ -1,6 +1,6 @@
 """The dynamic sampler of a run: by rounds, or group by group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.refill.assembly import BatchAssembler, ObserveGroups
 from trl_dapo.refill.dynamic_sampling import DynamicSampler, Refill
+from trl_dapo.refill.progress import SamplingProgress
 from trl_dapo.refill.prompt_source import PromptSource
 from trl_dapo.refill.rounds import RoundRefill, RoundSampler, SampleRound
 from trl_dapo.sampling.judge import GroupJudge
@@ -33,6 +34,8 @@ def make_dynamic_sampler(
     score: Callable[[list[Rollout]], list[torch.Tensor]],
     observe: ObserveGroups | None = None,
     keep_awake: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    reward_names: Sequence[str] = (),
+    progress: SamplingProgress | None = None,
 ) -> DynamicSampler:
     """
     Puts the dynamic sampler of a run together.
@@ -54,7 +57,8 @@ def make_dynamic_sampler(
             As in [`DynamicSampler`].
         observe (`ObserveGroups`, *optional*):
             Is shown the judged groups.
-        keep_awake (`Callable[[], AbstractContextManager]`, *optional*):
+        keep_awake (`Callable[[], AbstractContextManager]`, *optional*), reward_names (`Sequence[str]`, *optional*),
+        progress (`SamplingProgress`, *optional*):
             As in [`DynamicSampler`].
     """
     shape = args.shape
@@ -69,11 +73,11 @@ def make_dynamic_sampler(
     refill: Refill
     if isinstance(sampling, LocalGroups):
         exchange = GroupExchange(ranks, judge, shape.num_generations, num_rewards)
-        refill = StreamRefill(shape, source, planner, sampling, exchange, observe)
+        refill = StreamRefill(shape, source, planner, sampling, exchange, observe, progress)
     else:
         rounds = RoundSampler(shape.num_generations, ranks, source, sampling, judge, observe)
-        refill = RoundRefill(shape, source, planner, rounds)
+        refill = RoundRefill(shape, source, planner, rounds, progress)
     assembler = BatchAssembler(
         shape.num_generations, ranks, source, num_rewards, bool(args.use_vllm), bool(args.log_completions)
     )
-    return DynamicSampler(shape, source, refill, assembler, score, keep_awake)
+    return DynamicSampler(shape, source, refill, assembler, score, keep_awake, reward_names, progress)

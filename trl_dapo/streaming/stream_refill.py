@@ -15,6 +15,7 @@ from trl_dapo.config.batch_shape import BatchShape
 from trl_dapo.ranks.collectives import PendingRows
 from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.refill.assembly import ObserveGroups, RefillResult
+from trl_dapo.refill.progress import BatchSoFar, SamplingProgress
 from trl_dapo.refill.prompt_source import PromptSource
 from trl_dapo.sampling.judge import GroupVerdict, Location
 from trl_dapo.sampling.prompt_stream import Draw
@@ -51,6 +52,8 @@ class StreamRefill:
             Judges groups, and exchanges them between ranks.
         observe (`ObserveGroups`, *optional*):
             Is shown the judged groups of a batch.
+        progress (`SamplingProgress`, *optional*):
+            Is told of judged groups.
 
     Attributes:
         suspended (`dict[int, tuple[Draw, int]]`):
@@ -65,6 +68,7 @@ class StreamRefill:
         groups: LocalGroups,
         exchange: GroupExchange,
         observe: ObserveGroups | None = None,
+        progress: SamplingProgress | None = None,
     ):
         self.shape = shape
         self.source = source
@@ -73,6 +77,7 @@ class StreamRefill:
         self.exchange = exchange
         self.ranks = exchange.ranks
         self.observe = observe
+        self.progress = progress or SamplingProgress()
         self.suspended: dict[int, tuple[Draw, int]] = {}
         self._plan: RoundPlan | None = None
         self._num_batches = 0
@@ -109,7 +114,7 @@ class StreamRefill:
 
     def fill(self, ledger: RefillLedger, policy_step: int) -> RefillResult:
         """Samples until the batch is decided, or all groups that it may start have their verdicts; see [`Refill.fill`]."""
-        start = self._clock()
+        start = self._start = self._clock()
         self._begin(ledger, policy_step)
         pending = self._tell()
         while True:
@@ -162,6 +167,11 @@ class StreamRefill:
                 self._judged.append(self.groups.by_position.pop(position))
         if news:
             self.planner.observe(sum(is_informative for _, is_informative in news), len(news))
+            num_groups = self.shape.num_groups
+            seconds = self._clock()[0] - self._start[0]
+            self.progress.update(
+                BatchSoFar(num_groups - self._flow.num_missing, num_groups, len(self._draws), seconds)
+            )
 
     def _adjust(self) -> None:
         """Starts and gives up groups."""
