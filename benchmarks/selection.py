@@ -321,12 +321,18 @@ def run_rules() -> Iterator[dict[str, Any]]:
         make = partial(World, NUM_ROWS, size, share, **USUAL)
         blind_world = make()
         blind = simulate(blind_world, make_selection("blind", blind_world), 64, NUM_PASSES)
-        rules = [("ours", min_share) for min_share in (0.05, 0.1, 0.2, 0.4)]
+        rules = [("ours", exploration_share) for exploration_share in (0.05, 0.1, 0.2, 0.4)]
         rules += [(rule, 0.1) for rule in RULES if rule not in ("one rate for all", "all prompts")]
-        for rule, min_share in rules:
+        for rule, exploration_share in rules:
             world = make()
-            run = simulate(world, make_selection(rule, world, min_share=min_share), 64, NUM_PASSES)
-            where = {"section": "rules", "num_generations": size, "share": share, "rule": rule, "min_share": min_share}
+            run = simulate(world, make_selection(rule, world, exploration_share=exploration_share), 64, NUM_PASSES)
+            where = {
+                "section": "rules",
+                "num_generations": size,
+                "share": share,
+                "rule": rule,
+                "exploration_share": exploration_share,
+            }
             for name in ("passes 1 to 12", "passes 4 to 12"):
                 yield where | {"window": name} | window(run, blind, *WINDOWS[name])
 
@@ -370,7 +376,7 @@ TASKS = {
 def run_learning() -> Iterator[dict[str, Any]]:
     """Yields one record per task, arm and seed: its curve of accuracy against completions."""
     arms: list[tuple[str, dict[str, float]]] = [("blind", {}), ("GRPO", {}), ("streaks", {}), ("oracle", {})]
-    arms += [("ours", {"min_share": share}) for share in (0.05, 0.1, 0.2, 0.4)]
+    arms += [("ours", {"exploration_share": share}) for share in (0.05, 0.1, 0.2, 0.4)]
     arms += [(rule, {}) for rule in ("threshold 0.5", "square, no rare value", "square up to 1", "Thompson 0.5")]
     for task, described in TASKS.items():
         options = dict(described)
@@ -391,7 +397,7 @@ def run_learning() -> Iterator[dict[str, Any]]:
                     "section": "learning",
                     "task": task,
                     "seed": seed,
-                    "arm": arm if "min_share" not in how else f"{arm}, {how['min_share']:g}",
+                    "arm": arm if "exploration_share" not in how else f"{arm}, {how['exploration_share']:g}",
                     "passes": float(sums[5] / learner.num_rows),
                     "rare": float(sums[3] / sums[2]),
                     "curve": [(0.0, round(start, 5)), *((sampled, round(value, 5)) for sampled, value in run.curve)],

@@ -22,13 +22,13 @@ class _AllPrompts(PromptSelection):
 
 
 class _Rule(PromptSelection):
-    """Samples what was never seen, and of the rest what `share_of` says, but at least `min_share`."""
+    """Samples what was never seen, and of the rest what `share_of` says, but at least `exploration_share`."""
 
     rare_value = 1.0
 
     def _shares(self, indices: np.ndarray, prediction: Any) -> np.ndarray:
         shares = self.share_of(indices, prediction.chances + self.rare_value * prediction.rare)
-        return np.where(prediction.is_seen, np.clip(shares, self.min_share, 1.0), 1.0)
+        return np.where(prediction.is_seen, np.clip(shares, self.exploration_share, 1.0), 1.0)
 
     def share_of(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Returns the probabilities to be sampled of rows that were seen."""
@@ -76,8 +76,8 @@ class _TargetShare(_Rule):
         above = np.cumsum(ordered[::-1])[::-1]
         below = np.cumsum(ordered) - ordered
         numbers = np.arange(len(ordered))
-        sampled = len(ordered) - numbers + self.min_share * numbers
-        reaches = np.flatnonzero((above + self.min_share * below) / sampled >= self.target)
+        sampled = len(ordered) - numbers + self.exploration_share * numbers
+        reaches = np.flatnonzero((above + self.exploration_share * below) / sampled >= self.target)
         return np.where(chances >= (ordered[reaches[0]] if len(reaches) else 0.9), 1.0, 0.0)
 
 

@@ -146,15 +146,15 @@ def rules_table(records: Sequence[dict[str, Any]]) -> str:
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for r in records:
         if r["section"] == "rules":
-            key = (r["num_generations"], r["share"], r["rule"], r["min_share"])
+            key = (r["num_generations"], r["share"], r["rule"], r["exploration_share"])
             found.setdefault(key, {})[r["window"]] = r
-    for (size, share, rule, min_share), windows in found.items():
+    for (size, share, rule, exploration_share), windows in found.items():
         values = [
             f"{windows[name][of]:.2f}"
             for of in ("cost_of_blind", "rare_of_blind", "recall")
             for name in ("passes 1 to 12", "passes 4 to 12")
         ]
-        rows.append([str(size), f"{share:g}", rule, f"{min_share:g}", *values])
+        rows.append([str(size), f"{share:g}", rule, f"{exploration_share:g}", *values])
     return _table(rows)
 
 

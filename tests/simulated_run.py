@@ -118,7 +118,7 @@ class RankRecord:
     error: RefillExhaustedError | None = None
     plan: Any = None
     state: dict[str, Any] = field(default_factory=dict)
-    num_passes: float = 0.0
+    source_metrics: dict = field(default_factory=dict)
     position: int = 0
     seconds_sampling: float = 0.0
     # For each completion that this rank's engine worked on, the policy step that sampled each token.
@@ -243,7 +243,7 @@ def simulate(scenario: Scenario) -> list[list[RankRecord]]:
             except RefillExhaustedError as error:
                 record.error = error
             record.plan, record.state = sampler.last_plan, sampler.state_dict()
-            record.position, record.num_passes = source.position, source.num_passes
+            record.position, record.source_metrics = source.position, source.metrics
             record.seconds_sampling = record.batch.refill.seconds if record.batch else 0.0
             record.sampled_by = {key: list(steps) for key, steps in engine.sampled_by.items()}
             record.num_left = engine.num_unfinished

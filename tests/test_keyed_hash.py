@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from trl_dapo.evaluation.completion_sampler import SamplingSettings
 from trl_dapo.evaluation.vllm_sampler import VLLMSampler
 from trl_dapo.report.group_sample import GroupSample
-from trl_dapo.sampling.prompt_history import PromptHistory
 from trl_dapo.sampling.prompt_stream import PromptStream, SequenceKey, keyed_hash
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
@@ -31,12 +30,6 @@ def test_order_of_the_prompts_stays():
     stream = PromptStream(1000, seed=7)
     stream.seek(995)
     assert [draw.index for draw in stream.peek(10)] == [996, 224, 798, 664, 1, 945, 58, 436, 719, 69]
-
-
-def test_skipped_draws_stay():
-    history = PromptHistory(4, seed=3)
-    history.observe(2, is_informative=False)
-    assert [position for position in range(20) if history.skips(position, 2)] == [1, 5, 7, 11, 13, 15, 16, 18]
 
 
 def test_groups_chosen_for_the_record_stay():

@@ -48,7 +48,7 @@ def sampled_groups(draws, counts, size=8):
     """Groups of these draws, so many completions of each correct, judged by the product's judge."""
     rewards = [[float(sample < count)] for count in counts for sample in range(size)]
     facts = [RowFacts(1, 5, 0)] * len(rewards)
-    return GroupJudge(filter_column=0).judge(draws, rewards, facts)
+    return GroupJudge([0]).judge(draws, rewards, facts)
 
 
 def frequencies(selection, num_passes):
@@ -62,7 +62,7 @@ def frequencies(selection, num_passes):
 
 
 def test_draws_are_sampled_with_the_square_of_their_value_and_never_less_than_the_floor():
-    selection = PromptSelection(PromptStream(5, seed=1), GivenRates([0.9, 0.8, 0.4, 0.2, 0.01]), min_share=0.1)
+    selection = PromptSelection(PromptStream(5, seed=1), GivenRates([0.9, 0.8, 0.4, 0.2, 0.01]), exploration_share=0.1)
     expected = [1.0, 1.0, (0.4 / 0.8) ** 2, 0.1, 0.1]
     assert selection.sampling_probabilities(np.arange(5)).tolist() == pytest.approx(expected)
     found = frequencies(selection, 4000)
@@ -86,18 +86,18 @@ def test_nothing_is_passed_over_while_nothing_is_known():
 
 def test_unseen_prompts_are_compared_with_the_better_kinds_of_them():
     chances = np.array([0.6, 0.6, 0.6, 0.3])
-    selection = PromptSelection(PromptStream(4), GivenRates(chances, is_seen=False), min_share=0.01)
+    selection = PromptSelection(PromptStream(4), GivenRates(chances, is_seen=False), exploration_share=0.01)
     best = (chances**9).sum() / (chances**8).sum()
     expected = np.minimum((chances / best) ** 8, 1.0)
     assert selection.sampling_probabilities(np.arange(4)) == pytest.approx(np.maximum(expected, 0.01), rel=1e-12)
 
 
 def test_share_of_one_samples_every_draw():
-    selection = PromptSelection(PromptStream(50), GivenRates([0.01] * 50), min_share=1.0)
+    selection = PromptSelection(PromptStream(50), GivenRates([0.01] * 50), exploration_share=1.0)
     assert [draw.position for draw in selection.draw(120)] == list(range(120))
 
 
-@pytest.mark.parametrize("options", [{"min_share": 0.0}, {"min_share": 1.5}, {"evict_above": 0.0}])
+@pytest.mark.parametrize("options", [{"exploration_share": 0.0}, {"exploration_share": 1.5}, {"evict_above": 0.0}])
 def test_shares_outside_of_their_range_are_refused(options):
     (name, value), *_ = options.items()
     with pytest.raises(ValueError, match=f"{name} is {value}, but must be above 0 and at most 1"):
@@ -138,7 +138,7 @@ def test_chances_are_those_of_the_draws_that_come_next():
 
 
 def test_prompts_that_teach_nothing_are_drawn_less_and_come_back_when_they_do():
-    selection = PromptSelection(PromptStream(20, shuffle=False), PassRates(20, 8), min_share=0.1)
+    selection = PromptSelection(PromptStream(20, shuffle=False), PassRates(20, 8), exploration_share=0.1)
     solved = np.arange(10)
     for _ in range(4):
         draws = [Draw(position, position) for position in range(20)]
@@ -208,7 +208,7 @@ def test_resumed_run_draws_the_same_prompts_to_the_bit(seed, stop, evicts):
 
 
 def test_solved_prompts_are_evicted_and_counted():
-    selection = PromptSelection(PromptStream(10, seed=5), PassRates(10, 8), min_share=0.5, evict_above=0.9)
+    selection = PromptSelection(PromptStream(10, seed=5), PassRates(10, 8), exploration_share=0.5, evict_above=0.9)
     draws = [Draw(position, position) for position in range(10)]
     selection.settle(sampled_groups(draws, [8, 8, 7, 4, 0, 0, 0, 0, 0, 0]))
     assert selection.num_evicted == selection.metrics()["evicted"] == 2
@@ -234,7 +234,7 @@ def test_figures_of_blind_sampling_are_estimated_without_bias():
     hidden = rng.beta(0.3, 0.5, 2000)
     chances = 1 - hidden**8 - (1 - hidden) ** 8
     rare = 8 * hidden * (1 - hidden) ** 7
-    selection = PromptSelection(PromptStream(2000), GivenRates(chances, rare), min_share=0.1)
+    selection = PromptSelection(PromptStream(2000), GivenRates(chances, rare), exploration_share=0.1)
     for _ in range(60):
         draws = selection.draw(300)
         selection.settle(sampled_groups(draws, rng.binomial(8, hidden[[draw.index for draw in draws]])))
@@ -274,7 +274,7 @@ def test_reliability_by_hand():
 def test_partial_credit_counts_in_part_and_negative_rewards_as_wrong():
     """Rewards of -1, 0.5 and 1: the posterior of what is solved by 1 and a half of 4."""
     rewards = [[-1.0], [0.5], [1.0], [-1.0]]
-    judge = GroupJudge(filter_column=0)
+    judge = GroupJudge([0])
     partial, plain = (PassRates(1, 4) for _ in range(2))
     selection = PromptSelection(PromptStream(1), partial)
     selection.settle(judge.judge([Draw(0, 0)], rewards, [RowFacts(1, 1, 0)] * 4))
@@ -294,6 +294,6 @@ def test_rare_successes_are_informative_groups_with_an_eighth_correct_or_less():
     assert math.isnan(frac_rare_success(groups[:1]))
     # Partial credit alone is no success.
     rewards = [[0.5], [0.0], [0.0], [0.0]]
-    (partial,) = GroupJudge(filter_column=0).judge([Draw(0, 0)], rewards, [RowFacts(1, 1, 0)] * 4)
+    (partial,) = GroupJudge([0]).judge([Draw(0, 0)], rewards, [RowFacts(1, 1, 0)] * 4)
     assert partial.verdict.value == "informative"
     assert not is_rare_success(partial)

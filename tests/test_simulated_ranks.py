@@ -20,8 +20,10 @@ from simulated_run import RankRecord, Scenario, simulate
 from thread_ranks import run_ranks
 
 from trl_dapo.report.batch_metrics import ledger_metrics
-from trl_dapo.sampling.prompt_history import PromptHistory
-from trl_dapo.sampling.prompt_stream import PromptStream
+from trl_dapo.sampling.judge import GroupJudge, RowFacts
+from trl_dapo.sampling.pass_rates import PassRates
+from trl_dapo.sampling.prompt_selection import PromptSelection
+from trl_dapo.sampling.prompt_stream import Draw, PromptStream
 
 
 OUTCOMES = ["mixed", "all right", "all wrong", "uniform", "float noise", "unscorable", "half scored", "infinite"]
@@ -87,7 +89,8 @@ class Oracle:
         self.options = scenario.options
         self.cursor = 0
         self.carried: list[tuple[int, int]] = []  # (position, policy step that sampled it)
-        self.history = PromptHistory(scenario.num_rows, seed=scenario.seed)
+        rates = PassRates(scenario.num_rows, scenario.num_generations, scenario.options["filter_range"])
+        self.history = PromptSelection(PromptStream(scenario.num_rows), rates, seed=scenario.seed)
         self.stream = PromptStream(scenario.num_rows, scenario.seed, self.options["shuffle_dataset"])
         self.foretold: dict[int, int] = {}
         self.rows: dict[int, int] = {}  # the row of each draw that was sampled
@@ -101,7 +104,7 @@ class Oracle:
         return self.foretold[position]
 
     def is_skipped(self, position):
-        return self.options["selective_rollout"] and self.history.skips(position, self.row_at(position))
+        return self.options["selective_rollout"] and not self.history.samples(Draw(position, self.row_at(position)))
 
     def is_informative(self, position):
         scored = [r for r in self.scenario.rewards(position, self.row_at(position)) if math.isfinite(r)]
@@ -155,8 +158,11 @@ class Oracle:
         else:
             self.cursor = accepted[-1][0] + 1
         used = [position for position in sampled if position < self.cursor]
-        for position in used:
-            self.history.observe(self.row_at(position), self.is_informative(position))
+        if used:
+            draws = [Draw(position, self.row_at(position)) for position in used]
+            rewards = [[reward] for draw in draws for reward in scenario.rewards(draw.position, draw.index)]
+            judge = GroupJudge([0], options["filter_range"])
+            self.history.settle(judge.judge(draws, rewards, [RowFacts(1, 1, 0)] * len(rewards)))
         num_stale, self.carried = len(self.carried) - len(fresh), surplus if keeps else []
         self.check_rows(records, accepted)
         self.check_accounts(records, rounds, accepted)
@@ -254,7 +260,13 @@ def same_bits(one, other):
 def assert_ranks_agree(records: list[RankRecord]):
     def told(record: RankRecord):
         batch = record.batch
-        seen = [record.plan, record.position, record.num_passes, json.dumps(record.state), str(record.error)]
+        seen = [
+            record.plan,
+            record.position,
+            json.dumps(record.source_metrics),
+            json.dumps(record.state),
+            str(record.error),
+        ]
         return [*seen, batch and [repr(batch.ledger), repr(batch.rewards.tolist()), batch.num_moved_words]]
 
     assert all(told(record) == told(records[0]) for record in records)
@@ -337,7 +349,7 @@ def test_world_sizes_that_divide_the_group_share_every_decision(effort):
                 assert trained(records) == trained(its)
                 for record in records:
                     assert (record.plan, record.position) == (its[0].plan, its[0].position)
-                    assert record.state["history"] == its[0].state["history"]
+                    assert record.state["selection"] == its[0].state["selection"]
                     assert record.batch.ledger.verdict_counts == its[0].batch.ledger.verdict_counts
 
     effort(given(scenarios(num_ranks=1, refill_confidence=0.9, on_exhausted="partial"))(check))()

@@ -50,6 +50,7 @@ from .config.dataset_checks import (
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
+from .config.selective_checks import check_selective_columns
 from .errors import RefillExhaustedError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
 from .guards.reward_deadline import RewardCalls
@@ -170,6 +171,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             )
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
+            check_selective_columns(train_dataset, args)
             check_single_turn(kwargs)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args)
@@ -275,6 +277,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""
         assert self.dynamic_sampler is not None
         check_train_dataset(dataset, self.reward_funcs, self.args.num_groups_per_batch, self.args.selective_rollout)
+        check_selective_columns(dataset, self.args)
         check_image_dataset(dataset, self.args)
         planner = self.dynamic_sampler.refill.planner.state_dict()
         self.dynamic_sampler = self._make_sampler(dataset)

@@ -11,6 +11,7 @@ from .batch_shape import BatchShape
 from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
 from .secrets import PickledWithoutToken
+from .selective_checks import check_selective_fields
 from .vllm_options import check_engine_kwargs, check_resumable, known_engine_options
 
 
@@ -77,8 +78,22 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             How many optimizer steps old a carried group may be when its batch begins to train; older ones are dropped.
             `None`: the steps of one generation batch.
         selective_rollout (`bool`, *optional*, defaults to `False`):
-            Skip prompts whose last groups were uninformative, with a probability that grows with the streak and never
-            reaches 1 ([GRESO](https://huggingface.co/papers/2506.02177)).
+            Pass over prompts whose groups would hardly teach. The past groups of each prompt predict its next one: a prompt
+            is sampled with a probability that grows with its chance of an informative group, twice as fast with that of
+            few correct completions. Saves completions from the second pass over the data on, and in the first one with
+            `pass_rate_column` or `label_column`.
+        exploration_share (`float`, *optional*, defaults to `0.1`):
+            With `selective_rollout`, the lowest probability that a prompt is sampled when its turn comes, in (0, 1].
+            Higher finds again sooner what the policy has learnt or lost, and costs completions.
+        evict_above (`float`, *optional*):
+            With `selective_rollout`, a prompt whose past completions are correct to this share or more is not drawn any
+            more, in (0, 1]; 0.9 in [ScaleRL](https://huggingface.co/papers/2510.13786). `None`: none is left out.
+        pass_rate_column (`str`, *optional*):
+            With `selective_rollout`, column of the training dataset with a known pass rate of each prompt, in [0, 1], of
+            another model or of an earlier run; None or NaN where it is not known. The first guess of the first pass.
+        label_column (`str`, *optional*):
+            With `selective_rollout`, column with a source or a level: prompts of one label are taken to be alike until
+            they were sampled. At most 8,192 labels, 481 with `pass_rate_column`.
         loss_normalization (`str`, *optional*):
             What a token-level loss (`loss_type` `"dapo"`, `"cispo"`, `"vespo"`) divides by. `"batch"`: the tokens of the
             optimizer step over all ranks and micro-batches (DAPO Eq. 12, verl). `"group"`: the tokens of each group, and
@@ -198,7 +213,28 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     )
     selective_rollout: bool = field(
         default=False,
-        metadata={"help": "Skip prompts whose last groups taught nothing, with a probability below 1 (GRESO)."},
+        metadata={"help": "Pass over prompts whose past groups predict that the next one would hardly teach."},
+    )
+    exploration_share: float = field(
+        default=0.1,
+        metadata={
+            "help": "Lowest probability that `selective_rollout` samples a prompt when its turn comes, in (0, 1]."
+        },
+    )
+    evict_above: float | None = field(
+        default=None,
+        metadata={
+            "help": "With `selective_rollout`, prompts solved to this share or more are not drawn any more, in (0, 1]. "
+            "None leaves none out."
+        },
+    )
+    pass_rate_column: str | None = field(
+        default=None,
+        metadata={"help": "With `selective_rollout`, column with a known pass rate of each prompt, in [0, 1]."},
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "With `selective_rollout`, column with a source or level: prompts of one label are alike."},
     )
     loss_normalization: str | None = field(
         default=None,
@@ -478,6 +514,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         if self.surplus not in _SURPLUS:
             raise ValueError(f"surplus is {self.surplus!r}, but must be one of {', '.join(map(repr, _SURPLUS))}.")
         self._check_refill()
+        check_selective_fields(self)
         if self.max_off_policy_steps is None:
             self.max_off_policy_steps = self.num_updates_per_batch
         if self.max_off_policy_steps < 1:

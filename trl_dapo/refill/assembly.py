@@ -103,8 +103,8 @@ class GenerationBatch:
             How the batch was filled.
         last_plan (`RoundPlan`, *optional*):
             The last plan of the run.
-        num_passes (`float`):
-            Passes over the data so far.
+        source_metrics (`Mapping[str, float]`):
+            Passes over the data so far, and the figures of selective rollout.
     """
 
     inputs: list[dict[str, Any]]
@@ -116,7 +116,7 @@ class GenerationBatch:
     num_moved_words: int
     refill: RefillResult
     last_plan: RoundPlan | None = None
-    num_passes: float = 0.0
+    source_metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def facts(self) -> list[RowFacts]:

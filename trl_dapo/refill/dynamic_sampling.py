@@ -165,7 +165,7 @@ class DynamicSampler:
         self.num_trained_tokens += sum(group.num_tokens for group in ledger.accepted)
         batch = self.assembler.assemble(ledger, kept, result)
         self._carry(ledger, kept, result)
-        return replace(batch, last_plan=self.last_plan, num_passes=self.source.num_passes)
+        return replace(batch, last_plan=self.last_plan, source_metrics=self.source.metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """

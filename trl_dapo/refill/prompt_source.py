@@ -2,13 +2,13 @@
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from trl_dapo.sampling.judge import GroupVerdict, SampledGroup
-from trl_dapo.sampling.prompt_history import PromptHistory
+from trl_dapo.sampling.judge import SampledGroup
+from trl_dapo.sampling.prompt_selection import PromptSelection, SelectiveRollout
 from trl_dapo.sampling.prompt_stream import Draw, PromptStream
 
 from .iterable_stream import IterablePromptStream
@@ -25,22 +25,28 @@ class PromptSource:
             Seed of the order.
         shuffle (`bool`, *optional*, defaults to `True`):
             `False` keeps the order of the dataset.
-        is_selective (`bool`, *optional*, defaults to `False`):
-            Whether prompts whose past groups were not informative are passed over, with a probability below 1.
+        selective (`SelectiveRollout`, *optional*):
+            How draws whose groups would hardly teach are passed over. `None`: none are.
     """
 
     def __init__(
-        self, dataset: Dataset | IterableDataset, seed: int = 0, shuffle: bool = True, is_selective: bool = False
+        self,
+        dataset: Dataset | IterableDataset,
+        seed: int = 0,
+        shuffle: bool = True,
+        selective: SelectiveRollout | None = None,
     ):
         self.dataset = dataset
         self.stream: PromptStream | IterablePromptStream
-        self.history: PromptHistory | None = None
+        self.selection: PromptSelection | None = None
         if isinstance(dataset, IterableDataset):
             self.stream = IterablePromptStream(dataset, seed=seed, shuffle=shuffle)
         else:
             self.stream = PromptStream(len(dataset), seed=seed, shuffle=shuffle)
-            if is_selective:
-                self.history = PromptHistory(len(dataset), seed=seed)
+            if selective is not None:
+                self.selection = PromptSelection(
+                    self.stream, selective.rates, seed, selective.exploration_share, selective.evict_above
+                )
 
     @property
     def position(self) -> int:
@@ -48,19 +54,26 @@ class PromptSource:
         return self.stream.position
 
     @property
-    def num_passes(self) -> float:
-        """Passes over the data so far."""
-        return self.stream.num_passes
+    def metrics(self) -> dict[str, float]:
+        """Passes over the data so far, and how well the predictions of selective rollout hold."""
+        metrics = {"data_passes": self.stream.num_passes}
+        if self.selection is not None:
+            metrics |= {f"selection/{name}": value for name, value in self.selection.metrics().items()}
+        return metrics
 
     def draw(self, num_prompts: int) -> list[Draw]:
         """Takes the next draws from the stream; selective rollout passes over some."""
-        draws: list[Draw] = []
-        while len(draws) < num_prompts:
-            for draw in self.stream.peek(num_prompts - len(draws)):
-                self.stream.seek(draw.position + 1)
-                if self.history is None or not self.history.skips(draw.position, draw.index):
-                    draws.append(draw)
+        if self.selection is not None:
+            return self.selection.draw(num_prompts)
+        draws = self.stream.peek(num_prompts)
+        self.stream.seek(self.stream.position + num_prompts)
         return draws
+
+    def chances(self, in_flight: Sequence[Draw] = ()) -> Iterator[float] | None:
+        """Yields P(informative) of these draws, and then of those that come next. `None`: nothing is predicted."""
+        if self.selection is None:
+            return None
+        return itertools.chain(self.selection.chances_of(in_flight), self.selection.chances())
 
     def row(self, draw: Draw) -> dict[str, Any]:
         """Returns the dataset row of a draw: a copy, which reward functions may change."""
@@ -80,10 +93,9 @@ class PromptSource:
         self.stream.seek(position)
 
     def observe(self, groups: Iterable[SampledGroup]) -> None:
-        """Learns which prompts gave informative groups."""
-        if self.history is not None:
-            for group in groups:
-                self.history.observe(group.draw.index, group.verdict is GroupVerdict.INFORMATIVE)
+        """Learns what the groups of a batch found."""
+        if self.selection is not None:
+            self.selection.settle(list(groups))
 
     def forget_before(self, position: int) -> None:
         """Frees what is held of draws before `position`."""
@@ -99,14 +111,14 @@ class PromptSource:
         """Returns what a resumed run needs to draw from `position` what this one would."""
         return {
             "stream": self.stream.state_dict(position=position),
-            "history": None if self.history is None else self.history.state_dict(),
+            "selection": None if self.selection is None else self.selection.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a saved state."""
         self.stream.load_state_dict(state["stream"])
-        if self.history is not None and state["history"] is not None:
-            self.history.load_state_dict(state["history"])
+        if self.selection is not None and state["selection"] is not None:
+            self.selection.load_state_dict(state["selection"])
 
     def _read(self, draw: Draw) -> dict[str, Any]:
         if isinstance(self.stream, IterablePromptStream):

@@ -236,7 +236,7 @@ class RoundRefill:
         metrics: dict[str, float] = {}
         seconds, spare, plan = 0.0, None, None
         while (num_missing := ledger.num_missing) and ledger.num_rounds < self.shape.max_rounds:
-            plan = self.planner.plan(num_missing, self.shape.max_rounds - ledger.num_rounds)
+            plan = self.planner.plan(num_missing, self.shape.max_rounds - ledger.num_rounds, self.source.chances())
             sampled = self.sampler.sample_round(self.source.draw(plan.num_prompts), policy_step)
             num_informative = sum(group.verdict is GroupVerdict.INFORMATIVE for group in sampled.groups)
             self.planner.observe(num_informative, len(sampled.groups), sampled.seconds)

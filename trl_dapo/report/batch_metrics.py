@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.refill.assembly import GenerationBatch
 from trl_dapo.sampling.judge import GroupVerdict, SampledGroup
+from trl_dapo.sampling.rare_success import frac_rare_success
 from trl_dapo.sampling.refill_ledger import RefillLedger, verdict_counts
 
 
@@ -42,7 +43,7 @@ class BatchReporter:
         """Returns the metrics of a batch that dynamic sampling collected, by their names below `dapo/`."""
         ledger, refill = batch.ledger, batch.refill
         metrics = ledger_metrics(ledger) | self._overlong_metrics(ledger.sampled)
-        metrics["data_passes"] = batch.num_passes
+        metrics |= batch.source_metrics
         metrics["seconds_sampling"] = refill.seconds
         metrics |= refill.metrics
         metrics["moved_bytes"] = 4.0 * batch.num_moved_words
@@ -124,6 +125,7 @@ def always_zero_metrics(args: DAPOConfig, num_ranks: int) -> Collection[str]:
         "carried": args.surplus != "carry",
         "stale": args.surplus != "carry",
         "skipped_prompts": not args.selective_rollout,
+        "selection/evicted": args.evict_above is None,
         "exhausted": args.on_exhausted == "error",
         "moved_bytes": num_ranks == 1,
     }
@@ -161,6 +163,7 @@ def ledger_metrics(ledger: RefillLedger) -> dict[str, float]:
         "prompts_drawn": float(len(ledger.sampled)),
         **group_metrics(ledger.sampled),
         "trained_accuracy": accuracy(ledger.accepted),
+        "frac_rare_success": frac_rare_success(ledger.accepted),
         "rollout_efficiency": num_trained_tokens / num_tokens if num_tokens else math.nan,
         "exhausted": float(ledger.num_missing > 0),
         "carried": float(ledger.num_carried),

@@ -117,13 +117,31 @@ class SelectedDraw(NamedTuple):
     chance: float
 
 
+class SelectiveRollout(NamedTuple):
+    """
+    How draws are passed over.
+
+    Attributes:
+        rates (`Predictor`):
+            Predicts the groups.
+        exploration_share (`float`):
+            Lowest probability that a draw is sampled, in (0, 1].
+        evict_above (`float`, *optional*):
+            Rows whose past groups were correct to this share or more are not drawn any more. `None`: none are evicted.
+    """
+
+    rates: Predictor
+    exploration_share: float = 0.1
+    evict_above: float | None = None
+
+
 class PromptSelection:
     """
     Passes over draws of the prompt stream whose groups would hardly teach.
 
     A group is worth its probability to be informative, and as much again if it is so with few correct completions. A draw is
     sampled for certain if that is 0.8 of the best chance that a prompt can have, and else with the square of the ratio, but
-    never with less than `min_share`: every prompt has its turn in every pass with at least that probability. A prompt that
+    never with less than `exploration_share`: every prompt has its turn in every pass with at least that probability. A prompt that
     was never seen is compared with the better kinds of such prompts, more sharply, since it can wait without being lost: with
     the eighth power of the ratio. So nothing is passed over while nothing is known.
 
@@ -137,13 +155,13 @@ class PromptSelection:
             Predicts the groups.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the decisions.
-        min_share (`float`, *optional*, defaults to `0.1`):
+        exploration_share (`float`, *optional*, defaults to `0.1`):
             Lowest probability to be sampled, in (0, 1]. With 1 nothing is passed over.
         evict_above (`float`, *optional*):
             Rows whose past groups were correct to this share or more are not drawn any more. `None`: none are evicted.
 
     Raises:
-        `ValueError`: when `min_share` or `evict_above` is outside of (0, 1].
+        `ValueError`: when `exploration_share` or `evict_above` is outside of (0, 1].
 
     Attributes:
         num_evicted (`int`):
@@ -164,15 +182,15 @@ class PromptSelection:
         stream: PromptStream,
         rates: Predictor,
         seed: int = 0,
-        min_share: float = 0.1,
+        exploration_share: float = 0.1,
         evict_above: float | None = None,
     ):
-        for name, value in (("min_share", min_share), ("evict_above", evict_above)):
+        for name, value in (("exploration_share", exploration_share), ("evict_above", evict_above)):
             if value is not None and not 0.0 < value <= 1.0:
                 raise ValueError(f"{name} is {value}, but must be above 0 and at most 1.")
         self.stream = stream
         self.rates = rates
-        self.min_share = min_share
+        self.exploration_share = exploration_share
         self.evict_above = evict_above
         self.reliability = Reliability()
         self._key = np.uint64(keyed_hash(f"{seed}/selection"))
@@ -317,7 +335,7 @@ class PromptSelection:
         values, full = _values(prediction), self._full_value
         seen, unseen = values / full, _fourth_power(values / self._best_unseen)
         shares = np.where(prediction.is_seen, seen * seen, unseen * unseen)
-        shares = np.minimum(np.maximum(shares, self.min_share), 1.0)
+        shares = np.minimum(np.maximum(shares, self.exploration_share), 1.0)
         return shares if self._evicted is None else np.where(self._evicted[indices], 0.0, shares)
 
     @property
@@ -347,7 +365,7 @@ class PromptSelection:
         """Notes what came of the predictions for groups of different rows."""
         prediction = self.rates.predict(outcomes.indices)
         self.reliability.observe(prediction.chances, outcomes.is_informative)
-        shares = np.maximum(self._shares(outcomes.indices, prediction), self.min_share)
+        shares = np.maximum(self._shares(outcomes.indices, prediction), self.exploration_share)
         self._sums.observe(shares, outcomes.is_informative, outcomes.is_rare)
 
     def _evict(self, indices: Ints) -> None:

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from trl_dapo.config.dapo_config import DAPOConfig
+from trl_dapo.config.selective_checks import read_prior_kinds
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout
 from trl_dapo.refill.assembly import BatchAssembler, ObserveGroups
@@ -16,7 +17,9 @@ from trl_dapo.refill.progress import SamplingProgress
 from trl_dapo.refill.prompt_source import PromptSource
 from trl_dapo.refill.rounds import RoundRefill, RoundSampler, SampleRound
 from trl_dapo.sampling.judge import GroupJudge
+from trl_dapo.sampling.pass_rates import PassRates
 from trl_dapo.sampling.placement import prompts_multiple
+from trl_dapo.sampling.prompt_selection import SelectiveRollout
 from trl_dapo.sampling.refill_planner import RefillPlanner
 
 from .group_exchange import GroupExchange
@@ -62,7 +65,7 @@ def make_dynamic_sampler(
             As in [`DynamicSampler`].
     """
     shape = args.shape
-    source = PromptSource(dataset, args.seed, bool(args.shuffle_dataset), args.selective_rollout)
+    source = PromptSource(dataset, args.seed, bool(args.shuffle_dataset), _selective_rollout(args, dataset))
     planner = RefillPlanner(
         shape.num_groups,
         args.refill_confidence,
@@ -81,3 +84,11 @@ def make_dynamic_sampler(
         shape.num_generations, ranks, source, num_rewards, bool(args.use_vllm), bool(args.log_completions)
     )
     return DynamicSampler(shape, source, refill, assembler, score, keep_awake, reward_names, progress)
+
+
+def _selective_rollout(args: DAPOConfig, dataset: Dataset | IterableDataset) -> SelectiveRollout | None:
+    if not args.selective_rollout or isinstance(dataset, IterableDataset):
+        return None
+    kinds, prior_rates = read_prior_kinds(dataset, args.pass_rate_column, args.label_column)
+    rates = PassRates(len(dataset), args.shape.num_generations, args.filter_bounds, kinds, prior_rates)
+    return SelectiveRollout(rates, args.exploration_share, args.evict_above)

@@ -178,7 +178,8 @@ class StreamRefill:
         flow, target = self._flow, 0
         self.groups.give_up(flow.unneeded())
         if flow.num_missing:
-            self._plan = self.planner.groups_in_flight(flow.num_missing)
+            chances = self.source.chances([self._draws[position] for position in flow.in_flight])
+            self._plan = self.planner.groups_in_flight(flow.num_missing, chances)
             target = self._plan.num_prompts
         mine = []
         for draw in self.source.draw(flow.num_to_start(target, self._num_idle_slots, self.shape.num_generations)):
