@@ -59,7 +59,7 @@ class FixedRounds(RefillPlanner):
 
     num_prompts = 0
 
-    def plan(self, num_needed: int, rounds_left: int | None = None) -> RoundPlan:
+    def plan(self, num_needed: int, rounds_left: int | None = None, chances: Any = None) -> RoundPlan:
         """Returns the one round there is."""
         return RoundPlan(self.num_prompts, num_needed, self.acceptance_rate, float("nan"))
 

@@ -1,0 +1,170 @@
+"""
+Does it pay to foresee which prompts teach? The quickstart task on few problems, which come up many times, over seeds.
+
+    python benchmarks/many_passes.py                # an hour or two on one core; resumes where it stopped
+    python benchmarks/many_passes.py --markdown     # prints the tables of the JSON
+
+All arms of a seed start from the same warmed-up model, train on the same 512 problems with the same constant learning rate,
+and take their optimizer steps on batches of 64 groups of 8, 4 steps a batch:
+
+- `GRPO`: TRL's `GRPOTrainer`, 160 steps.
+- `blind`: `DAPOTrainer` by default, 80 steps.
+- `selective`: with `selective_rollout=True`, 80 steps; `selective, 0.3`: with `exploration_share=0.3`.
+
+Figures: accuracy on 256 held-out problems, none of which trains (4 samples each, the same for all arms of a seed), with the
+completions and tokens sampled for training until then, and the CPU seconds of the process outside of evaluation. The target
+of a seed is the mean of GRPO's last three evaluations; costs to reach it are interpolated between evaluations.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
+from dynamic_sampling import RECIPE, Arm  # noqa: E402
+from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach  # noqa: E402
+from provenance import provenance  # noqa: E402
+from trl import ModelConfig, TrlParser  # noqa: E402
+from word_problems import make_problems, prepare_tiny_model  # noqa: E402
+
+from trl_dapo import DAPOConfig  # noqa: E402
+from trl_dapo.data.held_out import prompt_key, without_prompts  # noqa: E402
+from trl_dapo.rewards import accuracy_reward  # noqa: E402
+
+
+RESULTS = Path(__file__).with_name("many_passes.json")
+NUM_PROBLEMS, NUM_HELD_OUT = 512, 256
+# Evaluations that the target is the mean of.
+NUM_LAST = 3
+COSTS = ("step", "completions", "tokens", "cpu_seconds")
+SAMPLING = ("acceptance_rate", "trained_accuracy", "frac_rare_success", "rollout_efficiency", "data_passes")
+SELECTION = ("calibration_error", "completions_of_blind", "rare_of_blind")
+
+ARMS = {
+    "GRPO": Arm(MeasuredGRPO, {"epsilon_high": None, "max_steps": 160, "eval_steps": 20}),
+    "blind": Arm(MeasuredDAPO, {"max_steps": 80, "eval_steps": 10}),
+    "selective": Arm(MeasuredDAPO, {"max_steps": 80, "eval_steps": 10, "selective_rollout": True}),
+    "selective, 0.3": Arm(
+        MeasuredDAPO, {"max_steps": 80, "eval_steps": 10, "selective_rollout": True, "exploration_share": 0.3}
+    ),
+}
+
+
+def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
+    """Trains one arm and returns its curve, and the means of what it logged over the second half."""
+    command = ["--config", str(RECIPE), "--output_dir", folder, "--seed", str(seed), "--disable_tqdm", "true"]
+    command += ["--eval_strategy", "steps", "--lr_scheduler_type", "constant", "--num_groups_to_log", "0"]
+    parser = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig))
+    _, args, _ = parser.parse_args_and_config(command)
+    for name, value in arm.overrides.items():
+        setattr(args, name, value)
+    held_out = make_problems(NUM_HELD_OUT, seed=seed + 1)
+    problems = make_problems(2 * NUM_PROBLEMS, seed=seed)
+    problems = without_prompts(problems, problems["prompt"], {prompt_key(prompt) for prompt in held_out["prompt"]})
+    trainer = arm.trainer(
+        model=model,
+        args=args,
+        reward_funcs=accuracy_reward,
+        train_dataset=problems.select(range(NUM_PROBLEMS)),
+        eval_dataset=held_out,
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if 2 * entry["step"] > args.max_steps]
+    names = [f"dapo/{name}" for name in SAMPLING] + [f"dapo/selection/{name}" for name in SELECTION]
+    means = {}
+    for name in names:
+        values = [entry[name] for entry in history if entry.get(name) is not None]
+        if values:
+            means[name] = round(statistics.mean(values), 4)
+    return {"curve": trainer.curve, "second_half": means}
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Returns the tables of the arms, over the seeds that all of them have."""
+    results = {arm: record["results"][arm] for arm in ARMS if arm in record["results"]}
+    seeds = sorted(set.intersection(*(set(of_seed) for of_seed in results.values())), key=int)
+    curves = {arm: [of_seed[seed]["curve"] for seed in seeds] for arm, of_seed in results.items()}
+
+    def last(curve: list[dict[str, float]]) -> float:
+        return statistics.mean(point["accuracy"] for point in curve[-NUM_LAST:])
+
+    lines = [
+        f"{len(seeds)} seeds ({', '.join(seeds)}). `end`: mean of the last {NUM_LAST} evaluations.",
+        "",
+        "| arm | before | end | completions | tokens | CPU seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, of_seed in curves.items():
+        spent = [statistics.mean(curve[-1][cost] for curve in of_seed) for cost in COSTS[1:]]
+        before = statistics.mean(curve[0]["accuracy"] for curve in of_seed)
+        end = statistics.mean(map(last, of_seed))
+        lines.append(f"| {arm} | {before:.1%} | {end:.1%} | " + " | ".join(f"{value:,.0f}" for value in spent) + " |")
+    lines += [
+        "",
+        "To the accuracy with which `GRPO` ends, each arm's cost over that of `GRPO` at its end: the geometric mean, and each "
+        "seed (`-`: not reached).",
+        "",
+        "| arm | optimizer steps | completions | tokens | CPU seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for arm, of_seed in curves.items():
+        cells = []
+        for cost in COSTS:
+            ratios = []
+            for curve, of_grpo in zip(of_seed, curves["GRPO"], strict=True):
+                target = last(of_grpo)
+                mine, its = cost_to_reach(curve, target, cost), cost_to_reach(of_grpo, target, cost)
+                ratios.append(None if mine is None or its is None else mine / its)
+            found = [ratio for ratio in ratios if ratio is not None]
+            mean = f"{statistics.geometric_mean(found):.2f}" if found else "-"
+            cells.append(f"{mean} ({', '.join('-' if ratio is None else f'{ratio:.2f}' for ratio in ratios)})")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", "Means over the second half of the steps:", ""]
+    names = [f"dapo/{name}" for name in SAMPLING] + [f"dapo/selection/{name}" for name in SELECTION]
+    lines += [f"| arm | {' | '.join(f'`{name}`' for name in names)} |", "|---" * (len(names) + 1) + "|"]
+    for arm, of_seed in results.items():
+        values = [[of_seed[seed]["second_half"].get(name) for seed in seeds] for name in names]
+        cells = ["-" if None in of_name else f"{statistics.mean(of_name):.3f}" for of_name in values]
+        if arm != "GRPO":
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what the JSON lacks, seed by seed, and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--markdown", action="store_true", help="print the tables of the JSON and run nothing")
+    args = parser.parse_args()
+    record = json.loads(args.output.read_text()) if args.output.exists() else {"results": {}}
+    if args.markdown:
+        print(markdown(record))
+        return
+    record |= provenance(num_cores=1)
+    for seed in args.seeds:
+        missing = [name for name in args.arms if str(seed) not in record["results"].get(name, {})]
+        with tempfile.TemporaryDirectory() as folder:
+            model = str(Path(folder, "tiny-model"))
+            if missing:
+                prepare_tiny_model(model, seed=seed)
+            for name in missing:
+                record["results"].setdefault(name, {})[str(seed)] = run(ARMS[name], seed, model, folder)
+                args.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
