@@ -161,6 +161,11 @@ class OracleRates:
         """Returns the pass rates."""
         return self.world.rates(indices)
 
+    def frac_by_rate(self) -> tuple[float, float]:
+        """Returns the shares of rows with a pass rate below 0.1, and above 0.9."""
+        rates = self.world.rates(np.arange(self.world.num_rows))
+        return float((rates < 0.1).mean()), float((rates > 0.9).mean())
+
     def see_rewards(self, lowest: float, highest: float) -> None:
         """Does nothing."""
 

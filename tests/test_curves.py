@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from trl_dapo.command_line import main
 from trl_dapo.publishing import card
 from trl_dapo.report import curves
+from trl_dapo.report.reliability_plot import plot_reliability
 
 
 PNG = b"\x89PNG"
@@ -235,3 +236,29 @@ def test_run_that_logged_nothing_has_no_picture(tmp_path, drawings):
     assert drawings == []
     assert not (tmp_path / "curves.png").exists()
     assert "curves.png" not in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_panels_of_selective_rollout_are_drawn_only_for_runs_that_have_it(tmp_path):
+    pytest.importorskip("matplotlib")
+    without = [{"step": step, "dapo/entropy": 0.5} for step in (1, 2)]
+    with_it = [entry | {"dapo/selection/frac_solved": 0.25} for entry in without]
+    heights = []
+    for name, history in {"without": without, "with": with_it}.items():
+        path = curves.plot_curves({"DAPO": history}, tmp_path / f"{name}.png", num_columns=1)
+        # Width and height are in the header of a PNG.
+        heights.append(int.from_bytes(path.read_bytes()[20:24], "big"))
+    assert heights[1] / heights[0] == pytest.approx(9 / 8, rel=0.01)
+
+
+def test_reliability_of_predictions_is_drawn(tmp_path, monkeypatch):
+    Axes = pytest.importorskip("matplotlib.axes").Axes
+    table = [
+        {"num_groups": 30.0, "predicted": 0.1, "found": 0.2},
+        {"num_groups": 10.0, "predicted": 0.9, "found": 0.8},
+    ]
+    drawn = []
+    monkeypatch.setattr(Axes, "scatter", lambda axes, *args, s, **kwargs: drawn.append((*args, s)))
+    assert plot_reliability(table, tmp_path / "reliability.png").read_bytes().startswith(PNG)
+    ((predicted, found, sizes),) = drawn
+    assert (predicted, found) == ([0.1, 0.9], [0.2, 0.8])
+    assert sizes[0] > sizes[1]

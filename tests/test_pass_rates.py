@@ -263,13 +263,22 @@ def test_groups_without_scores_count_as_failed_and_move_nothing_else():
     assert rates.predict(np.array([2])).chances[0] < 0.7 * other.predict(np.array([2])).chances[0]
 
 
-def test_histogram_counts_seen_rows_by_their_mean():
+def test_shares_of_unsolved_and_solved_prompts_are_over_those_that_were_seen():
     rates = PassRates(num_rows=10, num_generations=8)
-    for _ in range(2):
-        rates.observe(outcomes([0, 1, 2], [0, 4, 8]))
-    counts = rates.histogram(10)
-    assert sum(counts) == rates.num_seen == 3
-    assert [counts[int(mean * 10)] for mean in rates.means(np.array([0, 1, 2]))] == [1, 1, 1]
+    assert all(math.isnan(share) for share in rates.frac_by_rate())
+    for _ in range(4):
+        rates.observe(outcomes([0, 1, 2, 3], [0, 4, 8, 8]))
+    means = rates.means(np.arange(4))
+    assert means[0] < 0.1 < means[1] < 0.9 < means[2]
+    assert rates.frac_by_rate() == (1 / 4, 2 / 4)
+
+
+def test_shares_of_a_large_dataset_are_those_of_rows_spread_over_it():
+    rates = PassRates(num_rows=100_000, num_generations=8)
+    rows = np.arange(100_000)
+    for _ in range(4):
+        rates.observe(outcomes(rows, np.where(rows < 30_000, 0, 8)))
+    assert rates.frac_by_rate() == pytest.approx((0.3, 0.7), abs=0.001)
 
 
 def random_batches(seed, num_rows, num_batches, size=8):

@@ -69,6 +69,21 @@ PANELS: tuple[tuple[str, tuple[tuple[tuple[str, ...], str], ...]], ...] = (
         ),
     ),
     ("Trained tokens / generated tokens", ((("dapo/rollout_efficiency",), "efficiency"),)),
+    (
+        "Prompts by predicted pass rate",
+        (
+            (("dapo/selection/frac_solved",), "above 0.9"),
+            (("dapo/selection/frac_unsolved",), "below 0.1"),
+        ),
+    ),
+    (
+        "Selective rollout",
+        (
+            (("dapo/selection/completions_of_blind",), "completions, over blind"),
+            (("dapo/selection/rare_of_blind",), "rare successes, over blind"),
+            (("dapo/selection/calibration_error",), "calibration error"),
+        ),
+    ),
     ("Groups without spread", ((("frac_reward_zero_std",), "of the batch"),)),
     ("Loss", ((("loss",), "loss"),)),
     ("Gradient norm", ((("grad_norm",), "norm"),)),

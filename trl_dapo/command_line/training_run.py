@@ -23,6 +23,7 @@ from trl_dapo.errors import TrainingStoppedError
 from trl_dapo.publishing.card import CURVES_FILE
 from trl_dapo.publishing.push import PushOptions, push_run
 from trl_dapo.report.curves import plot_curves
+from trl_dapo.report.reliability_plot import RELIABILITY_FILE, plot_reliability
 from trl_dapo.rewards import get_reward
 from trl_dapo.trainer import DAPOTrainer
 
@@ -388,6 +389,10 @@ def finish_run(trainer: DAPOTrainer, grpo: GRPOTrainer | None = None, aftermath:
             with steps.step("drawing the curves"):
                 # One picture of both, instead of that of the `DAPOTrainer` alone.
                 plot_curves({"DAPO": trainer.state.log_history, "GRPO": grpo.state.log_history}, curves, num_columns=2)
+        sampler = trainer.dynamic_sampler
+        if sampler is not None and sampler.source.selection is not None:
+            with steps.step("drawing the reliability of predictions"):
+                plot_reliability(sampler.source.selection.reliability.table(), out / RELIABILITY_FILE)
         print(f"  model: {out}\n  model card: {out / 'README.md'}")
         if curves.exists():
             print(f"  curves: {curves}")

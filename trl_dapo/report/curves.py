@@ -61,7 +61,21 @@ _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
         },
     ),
     ("trained tokens / generated tokens", {"dapo/rollout_efficiency": ""}),
+    (
+        "prompts by predicted pass rate",
+        {"dapo/selection/frac_solved": "above 0.9", "dapo/selection/frac_unsolved": "below 0.1"},
+    ),
+    (
+        "selective rollout",
+        {
+            "dapo/selection/completions_of_blind": "completions, over blind sampling",
+            "dapo/selection/rare_of_blind": "rare successes, over blind sampling",
+            "dapo/selection/calibration_error": "calibration error",
+        },
+    ),
 )
+# Drawn only if a run logged something of them.
+_OPTIONAL = ("prompts by predicted pass rate", "selective rollout")
 # Metrics that only a `DAPOTrainer` logs, and the less exact metrics of TRL, which are drawn only without the first ones.
 _BETTER = {
     "dapo/entropy": ("entropy",),
@@ -92,23 +106,18 @@ def plot_curves(
         `Path`, *optional*: The path. `None`: matplotlib is not installed.
     """
     path = Path(path)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning(
-            f"{path} was not drawn because matplotlib is not installed. Install it (pip install 'trl-dapo[curves]'), then "
-            "draw the curves with trl_dapo.report.curves.plot_curves; `trl-dapo push` draws them too."
-        )
+    panels = [
+        (title, metrics)
+        for title, metrics in _PANELS
+        if title not in _OPTIONAL or any(_logged(metrics, history) for history in histories.values())
+    ]
+    num_rows = -(-len(panels) // num_columns)
+    figure = new_figure(path, 4.25 * num_columns, (3.5 if num_columns > 2 else 2.8) * num_rows)
+    if figure is None:
         return None
-
-    # Not pyplot, which chooses a backend for the whole process.
-    num_rows = -(-len(_PANELS) // num_columns)
-    figure = Figure(figsize=(4.25 * num_columns, (3.5 if num_columns > 2 else 2.8) * num_rows), layout="constrained")
-    FigureCanvasAgg(figure)
     colors = [f"C{number}" for number in range(10)]
     for axes, (title, metrics) in zip(
-        figure.subplots(num_rows, num_columns, squeeze=False).flat, _PANELS, strict=False
+        figure.subplots(num_rows, num_columns, squeeze=False).flat, panels, strict=False
     ):
         for run_number, (run, history) in enumerate(histories.items()):
             for metric_number, (metric, label) in enumerate(_logged(metrics, history).items()):
@@ -128,6 +137,31 @@ def plot_curves(
             axes.legend(fontsize=8)
     atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format=path.suffix[1:] or "png"))
     return path
+
+
+def new_figure(path: Path, width: float, height: float) -> Any | None:
+    """
+    Returns an empty figure. Without matplotlib it logs a warning and returns `None`.
+
+    Args:
+        path (`Path`):
+            The file of the picture, for the warning.
+        width, height (`float`):
+            In inches.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning(
+            f"{path} was not drawn because matplotlib is not installed. Install it (pip install 'trl-dapo[curves]'), then "
+            "draw the curves with trl_dapo.report.curves.plot_curves; `trl-dapo push` draws them too."
+        )
+        return None
+    # Not pyplot, which chooses a backend for the whole process.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _logged(metrics: Mapping[str, str], history: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -42,6 +42,9 @@ class Predictor(Protocol):
     def observed_rates(self, indices: Ints) -> Floats:
         """Returns the share of correct completions in the past groups of each of these rows."""
 
+    def frac_by_rate(self) -> tuple[float, float]:
+        """Returns the shares of seen rows with a pass rate below 0.1, and above 0.9."""
+
     def see_rewards(self, lowest: float, highest: float) -> None:
         """Learns between which rewards completions lie."""
 
@@ -268,11 +271,16 @@ class PromptSelection:
         `completions_of_blind` is what share of the completions of blind sampling was sampled for a trained group, and
         `rare_of_blind` the share of rare successes among informative groups over that of blind sampling. What blind sampling
         would have found is estimated from the groups that were sampled, each weighted by 1 over its probability to be.
+        `frac_unsolved` and `frac_solved` are the shares of the prompts seen so far whose pass rate is put below 0.1, and above
+        0.9.
         """
+        frac_unsolved, frac_solved = self.rates.frac_by_rate()
         return {
             "calibration_error": self.reliability.calibration_error,
             "completions_of_blind": self._sums.completions_of_blind,
             "rare_of_blind": self._sums.rare_of_blind,
+            "frac_unsolved": frac_unsolved,
+            "frac_solved": frac_solved,
             "evicted": float(self.num_evicted),
         }
 
