@@ -37,7 +37,6 @@ from selection_worlds import World  # noqa: E402
 from tiny import numbered_prompts, tiny_model, tiny_tokenizer, training_arguments  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
-from trl_dapo.sampling.rare_success import is_rare_success  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("hidden_rates.json")
@@ -60,7 +59,7 @@ class HiddenRatesTrainer(DAPOTrainer):
         ledger = batch.ledger
         trained = np.array([group.draw.index for group in ledger.accepted])
         self.world.learn(trained, trained, ledger.num_groups)
-        num_rare = sum(map(is_rare_success, ledger.accepted))
+        num_rare = sum(group.is_rare_success for group in ledger.accepted)
         self.noted.append((start, len(ledger.sampled), len(ledger.accepted), num_rare))
         if sampler.source.metrics["data_passes"] >= NUM_PASSES:
             self.control.should_training_stop = True

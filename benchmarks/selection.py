@@ -57,10 +57,10 @@ from selection_worlds import (
     noisy_column,
 )
 
+from trl_dapo.sampling.judge import max_rare_count
 from trl_dapo.sampling.pass_rates import Outcomes, PassRates, rate_bins
 from trl_dapo.sampling.prompt_selection import GroupOutcomes, PromptSelection
 from trl_dapo.sampling.prompt_stream import PromptStream
-from trl_dapo.sampling.rare_success import max_rare_count
 from trl_dapo.sampling.refill_planner import RefillPlanner
 
 

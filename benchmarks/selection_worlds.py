@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from trl_dapo.sampling.judge import max_rare_count
 from trl_dapo.sampling.pass_rates import Outcomes, Prediction, informative_counts
 from trl_dapo.sampling.prompt_selection import GroupOutcomes, PromptSelection
 from trl_dapo.sampling.prompt_stream import Draw, PromptStream
-from trl_dapo.sampling.rare_success import max_rare_count
 
 
 # Nodes and weights over which an oracle averages the noise of a visit.

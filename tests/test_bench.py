@@ -25,6 +25,8 @@ BENCHMARKS = ROOT / "benchmarks"
 NOT_SHORT = {
     "dynamic_sampling": "hours of training, of which a part says nothing",
     "gpu": "needs a GPU",
+    "hidden_rates": "minutes of training; `tests/test_selective_rollout.py` trains on a smaller world",
+    "many_passes": "hours of training, of which a part says nothing",
     "memory": "a run that is short enough has not warmed up; `tests/test_memory.py` weighs a tiny one",
     "quickstart": "minutes, and `make test-slow` runs it",
     "resume": "half an hour of killed trainings; `tests/faults/` kills shorter ones",

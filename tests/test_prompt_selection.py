@@ -12,7 +12,6 @@ from trl_dapo.sampling.judge import GroupFilter, GroupJudge, RowFacts
 from trl_dapo.sampling.pass_rates import PassRates, Prediction
 from trl_dapo.sampling.prompt_selection import PromptSelection
 from trl_dapo.sampling.prompt_stream import Draw, PromptStream
-from trl_dapo.sampling.rare_success import frac_rare_success, is_rare_success
 from trl_dapo.sampling.refill_planner import RefillPlanner
 from trl_dapo.sampling.reliability import Reliability
 
@@ -36,6 +35,9 @@ class GivenRates:
 
     def observed_rates(self, indices):
         return self.chances[indices]
+
+    def frac_by_rate(self):
+        return (self.chances < 0.1).mean(), (self.chances > 0.9).mean()
 
     def see_rewards(self, lowest, highest):
         pass
@@ -286,14 +288,12 @@ def test_partial_credit_counts_in_part_and_negative_rewards_as_wrong():
 
 def test_rare_successes_are_informative_groups_with_an_eighth_correct_or_less():
     groups = sampled_groups([Draw(row, row) for row in range(5)], [0, 1, 2, 7, 8])
-    assert [is_rare_success(group) for group in groups] == [False, True, False, False, False]
+    assert [group.is_rare_success for group in groups] == [False, True, False, False, False]
     # Of 3 informative groups, one.
-    assert frac_rare_success(groups) == pytest.approx(1 / 3)
     large = sampled_groups([Draw(row, row) for row in range(3)], [1, 2, 3], size=16)
-    assert [is_rare_success(group) for group in large] == [True, True, False]
-    assert math.isnan(frac_rare_success(groups[:1]))
+    assert [group.is_rare_success for group in large] == [True, True, False]
     # Partial credit alone is no success.
     rewards = [[0.5], [0.0], [0.0], [0.0]]
     (partial,) = GroupJudge([0]).judge([Draw(0, 0)], rewards, [RowFacts(1, 1, 0)] * 4)
     assert partial.verdict.value == "informative"
-    assert not is_rare_success(partial)
+    assert not partial.is_rare_success

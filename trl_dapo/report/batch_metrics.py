@@ -9,7 +9,6 @@ from accelerate.logging import get_logger
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.refill.assembly import GenerationBatch
 from trl_dapo.sampling.judge import GroupVerdict, SampledGroup
-from trl_dapo.sampling.rare_success import frac_rare_success
 from trl_dapo.sampling.refill_ledger import RefillLedger, verdict_counts
 
 
@@ -163,7 +162,7 @@ def ledger_metrics(ledger: RefillLedger) -> dict[str, float]:
         "prompts_drawn": float(len(ledger.sampled)),
         **group_metrics(ledger.sampled),
         "trained_accuracy": accuracy(ledger.accepted),
-        "frac_rare_success": frac_rare_success(ledger.accepted),
+        "frac_rare_success": _mean([group.is_rare_success for group in ledger.accepted]),
         "rollout_efficiency": num_trained_tokens / num_tokens if num_tokens else math.nan,
         "exhausted": float(ledger.num_missing > 0),
         "carried": float(ledger.num_carried),

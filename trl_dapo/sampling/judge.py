@@ -288,6 +288,16 @@ class TruncationRule:
         return any(stop in tail for stop in self.stop_strings)
 
 
+def max_rare_count(num_generations: int) -> int:
+    """
+    Most correct completions of a rare success, an informative group with few of them: an eighth of the group, at least 1.
+
+    >>> max_rare_count(8), max_rare_count(16)
+    (1, 2)
+    """
+    return max(1, num_generations // 8)
+
+
 @dataclass(frozen=True, slots=True)
 class SampledGroup:
     """
@@ -347,6 +357,12 @@ class SampledGroup:
             [math.nan] * len(rewards) if is_truncated else rewards
             for rewards, is_truncated in zip(self.rewards, self.is_truncated, strict=True)
         ]
+
+    @property
+    def is_rare_success(self) -> bool:
+        """Whether it is informative with few correct completions: an eighth of them, at least 1."""
+        is_informative = self.verdict is GroupVerdict.INFORMATIVE
+        return is_informative and 1 <= self.marks.count(True) <= max_rare_count(len(self.marks))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the group as JSON-able values."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .rare_success import max_rare_count
+from .judge import max_rare_count
 
 
 Floats = npt.NDArray[np.float64]

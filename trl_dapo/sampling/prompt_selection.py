@@ -11,7 +11,6 @@ import numpy as np
 from .judge import GroupVerdict, SampledGroup
 from .pass_rates import Bools, Floats, Ints, Outcomes, Prediction
 from .prompt_stream import Draw, PromptStream, keyed_hash
-from .rare_success import is_rare_success
 from .reliability import Reliability
 
 
@@ -91,7 +90,7 @@ class GroupOutcomes(NamedTuple):
             num_correct=np.array([math.fsum(min(max(reward, 0.0), 1.0) for reward in rewards) for rewards in scored]),
             num_scored=np.array([float(len(rewards)) for rewards in scored]),
             is_informative=np.array([group.verdict is GroupVerdict.INFORMATIVE for group in in_order], dtype=np.bool_),
-            is_rare=np.array([is_rare_success(group) for group in in_order], dtype=np.bool_),
+            is_rare=np.array([group.is_rare_success for group in in_order], dtype=np.bool_),
         )
 
     def take(self, numbers: Ints) -> "GroupOutcomes":
