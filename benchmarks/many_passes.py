@@ -17,6 +17,7 @@ of a seed is the mean of GRPO's last three evaluations; costs to reach it are in
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -47,6 +48,8 @@ RESULTS = Path(__file__).with_name("many_passes.json")
 NUM_PROBLEMS, NUM_HELD_OUT = 512, 256
 # Evaluations that the target is the mean of.
 NUM_LAST = 3
+# Steps of the table of accuracy by completions.
+AT_COMPLETIONS = 5_000
 COSTS = ("step", "completions", "tokens", "cpu_seconds")
 SAMPLING = ("acceptance_rate", "trained_accuracy", "frac_rare_success", "rollout_efficiency", "data_passes")
 SELECTION = ("calibration_error", "completions_of_blind", "rare_of_blind")
@@ -90,6 +93,15 @@ def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
     return {"curve": trainer.curve, "second_half": means}
 
 
+def _accuracy_after(curve: list[dict[str, float]], completions: float) -> float | None:
+    """Returns the accuracy after so many completions; `None`: the run ended before."""
+    for before, after in itertools.pairwise(curve):
+        if before["completions"] <= completions <= after["completions"]:
+            share = (completions - before["completions"]) / (after["completions"] - before["completions"])
+            return before["accuracy"] + share * (after["accuracy"] - before["accuracy"])
+    return None
+
+
 def markdown(record: dict[str, Any]) -> str:
     """Returns the tables of the arms, over the seeds that all of them have."""
     results = {arm: record["results"][arm] for arm in ARMS if arm in record["results"]}
@@ -129,6 +141,15 @@ def markdown(record: dict[str, Any]) -> str:
             found = [ratio for ratio in ratios if ratio is not None]
             mean = f"{statistics.geometric_mean(found):.2f}" if found else "-"
             cells.append(f"{mean} ({', '.join('-' if ratio is None else f'{ratio:.2f}' for ratio in ratios)})")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    spent = [AT_COMPLETIONS * number for number in (1, 2, 3, 4)]
+    lines += ["", "Accuracy after so many completions, interpolated between evaluations; mean over seeds:", ""]
+    lines += [f"| arm | {' | '.join(f'{value:,}' for value in spent)} |", "|---" * (len(spent) + 1) + "|"]
+    for arm, of_seed in curves.items():
+        cells = []
+        for value in spent:
+            reached = [_accuracy_after(curve, value) for curve in of_seed]
+            cells.append("-" if None in reached else f"{statistics.mean(reached):.1%}")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines += ["", "Means over the second half of the steps:", ""]
     names = [f"dapo/{name}" for name in SAMPLING] + [f"dapo/selection/{name}" for name in SELECTION]
