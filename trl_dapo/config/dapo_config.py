@@ -11,6 +11,7 @@ from .batch_shape import BatchShape
 from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
 from .secrets import PickledWithoutToken
+from .trl_values import check_trl_values
 from .vllm_options import check_engine_kwargs, check_resumable, known_engine_options
 
 
@@ -284,6 +285,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             # The loss is noise around 0 here. This one is accuracy by the filter reward, without penalties.
             self.metric_for_best_model = f"eval_avg@{self.num_generations_eval or self.num_generations}"
         super().__post_init__()
+        check_trl_values(self)
         if self.num_groups_to_log is None:
             self.num_groups_to_log = GROUPS_TO_LOG if self.log_completions else 0
         if self.num_groups_to_log < 0:
