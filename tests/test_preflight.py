@@ -29,6 +29,14 @@ def test_paper_configuration_departs_nowhere(tmp_path):
         ({"scale_rewards": "none"}, "scale_rewards is 'none'"),
         ({"soft_punish_cache": 0}, "Neither the soft overlong punishment nor overlong filtering"),
         ({"temperature": 0.7}, "temperature is 0.7"),
+        (
+            {"top_p": 0.95, "top_k": 50},
+            "top_p is 0.95 and top_k is 50: completions are sampled from some of the tokens",
+        ),
+        ({"min_p": 0.05}, "min_p is 0.05: completions"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty is 1.1: completions"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is 5.0: noise in the embeddings"),
+        ({"delta": 1.2}, "delta is 1.2: it cuts the ratio below 1 + epsilon_high"),
         ({"use_vllm": True}, "'sequence_mask'"),
     ],
 )
@@ -36,6 +44,18 @@ def test_departure_is_named_with_what_to_change(tmp_path, overrides, message):
     found = departures(make_config(tmp_path, **{"steps_per_generation": 16} | overrides))
     assert len(found) == 1
     assert message in found[0]
+
+
+def test_sampling_from_all_tokens_is_no_departure(tmp_path):
+    plain = {
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "delta": 4.0,
+        "neftune_noise_alpha": None,
+    }
+    assert departures(paper_config(tmp_path, **plain)) == []
 
 
 def test_bound_that_would_clip_every_token_is_named(tmp_path):

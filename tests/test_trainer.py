@@ -237,6 +237,34 @@ def test_async_weighted_and_unscorable_rewards_work_as_in_trl(tmp_path):
         np.testing.assert_allclose(output["advantages"].numpy(), expected.ravel(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_dynamic", [True, False])
+def test_reward_function_that_cuts_its_completions_changes_neither_tokens_nor_punishment(tmp_path, is_dynamic):
+    def cutting(completion_ids, **kwargs):
+        rewards = first_token_reward(completion_ids)
+        for ids in completion_ids:
+            ids.clear()
+        del completion_ids[1:]
+        return rewards
+
+    async def length(completion_ids, **kwargs):
+        return [float(len(ids)) for ids in completion_ids]
+
+    def reading(completion_ids, **kwargs):
+        return first_token_reward(completion_ids)
+
+    weights, logged = [], []
+    for reward in (reading, cutting):
+        trainer = make_trainer(
+            tmp_path, [reward, length], dynamic_sampling=is_dynamic, reward_weights=[1.0, 0.1], max_steps=3
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+        lines = [line for line in trainer.state.log_history if "reward" in line]
+        logged.append([(line["rewards/soft_overlong_punishment/mean"], line["rewards/length/mean"]) for line in lines])
+    assert logged[0] == logged[1]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_prompts_that_nobody_can_score_are_skipped_counted_and_reported_once(tmp_path, caplog):
     def odd_rows_only(completion_ids, row, **kwargs):
         return [None if number % 2 else r for number, r in zip(row, first_token_reward(completion_ids), strict=True)]

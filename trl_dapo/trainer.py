@@ -57,6 +57,7 @@ from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
 from .loss.dropout import disable_attention_dropout, has_dropout
 from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
+from .loss.positions import number_from_first_token
 from .publishing.published_trainer import PublishedTrainer
 from .ranks.rollout import with_placeholders
 from .refill.assembly import GenerationBatch
@@ -181,6 +182,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **kwargs)
         if args.disable_dropout:
             disable_attention_dropout(self.model)
+        if args.dynamic_sampling:
+            number_from_first_token(self.model)
+            if self.ref_model is not None:
+                number_from_first_token(self.ref_model)
         # Truncated completions are masked here, by how their generation ended; TRL decides by their last token.
         self.mask_truncated_completions = False
         # What TRL generates and scores now: a collected batch is replayed, a drawn one observed.

@@ -268,16 +268,18 @@ class TrainerSeams:
             `torch.Tensor`: shape `(R, F)`, float32. NaN: no reward.
         """
 
+        given: list[list[int]] = []
+
         # TRL opens this one around each call, whatever kind of function it is, and gathers at the end.
         @contextmanager
         def timed(trainer: Any, name: str) -> Iterator[None]:
+            # Lists of their own: a function that cuts its completions changes neither what trains nor what the next one sees.
+            given[:] = map(list, completion_ids)
             with around_call(name), profiling_context(trainer, name):
                 yield
 
         calculate = rebound(GRPOTrainer._calculate_rewards, profiling_context=timed, gather=lambda rewards: rewards)
-        rewards: torch.Tensor = profiling_decorator(calculate)(
-            self._trainer, inputs, prompts, completions, completion_ids
-        )
+        rewards: torch.Tensor = profiling_decorator(calculate)(self._trainer, inputs, prompts, completions, given)
         # Text that UTF-8 cannot hold (a completion that says \ud800, read as JSON) would end the run in TRL's log.
         for values in self._trainer._pending_extra_logs.values():
             values[:] = [_encodable(value) for value in values]

@@ -12,6 +12,7 @@ from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
 from .secrets import PickledWithoutToken
 from .selective_checks import check_selective_fields
+from .trl_values import check_trl_values
 from .vllm_options import check_engine_kwargs, check_resumable, known_engine_options
 
 
@@ -320,6 +321,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             # The loss is noise around 0 here. This one is accuracy by the filter reward, without penalties.
             self.metric_for_best_model = f"eval_avg@{self.num_generations_eval or self.num_generations}"
         super().__post_init__()
+        check_trl_values(self)
         if self.num_groups_to_log is None:
             self.num_groups_to_log = GROUPS_TO_LOG if self.log_completions else 0
         if self.num_groups_to_log < 0:

@@ -139,12 +139,31 @@ def departures(args: DAPOConfig) -> list[str]:
         f"temperature is {args.temperature}: the policy that samples is not the one that trains. The paper has 1.0.": (
             args.temperature != 1.0
         ),
+        f"{' and '.join(_narrowing(args))}: completions are sampled from some of the tokens, or with other odds, and the loss "
+        "takes their probability among all. Sample from all tokens.": bool(_narrowing(args)),
+        f"neftune_noise_alpha is {args.neftune_noise_alpha}: noise in the embeddings, other noise in each pass. The policy "
+        "that samples is not the one that trains, and the ratio is not 1 where the weights are the same. Leave it None.": bool(
+            args.neftune_noise_alpha
+        ),
+        f"delta is {args.delta}: it cuts the ratio below 1 + epsilon_high, so that Clip-Higher cannot bind. Set it above, or "
+        "leave it None.": _is_below_clip(args),
         "vllm_importance_sampling_mode is 'sequence_mask': completions whose engine and trainer disagree by more than the "
         "cap lose their gradient, long ones first. 'token_truncate' cuts single tokens.": args.use_vllm
         and args.vllm_importance_sampling_correction
         and args.vllm_importance_sampling_mode == "sequence_mask",
     }
     return [message for message, holds in found.items() if holds]
+
+
+def _narrowing(args: DAPOConfig) -> list[str]:
+    """Returns the settings that change the odds of sampling and that the loss does not know."""
+    plain = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0, None)}
+    return [f"{name} is {getattr(args, name)}" for name, values in plain.items() if getattr(args, name) not in values]
+
+
+def _is_below_clip(args: DAPOConfig) -> bool:
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    return args.delta is not None and args.delta < 1 + high
 
 
 def _per_update(completions: int, args: DAPOConfig) -> str:
