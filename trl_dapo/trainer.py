@@ -65,6 +65,7 @@ from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
 from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, without_value
 from .report.callbacks import RunAnnouncement, RunRecord, progress_of_run, shorten_log_lines
+from .report.completion_table import columns_in_step, level_columns
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
@@ -348,7 +349,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Inside it, TRL generates and scores this batch."""
         self._batch, self._awaits_old_logps = batch, awaits_old_logps
         try:
-            yield
+            with columns_in_step(self._logs) if self.log_completions else nullcontext():
+                yield
         finally:
             self._batch, self._awaits_old_logps = _DrawnBatch(), False
 
@@ -558,5 +560,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         else:
             logs |= self.evaluation_metrics.flush(logs, self._metrics["eval"])
         drop_without_value(self._metrics["train" if self.model.training else "eval"])
+        if self.log_completions:
+            level_columns(self._logs)
         with printing_plainly() if self.log_completions else nullcontext():
             super().log(logs, start_time)
