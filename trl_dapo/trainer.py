@@ -50,6 +50,7 @@ from .config.dataset_checks import (
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
+from .config.row_checks import PromptCheck, check_rows, datasets_by_name, find_empty_texts, is_read_ahead, refuse_rows
 from .errors import RefillExhaustedError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
 from .guards.reward_deadline import RewardCalls
@@ -172,6 +173,12 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_single_turn(kwargs)
+        # Of these the prompts are not, or not all, in the dataset.
+        self._reads_prompts = not (kwargs.get("environment_factory") or kwargs.get("rollout_func"))
+        eval_datasets = datasets_by_name("eval_dataset", kwargs.get("eval_dataset"))
+        if self._reads_prompts:
+            for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
+                check_rows(name, rows)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args)
         check_evaluation_shape(args, kwargs.get("eval_dataset"))
@@ -188,6 +195,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
+        if self._reads_prompts:
+            for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
+                refuse_rows(name, find_empty_texts(rows, self.seams.tokenize))
         self.reward_func_names = numbered_names(self.reward_func_names)
         filter_columns = find_filter_columns(args.filter_reward, self.reward_func_names)
         self.filter_names = [self.reward_func_names[column] for column in filter_columns]
@@ -266,6 +276,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 name for column, name in enumerate(self.reward_func_names) if column != self.reporter.penalty_column
             ],
             progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
+            row_fault=None if is_read_ahead(train_dataset) else PromptCheck(self.seams.tokenize),
         )
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:
@@ -276,6 +287,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""
         assert self.dynamic_sampler is not None
         check_train_dataset(dataset, self.reward_funcs, self.args.num_groups_per_batch, self.args.selective_rollout)
+        check_rows("train_dataset", dataset)
+        refuse_rows("train_dataset", find_empty_texts(dataset, self.seams.tokenize))
         check_image_dataset(dataset, self.args)
         planner = self.dynamic_sampler.refill.planner.state_dict()
         self.dynamic_sampler = self._make_sampler(dataset)
