@@ -42,6 +42,7 @@ from .checkpoints.resumable_trainer import ResumableTrainer
 from .config.dapo_config import DAPOConfig
 from .config.dataset_checks import (
     check_best_metric,
+    check_columns,
     check_evaluation_shape,
     check_single_turn,
     check_train_dataset,
@@ -178,6 +179,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         eval_datasets = datasets_by_name("eval_dataset", kwargs.get("eval_dataset"))
         if self._reads_prompts:
             for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
+                check_columns(name, rows, reward_funcs, bool(args.remove_unused_columns))
                 check_rows(name, rows)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args)
