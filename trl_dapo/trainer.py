@@ -52,6 +52,7 @@ from .config.dataset_checks import (
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
 from .config.row_checks import PromptCheck, check_rows, datasets_by_name, find_empty_texts, is_read_ahead, refuse_rows
+from .data.context_length import ContextLimit
 from .errors import RefillExhaustedError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
 from .guards.reward_deadline import RewardCalls
@@ -197,9 +198,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
+        measures = self._reads_prompts and not self.seams.is_multimodal
+        self.context_limit = ContextLimit(self.model, args, self.seams.tokenize if measures else None)
         if self._reads_prompts:
             for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
-                refuse_rows(name, find_empty_texts(rows, self.seams.tokenize))
+                self._check_prompts(name, rows)
         self.reward_func_names = numbered_names(self.reward_func_names)
         filter_columns = find_filter_columns(args.filter_reward, self.reward_func_names)
         self.filter_names = [self.reward_func_names[column] for column in filter_columns]
@@ -252,6 +255,17 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
         return RolloutRecorder(self.shape, self.ranks, sample, rewards, str(self.args.output_dir))
 
+    def _check_prompts(self, name: str, dataset: Any) -> None:
+        """Refuses prompts that the tokenizer, or the context of the model, has nothing for."""
+        refuse_rows(name, find_empty_texts(dataset, self.seams.tokenize))
+        self.context_limit.refuse(name, dataset)
+
+    @property
+    def _prompt_check(self) -> PromptCheck:
+        """Judges the prompts that are not read before they are drawn."""
+        limit = self.context_limit
+        return PromptCheck(self.seams.tokenize, limit.most_sampled_tokens, limit.limits)
+
     def _make_sampler(self, train_dataset: Dataset | IterableDataset) -> DynamicSampler:
         scoring = self.seams, self.reward_calls, self.truncation_rule
         check_images = functools.partial(check_image_options, self.args)
@@ -278,7 +292,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 name for column, name in enumerate(self.reward_func_names) if column != self.reporter.penalty_column
             ],
             progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
-            row_fault=None if is_read_ahead(train_dataset) else PromptCheck(self.seams.tokenize),
+            row_fault=None if is_read_ahead(train_dataset) else self._prompt_check,
         )
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:
@@ -290,7 +304,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         assert self.dynamic_sampler is not None
         check_train_dataset(dataset, self.reward_funcs, self.args.num_groups_per_batch, self.args.selective_rollout)
         check_rows("train_dataset", dataset)
-        refuse_rows("train_dataset", find_empty_texts(dataset, self.seams.tokenize))
+        self._check_prompts("train_dataset", dataset)
         check_image_dataset(dataset, self.args)
         planner = self.dynamic_sampler.refill.planner.state_dict()
         self.dynamic_sampler = self._make_sampler(dataset)
@@ -541,6 +555,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "
                 "the weights are the same. Set disable_dropout=True."
             )
+        datasets = {"train_dataset": self.train_dataset, **datasets_by_name("eval_dataset", self.eval_dataset)}
+        beyond = {self.context_limit.describe(name, rows) for name, rows in datasets.items()}
+        lines += [f"  ! {line}" for line in sorted(filter(None, beyond))]
         for name, count in self.shared_prompts().items():
             lines.append(
                 f"  ! {count} prompts of the evaluation dataset{f' {name!r}' if name else ''} are in the training data "

@@ -175,10 +175,21 @@ class PromptCheck:
     Args:
         tokenize (`Callable`):
             Turns prompts into tokens.
+        most_tokens (`int`, *optional*):
+            Most tokens of a prompt. `None`: no limit.
+        limits (`str`, *optional*):
+            What the limit is made of, for the message.
     """
 
-    def __init__(self, tokenize: Callable[[list[Any]], Sequence[Sequence[int]]]):
+    def __init__(
+        self,
+        tokenize: Callable[[list[Any]], Sequence[Sequence[int]]],
+        most_tokens: int | None = None,
+        limits: str = "",
+    ):
         self.tokenize = tokenize
+        self.most_tokens = most_tokens
+        self.limits = limits
 
     def __call__(self, row: Mapping[str, Any]) -> str | None:
         """Returns why a row cannot be sampled; `None`: it can."""
@@ -186,7 +197,15 @@ class PromptCheck:
         fault = prompt_fault(prompt)
         if fault is None and isinstance(prompt, str) and not prompt.strip() and not len(self.tokenize([prompt])[0]):
             fault = f"the prompt is {prompt!r}, which is no tokens"
+        if fault is None and self.most_tokens is not None:
+            length = len(self.tokenize([prompt])[0])
+            if length > self.most_tokens:
+                fault = self.too_long(length)
         return fault
+
+    def too_long(self, num_tokens: int) -> str:
+        """Returns the fault of a prompt with too many tokens."""
+        return f"the prompt has {num_tokens} tokens, and {self.limits}"
 
 
 def find_empty_texts(dataset: Any, tokenize: Callable[[list[str]], Sequence[Sequence[int]]]) -> list[tuple[int, str]]:
