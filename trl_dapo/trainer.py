@@ -51,7 +51,15 @@ from .config.dataset_checks import (
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
-from .config.row_checks import PromptCheck, check_rows, datasets_by_name, find_empty_texts, is_read_ahead, refuse_rows
+from .config.row_checks import (
+    PromptCheck,
+    check_rows,
+    datasets_by_name,
+    describe_template,
+    find_empty_texts,
+    is_read_ahead,
+    refuse_rows,
+)
 from .data.context_length import ContextLimit
 from .errors import RefillExhaustedError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
@@ -556,8 +564,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 "the weights are the same. Set disable_dropout=True."
             )
         datasets = {"train_dataset": self.train_dataset, **datasets_by_name("eval_dataset", self.eval_dataset)}
-        beyond = {self.context_limit.describe(name, rows) for name, rows in datasets.items()}
-        lines += [f"  ! {line}" for line in sorted(filter(None, beyond))]
+        beyond = set(filter(None, (self.context_limit.describe(name, rows) for name, rows in datasets.items())))
+        template = describe_template(self.train_dataset, self.seams.tokenizer) if self._reads_prompts else None
+        lines += [f"  ! {line}" for line in (template, *sorted(beyond)) if line]
         for name, count in self.shared_prompts().items():
             lines.append(
                 f"  ! {count} prompts of the evaluation dataset{f' {name!r}' if name else ''} are in the training data "

@@ -141,6 +141,29 @@ def sampled_rows(dataset: Any) -> list[dict[str, Any]]:
     return []
 
 
+def describe_template(dataset: Any, tokenizer: Any) -> str | None:
+    """
+    Says that the chat template of a model is not applied to the prompts; `None`: it is, or there is none.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            The dataset, whose first rows are looked at.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        return None
+    prompts = [row["prompt"] for row in sampled_rows(dataset) if "prompt" in row]
+    # A text with tokens of the template in it has it applied.
+    marks = {str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab())}
+    if not prompts or not all(isinstance(text, str) and not any(mark in text for mark in marks) for text in prompts):
+        return None
+    return (
+        "The prompts are texts, so the chat template of the model is not applied: a chat model answers much worse without it. "
+        'Pass conversations, [{"role": "user", "content": "..."}]; a base model can take texts.'
+    )
+
+
 def refuse_rows(name: str, bad_rows: Sequence[tuple[int, str]], fix: str = "Correct these rows, or drop them") -> None:
     """
     Raises an error that names the first of some rows.
