@@ -5,6 +5,7 @@ from datasets import Dataset, IterableDataset
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.rewards import accuracy_reward
 
 
 OFF = {"dynamic_sampling": False}
@@ -54,3 +55,73 @@ def test_texts_of_a_stream_or_a_transform_are_said(tmp_path):
     transformed = numbered_prompts(20).with_transform(lambda rows: rows)
     for dataset in (stream, transformed):
         assert NOT_APPLIED in described(trainer_of(tmp_path, dataset=dataset, tokenizer=chat_tokenizer()))
+
+
+# Rewards
+
+
+SOLVED = Dataset.from_dict({"prompt": [f"w{row % 17}" for row in range(20)], "solution": ["4"] * 20})
+
+
+@pytest.mark.parametrize("options", [{}, OFF], ids=str)
+@pytest.mark.parametrize("rewards", ["accuracy_reward", ["accuracy_reward"], ("accuracy_reward",)])
+def test_names_of_our_rewards_are_these_rewards(tmp_path, rewards, options):
+    trainer = trainer_of(tmp_path, rewards=rewards, dataset=SOLVED, **options)
+    assert trainer.reward_funcs[0] is accuracy_reward
+    assert trainer.reward_func_names[0] == "accuracy_reward"
+    with pytest.raises(ValueError, match=r"'accuracy_reward' needs the columns \['solution'\]"):
+        trainer_of(tmp_path, rewards=rewards, **options)
+
+
+def test_lists_of_the_caller_stay_theirs(tmp_path):
+    rewards = ["accuracy_reward", first_token_reward]
+    trainer = trainer_of(tmp_path, rewards=rewards, dataset=SOLVED)
+    assert rewards == ["accuracy_reward", first_token_reward]
+    assert trainer.reward_funcs[:2] == [accuracy_reward, first_token_reward]
+
+
+@pytest.mark.parametrize("options", [{}, OFF], ids=str)
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("acuracy_reward", "Did you mean 'accuracy_reward'"),
+        ("my_own_reward", "The known rewards are: accuracy_reward"),
+    ],
+)
+def test_unknown_names_are_answered_at_once(tmp_path, monkeypatch, name, answer, options):
+    def load(*args, **kwargs):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.AutoModelForSequenceClassification.from_pretrained", load)
+    for rewards in (name, [first_token_reward, name]):
+        with pytest.raises(ValueError, match=answer):
+            trainer_of(tmp_path, rewards=rewards, **options)
+
+
+def test_names_of_models_are_left_to_trl(tmp_path, monkeypatch):
+    asked = []
+
+    def load(name, *args, **kwargs):
+        asked.append(name)
+        raise OSError("no such model")
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.AutoModelForSequenceClassification.from_pretrained", load)
+    folder = tmp_path / "a_reward"
+    folder.mkdir()
+    for name in ("some/reward-model", str(folder), "gpt2"):
+        with pytest.raises(OSError, match="no such model"):
+            trainer_of(tmp_path, rewards=name)
+    assert asked == ["some/reward-model", str(folder), "gpt2"]
+
+
+@pytest.mark.parametrize("options", [{}, OFF], ids=str)
+def test_tuple_of_functions_is_a_list_of_them(tmp_path, options):
+    def length(completion_ids, **kwargs):
+        return [float(len(ids)) for ids in completion_ids]
+
+    trainer = trainer_of(tmp_path, rewards=(first_token_reward, length), soft_punish_cache=0, **options)
+    trainer.train()
+    assert trainer.reward_func_names == ["first_token_reward", "length"]
+    listed = trainer_of(tmp_path, rewards=[first_token_reward, length], soft_punish_cache=0, **options)
+    listed.train()
+    assert trainer.state.log_history[0]["loss"] == listed.state.log_history[0]["loss"]

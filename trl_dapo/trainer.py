@@ -81,7 +81,7 @@ from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
 from .report.recorder import RewardColumns, RolloutRecorder
-from .rewards import SoftOverlongPunishment
+from .rewards import SoftOverlongPunishment, find_rewards
 from .rewards.overlong import check_single_length_punishment
 from .sampling.judge import GroupJudge, RowFacts, TruncationRule
 from .sampling.prompt_stream import Draw
@@ -129,7 +129,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             As in `GRPOTrainer`.
         reward_funcs (`Callable` or `list[Callable]`):
-            As in `GRPOTrainer`. The soft overlong punishment is added by the trainer, with weight 1.
+            As in `GRPOTrainer`, or names of [`~trl_dapo.rewards.REWARDS`]. The soft overlong punishment is added by the trainer, with weight 1.
         args ([`DAPOConfig`], *optional*):
             Configuration. `None`: the defaults, in the folder `<model>-DAPO`.
         train_dataset ([`~datasets.Dataset`]):
@@ -180,6 +180,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             raise TypeError(
                 f"`args` must be a `DAPOConfig`, got `{type(args).__name__}`. It takes all of GRPOConfig's fields."
             )
+        reward_funcs = find_rewards(reward_funcs)
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_single_turn(kwargs)
