@@ -2,6 +2,8 @@
 
 import pytest
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from test_trainer import make_trainer
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
 from trl_dapo import DAPOConfig, DAPOTrainer
@@ -125,3 +127,33 @@ def test_tuple_of_functions_is_a_list_of_them(tmp_path, options):
     listed = trainer_of(tmp_path, rewards=[first_token_reward, length], soft_punish_cache=0, **options)
     listed.train()
     assert trainer.state.log_history[0]["loss"] == listed.state.log_history[0]["loss"]
+
+
+# Model
+
+
+def adapter(tmp_path, **options):
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_model(), config).save_pretrained(tmp_path / "adapter")
+    return PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter", **options)
+
+
+@pytest.mark.parametrize("options", [{}, OFF], ids=str)
+def test_model_without_a_trainable_parameter_is_refused(tmp_path, options):
+    trainer = trainer_of(tmp_path, model=adapter(tmp_path), **options)
+    with pytest.raises(ValueError, match=r"no trainable parameter.*is_trainable=True"):
+        trainer.train()
+    frozen = tiny_model().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no trainable parameter.*requires_grad"):
+        trainer_of(tmp_path, model=frozen, **options).train()
+
+
+def test_adapter_that_is_trainable_trains_and_a_frozen_one_can_be_evaluated(tmp_path):
+    trainer = trainer_of(tmp_path, model=adapter(tmp_path, is_trainable=True))
+    before = {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert any((after[name] != value).any() for name, value in before.items())
+    frozen = make_trainer(tmp_path, eval_dataset=numbered_prompts(8), per_device_eval_batch_size=8)
+    frozen.model.requires_grad_(False)
+    assert "eval_avg@4" in frozen.evaluate()

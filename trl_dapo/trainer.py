@@ -62,7 +62,7 @@ from .config.row_checks import (
 )
 from .data.context_length import ContextLimit
 from .errors import RefillExhaustedError
-from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
+from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard, check_trainable
 from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
 from .loss.dropout import disable_attention_dropout, has_dropout
@@ -350,6 +350,21 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         load_diagnostics = functools.partial(self.diagnostics.load_state_dict, device=self.accelerator.device)
         self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
         self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Trains, as in `GRPOTrainer`.
+
+        Args:
+            *args, **kwargs:
+                `resume_from_checkpoint` and what else `Trainer.train` takes.
+
+        Raises:
+            `ValueError`: the model has no trainable parameter, or there is no checkpoint to resume from.
+            `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
+        """
+        check_trainable(self.model)
+        return super().train(*args, **kwargs)
 
     # Generation-batch refilling
 
