@@ -146,7 +146,7 @@ def test_requests_of_tokens_alone_are_refused(tmp_path):
 
 def test_picture_needs_a_conversation_to_stand_in(tmp_path):
     dataset = coloured_squares(NUM_ROWS).remove_columns("prompt").add_column("prompt", ["w1"] * NUM_ROWS)
-    with pytest.raises(ValueError, match="prompt is 'w1' in a row with images, but must be a conversation"):
+    with pytest.raises(ValueError, match="row 0: the row has images, so the prompt must be a conversation"):
         make_trainer(tmp_path, dataset).train()
 
 

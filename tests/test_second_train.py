@@ -71,3 +71,29 @@ def test_checkpoint_of_the_second_train_is_of_the_other_dataset(tmp_path):
     assert min(row for _, (rows, _, _), _ in resumed.batches for row in rows) >= 1000
     stream = resumed.dynamic_sampler.source.stream
     assert stream.position > trainer.dynamic_sampler.source.position
+
+
+@pytest.mark.parametrize("options", [{}, CARRY], ids=["requeue", "carry"])
+def test_stream_follows_a_dataset_and_a_dataset_a_stream(tmp_path, options):
+    trainer = make_trainer(tmp_path, max_steps=2, shuffle_dataset=False, **options)
+    trainer.train()
+    stream, other = other_prompts(30).to_iterable_dataset(), other_prompts(30, first=2000)
+    for dataset, first in ((stream, 1000), (other, 2000), (stream, 1000)):
+        num_batches = len(trainer.batches)
+        trainer.train_dataset = dataset
+        trainer.train()
+        rows = sampled_rows(trainer, num_batches)
+        # Each begins at its first row.
+        assert rows[0] == first
+        assert {min(rows), *(row - row % 1000 for row in rows)} == {first}
+    assert trainer.shared_prompts() == {}
+
+
+def test_evaluation_after_another_dataset_is_of_the_evaluation_data_that_are_set(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, eval_dataset=numbered_prompts(8), per_device_eval_batch_size=8)
+    trainer.train()
+    trainer.train_dataset, trainer.eval_dataset = other_prompts(30), other_prompts(4, first=3000)
+    trainer.train()
+    trainer.sampled_rounds = []
+    trainer.evaluate()
+    assert {row for rows, _, _ in trainer.sampled_rounds[-2:] for row in rows} <= set(range(3000, 3004))

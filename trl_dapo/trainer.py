@@ -42,6 +42,7 @@ from .checkpoints.resumable_trainer import ResumableTrainer
 from .config.dapo_config import DAPOConfig
 from .config.dataset_checks import (
     check_best_metric,
+    check_columns,
     check_evaluation_shape,
     check_single_turn,
     check_train_dataset,
@@ -50,9 +51,19 @@ from .config.dataset_checks import (
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
+from .config.row_checks import (
+    PromptCheck,
+    check_rows,
+    datasets_by_name,
+    describe_template,
+    find_empty_texts,
+    is_read_ahead,
+    refuse_rows,
+)
 from .config.selective_checks import check_selective_columns
+from .data.context_length import ContextLimit
 from .errors import RefillExhaustedError
-from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard
+from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard, check_trainable
 from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
 from .loss.dropout import disable_attention_dropout, has_dropout
@@ -67,11 +78,12 @@ from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
 from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, without_value
 from .report.callbacks import RunAnnouncement, RunRecord, progress_of_run, shorten_log_lines
+from .report.completion_table import columns_in_step, level_columns
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
 from .report.recorder import RewardColumns, RolloutRecorder
-from .rewards import SoftOverlongPunishment
+from .rewards import SoftOverlongPunishment, find_rewards
 from .rewards.overlong import check_single_length_punishment
 from .sampling.judge import GroupJudge, RowFacts, TruncationRule
 from .sampling.prompt_stream import Draw
@@ -119,7 +131,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             As in `GRPOTrainer`.
         reward_funcs (`Callable` or `list[Callable]`):
-            As in `GRPOTrainer`. The soft overlong punishment is added by the trainer, with weight 1.
+            As in `GRPOTrainer`, or names of [`~trl_dapo.rewards.REWARDS`]. The soft overlong punishment is added by the trainer, with weight 1.
         args ([`DAPOConfig`], *optional*):
             Configuration. `None`: the defaults, in the folder `<model>-DAPO`.
         train_dataset ([`~datasets.Dataset`]):
@@ -170,10 +182,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             raise TypeError(
                 f"`args` must be a `DAPOConfig`, got `{type(args).__name__}`. It takes all of GRPOConfig's fields."
             )
+        reward_funcs = find_rewards(reward_funcs)
         if args.dynamic_sampling:
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_selective_columns(train_dataset, args)
             check_single_turn(kwargs)
+        # Of these the prompts are not, or not all, in the dataset.
+        self._reads_prompts = not (kwargs.get("environment_factory") or kwargs.get("rollout_func"))
+        eval_datasets = datasets_by_name("eval_dataset", kwargs.get("eval_dataset"))
+        if self._reads_prompts:
+            for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
+                check_columns(name, rows, reward_funcs, bool(args.remove_unused_columns))
+                check_rows(name, rows)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args)
         check_evaluation_shape(args, kwargs.get("eval_dataset"))
@@ -194,6 +214,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
+        measures = self._reads_prompts and not self.seams.is_multimodal
+        self.context_limit = ContextLimit(self.model, args, self.seams.tokenize if measures else None)
+        if self._reads_prompts:
+            for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
+                self._check_prompts(name, rows)
         self.reward_func_names = numbered_names(self.reward_func_names)
         filter_columns = find_filter_columns(args.filter_reward, self.reward_func_names)
         self.filter_names = [self.reward_func_names[column] for column in filter_columns]
@@ -246,6 +271,17 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
         return RolloutRecorder(self.shape, self.ranks, sample, rewards, str(self.args.output_dir))
 
+    def _check_prompts(self, name: str, dataset: Any) -> None:
+        """Refuses prompts that the tokenizer, or the context of the model, has nothing for."""
+        refuse_rows(name, find_empty_texts(dataset, self.seams.tokenize))
+        self.context_limit.refuse(name, dataset)
+
+    @property
+    def _prompt_check(self) -> PromptCheck:
+        """Judges the prompts that are not read before they are drawn."""
+        limit = self.context_limit
+        return PromptCheck(self.seams.tokenize, limit.most_sampled_tokens, limit.limits)
+
     def _make_sampler(self, train_dataset: Dataset | IterableDataset) -> DynamicSampler:
         scoring = self.seams, self.reward_calls, self.truncation_rule
         check_images = functools.partial(check_image_options, self.args)
@@ -272,6 +308,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 name for column, name in enumerate(self.reward_func_names) if column != self.reporter.penalty_column
             ],
             progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
+            row_fault=None if is_read_ahead(train_dataset) else self._prompt_check,
         )
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:
@@ -282,6 +319,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""
         assert self.dynamic_sampler is not None
         check_train_dataset(dataset, self.reward_funcs, self.args.num_groups_per_batch, self.args.selective_rollout)
+        check_rows("train_dataset", dataset)
+        self._check_prompts("train_dataset", dataset)
         check_selective_columns(dataset, self.args)
         check_image_dataset(dataset, self.args)
         planner = self.dynamic_sampler.refill.planner.state_dict()
@@ -320,6 +359,21 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.run_state.add("diagnostics", self.diagnostics.state_dict, load_diagnostics, needs_layout=True)
         self.run_state.add("reporter", self.reporter.state_dict, self.reporter.load_state_dict)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Trains, as in `GRPOTrainer`.
+
+        Args:
+            *args, **kwargs:
+                `resume_from_checkpoint` and what else `Trainer.train` takes.
+
+        Raises:
+            `ValueError`: the model has no trainable parameter, or there is no checkpoint to resume from.
+            `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
+        """
+        check_trainable(self.model)
+        return super().train(*args, **kwargs)
+
     # Generation-batch refilling
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -356,7 +410,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Inside it, TRL generates and scores this batch."""
         self._batch, self._awaits_old_logps = batch, awaits_old_logps
         try:
-            yield
+            with columns_in_step(self._logs) if self.log_completions else nullcontext():
+                yield
         finally:
             self._batch, self._awaits_old_logps = _DrawnBatch(), False
 
@@ -532,6 +587,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "
                 "the weights are the same. Set disable_dropout=True."
             )
+        datasets = {"train_dataset": self.train_dataset, **datasets_by_name("eval_dataset", self.eval_dataset)}
+        beyond = set(filter(None, (self.context_limit.describe(name, rows) for name, rows in datasets.items())))
+        template = describe_template(self.train_dataset, self.seams.tokenizer) if self._reads_prompts else None
+        lines += [f"  ! {line}" for line in (template, *sorted(beyond)) if line]
         for name, count in self.shared_prompts().items():
             lines.append(
                 f"  ! {count} prompts of the evaluation dataset{f' {name!r}' if name else ''} are in the training data "
@@ -566,5 +625,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         else:
             logs |= self.evaluation_metrics.flush(logs, self._metrics["eval"])
         drop_without_value(self._metrics["train" if self.model.training else "eval"])
+        if self.log_completions:
+            level_columns(self._logs)
         with printing_plainly() if self.log_completions else nullcontext():
             super().log(logs, start_time)

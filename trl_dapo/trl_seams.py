@@ -254,6 +254,7 @@ class TrainerSeams:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         around_call: Callable[[str], AbstractContextManager[object]],
+        clean_logged: Callable[[dict[str, list[Any]], dict[str, list[Any]], int], None],
     ) -> torch.Tensor:
         """
         Returns the rewards of this rank's completions. No collective, from any thread.
@@ -263,6 +264,9 @@ class TrainerSeams:
                 As in `GRPOTrainer._calculate_rewards`.
             around_call (`Callable[[str], AbstractContextManager]`):
                 Opened around each call of a reward function, with its name.
+            clean_logged (`Callable[[dict, dict, int], None]`):
+                Is given the columns and metrics that reward functions logged, if there are any, and the number R, before
+                TRL reads them.
 
         Returns:
             `torch.Tensor`: shape `(R, F)`, float32. NaN: no reward.
@@ -280,9 +284,10 @@ class TrainerSeams:
 
         calculate = rebound(GRPOTrainer._calculate_rewards, profiling_context=timed, gather=lambda rewards: rewards)
         rewards: torch.Tensor = profiling_decorator(calculate)(self._trainer, inputs, prompts, completions, given)
-        # Text that UTF-8 cannot hold (a completion that says \ud800, read as JSON) would end the run in TRL's log.
-        for values in self._trainer._pending_extra_logs.values():
-            values[:] = [_encodable(value) for value in values]
+        # What TRL cannot write into its log would end the run there.
+        columns, metrics = self._trainer._pending_extra_logs, self._trainer._pending_metrics
+        if columns or metrics:
+            clean_logged(columns, metrics, len(prompts))
         return rewards
 
     def logged_columns(self, num_completions: int) -> dict[str, list[Any]]:
@@ -324,10 +329,6 @@ class TrainerSeams:
                 batch_size=trainer.args.per_device_train_batch_size,
             )[0]
         return logps
-
-
-def _encodable(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:

@@ -15,16 +15,8 @@ from trl import GRPOTrainer
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.ranks.collectives import Ranks
 
-from .files import (
-    CUT_OFF,
-    FileRecord,
-    checkpoints_of,
-    find_fault,
-    is_unfinished,
-    last_whole_checkpoint,
-    mark_unfinished,
-    mark_whole,
-)
+from .files import FileRecord, checkpoints_of, is_unfinished, mark_unfinished, mark_whole
+from .resume_choice import choose_checkpoint, wanted_resume, warning_of_overwriting
 from .run_state import RunState
 from .weights import load_renamed, unloaded
 
@@ -66,6 +58,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._train_sampler: Any = None
+        self._has_trained = False
         self._save_total_limit: int | None = None
         # The checkpoint whose weights are being read.
         self._folder_read: str | None = None
@@ -85,7 +78,9 @@ class ResumableTrainer(GRPOTrainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint folder, or `True`: the newest whole one in `output_dir`.
+                A checkpoint folder, a folder that holds checkpoints, or `True`, `"true"`, `"last"`: the newest whole one in
+                `output_dir`. `None`: as the field of the configuration says, until a training has ended; then, and with
+                `False`, the run begins anew.
             *args, **kwargs:
                 As in `GRPOTrainer`.
 
@@ -93,15 +88,22 @@ class ResumableTrainer(GRPOTrainer):
             `ValueError`: the checkpoint was cut off while it was written, or its files are damaged; or it is `True` and
             there is no whole one. Where none was ever finished, the run begins anew.
         """
-        wanted, output_dir = resume_from_checkpoint, str(self.args.output_dir)
-        if wanted:
+        output_dir = str(self.args.output_dir)
+        wanted = wanted_resume(resume_from_checkpoint, None if self._has_trained else self.args.resume_from_checkpoint)
+        checkpoint: str | None = None
+        message = ""
+        if wanted is not None:
             # The first rank looks, so that no two can see different things on a busy file system.
-            resume_from_checkpoint, message, is_fatal = self.ranks.from_first(lambda: _choose(wanted, output_dir))
+            checkpoint, message, is_fatal = self.ranks.from_first(lambda: choose_checkpoint(wanted, output_dir))
             if is_fatal:
                 raise ValueError(message)
-            if message:
-                logger.warning(message)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        elif not self._has_trained and self.args.should_save:
+            message = warning_of_overwriting(output_dir)
+        if message:
+            logger.warning(message)
+        output = super().train(checkpoint, *args, **kwargs)
+        self._has_trained = True
+        return output
 
     # Saving
 
@@ -260,30 +262,3 @@ def _to_device(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, Mapping):
         return {name: _to_device(value, device) for name, value in tree.items()}
     return [_to_device(value, device) for value in tree] if isinstance(tree, list) else tree
-
-
-def _choose(wanted: str | bool, output_dir: str) -> tuple[str | None, str, bool]:
-    """Returns the checkpoint to resume from (`None`: begin anew), what the user should know of it, and if it is fatal."""
-    # "true" is what a command line makes of True.
-    if wanted is not True and str(wanted).lower() != "true":
-        fault = find_fault(str(wanted))
-        if fault is None:
-            return str(wanted), "", False
-        return None, (
-            f"resume_from_checkpoint is {wanted!r}, which cannot be resumed from: {fault}. Name another checkpoint, or set "
-            "it to True for the newest whole one in output_dir."
-        ), True  # fmt: skip
-    found, faults = last_whole_checkpoint(output_dir)
-    passed_over = "".join(f"\n  {path}: {fault}" for path, fault in faults.items())
-    if found is not None:
-        return (
-            str(found),
-            f"Resuming from {found}: newer checkpoints are not whole.{passed_over}" if faults else "",
-            False,
-        )
-    if faults and all(fault == CUT_OFF for fault in faults.values()):
-        return None, f"No checkpoint was ever finished in {output_dir}, so the run begins anew.{passed_over}", False
-    return None, (
-        f"resume_from_checkpoint is True, but {output_dir} holds no checkpoint that is whole. Set it to None to begin "
-        f"anew.{passed_over}"
-    ), True  # fmt: skip

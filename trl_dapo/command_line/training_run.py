@@ -13,6 +13,8 @@ from datasets import Dataset
 from trl import GRPOTrainer, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_dapo.atomic_write import atomic_write
+from trl_dapo.checkpoints.files import last_whole_checkpoint
+from trl_dapo.checkpoints.resume_choice import wanted_resume
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.data.checks import check_problems
 from trl_dapo.data.held_out import HeldOut, cut_held_out, prompt_key, without_prompts
@@ -237,7 +239,7 @@ def complete_run(trainer: DAPOTrainer, compare: Callable[[], GRPOTrainer] | None
     """
     aftermath = _Aftermath(str(trainer.args.output_dir))
     try:
-        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+        trainer.train()
     except TrainingStoppedError as stop:
         save_model(trainer)
         finish_run(trainer, aftermath=aftermath)
@@ -353,7 +355,9 @@ def train_grpo(
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
     )
-    grpo.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    # Only its own checkpoints fit it.
+    newest = last_whole_checkpoint(args.output_dir)[0] if wanted_resume(None, args.resume_from_checkpoint) else None
+    grpo.train(resume_from_checkpoint=None if newest is None else str(newest))
     grpo.evaluate()
     grpo.save_state()
     return grpo

@@ -560,6 +560,11 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             check_resumable(self.generation_kwargs, self.vllm_structured_outputs_regex)
 
     def _check_combinations(self) -> None:
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns is True, but reward functions read the columns beside the prompt, and evaluation would "
+                "be without them. Set remove_unused_columns=False."
+            )
         # Both aggregate rewards over the whole batch, which dynamic sampling selects: the statistics would be those of
         # the selection, not of the policy.
         if self.scale_rewards == "batch":

@@ -12,6 +12,9 @@ _REWARD_ARGUMENTS = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 )
 
+# What `remove_unused_columns` leaves of a dataset.
+_KEPT_COLUMNS = frozenset({"prompt", "image", "images"})
+
 
 def find_filter_columns(filter_reward: str | Sequence[str] | None, reward_names: Sequence[str]) -> list[int]:
     """
@@ -186,27 +189,59 @@ def check_train_dataset(
             "selective_rollout is True, but remembers outcomes by row number, which an IterableDataset has not. Pass a "
             "`datasets.Dataset`, or set selective_rollout=False."
         )
-    if dataset.column_names is None:
-        return  # a stream that does not know its columns before it is read
-    if "prompt" not in dataset.column_names:
+    check_columns("train_dataset", dataset, reward_funcs)
+
+
+def check_columns(name: str, dataset: Any, reward_funcs: Any, removes_columns: bool = False) -> None:
+    """
+    Checks that a dataset has the columns which prompts and rewards are made of.
+
+    Args:
+        name (`str`):
+            How messages call the dataset.
+        dataset (`Dataset` or `IterableDataset`):
+            The dataset. One that does not tell its columns before it is read is not checked.
+        reward_funcs (`Callable` or `list[Callable]`):
+            The reward functions, whose required arguments must be columns.
+        removes_columns (`bool`, *optional*, defaults to `False`):
+            Whether `remove_unused_columns` takes all columns but the prompt and its images away.
+
+    Raises:
+        `ValueError`: naming what is missing.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is None or (isinstance(dataset, Dataset) and dataset.format["type"] == "custom"):
+        return
+    if "prompt" not in columns:
         raise ValueError(
-            f"train_dataset has no column 'prompt', only {dataset.column_names}. Rename the column that holds the "
+            f"{name} has no column 'prompt', only {columns}. Rename the column that holds the "
             "question: dataset.rename_column(..., 'prompt')."
         )
-    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    for function in functions:
-        missing = [name for name in _required_columns(function) if name not in dataset.column_names]
+    for function in reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]:
+        reward = getattr(function, "__name__", function)
+        needed = list(_required_columns(function))
+        missing = [column for column in needed if column not in columns]
         if missing:
             raise ValueError(
-                f"The reward function {getattr(function, '__name__', function)!r} needs the columns {missing}, but "
-                f"train_dataset has only {dataset.column_names}. Add or rename the columns."
+                f"The reward function {reward!r} needs the columns {missing}, but "
+                f"{name} has only {columns}. Add or rename the columns."
+            )
+        removed = [column for column in needed if column not in _KEPT_COLUMNS]
+        if removes_columns and removed:
+            raise ValueError(
+                f"The reward function {reward!r} needs the columns {removed}, which remove_unused_columns=True takes out of "
+                f"{name}. Set remove_unused_columns=False."
             )
 
 
 def _required_columns(function: Any) -> Iterable[str]:
     if isinstance(function, str) or not callable(function) or hasattr(function, "forward"):
         return  # a reward model: it reads the conversation only
-    for parameter in inspect.signature(function).parameters.values():
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return  # nobody can tell
+    for parameter in parameters:
         is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if is_named and parameter.default is parameter.empty and parameter.name not in _REWARD_ARGUMENTS:
             yield parameter.name

@@ -22,6 +22,27 @@ FOLDER = "_non_finite"
 _MAX_WRITTEN = 3
 
 
+def check_trainable(model: Any) -> None:
+    """
+    Checks that there is something to train.
+
+    Args:
+        model (`nn.Module`):
+            The model.
+
+    Raises:
+        `ValueError`: it has no trainable parameter, and what to do.
+    """
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    fix = (
+        "An adapter is loaded frozen: load it with PeftModel.from_pretrained(..., is_trainable=True)"
+        if hasattr(model, "peft_config")
+        else "Call model.requires_grad_(True), or pass a peft_config"
+    )
+    raise ValueError(f"The model has no trainable parameter, so that training would change nothing. {fix}.")
+
+
 class NonFiniteGuard(TrainerCallback):
     """
     Keeps an optimizer step with NaN or infinite gradients from ruining the weights.

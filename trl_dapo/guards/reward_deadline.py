@@ -22,6 +22,7 @@ import torch
 
 from trl_dapo.errors import RewardTimeoutError, naming_rewards
 from trl_dapo.ranks.collectives import Ranks
+from trl_dapo.rewards.logged_values import LoggedValues
 from trl_dapo.trl_seams import TrainerSeams
 
 
@@ -58,6 +59,7 @@ class RewardCalls:
         self.seams = seams
         self.ranks = ranks
         self.watch = RewardWatch(timeout)
+        self.logged = LoggedValues()
         self.penalty_column = penalty_column
 
     def compute(
@@ -105,7 +107,9 @@ class RewardCalls:
             f"the rewards of {len(prompts)} completions at optimizer step {self.seams.step} on rank {self.ranks.rank}"
         )
         with naming_rewards(names, len(prompts)), self.watch.computation(where):
-            rewards = self.seams.compute_rewards(inputs, prompts, completions, completion_ids, self.watch.call)
+            rewards = self.seams.compute_rewards(
+                inputs, prompts, completions, completion_ids, self.watch.call, self.logged.clean
+            )
         column = self.penalty_column
         if column is not None:
             # A completion that no function scored stays unscored, whatever its length; and evaluation is unshaped.

@@ -1,11 +1,18 @@
 """The prompt stream over a dataset that can only be read in order."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from datasets import IterableDataset
 
 from trl_dapo.sampling.prompt_stream import Draw
+
+
+logger = logging.getLogger(__name__)
+
+# Rows that are named before a stream passes over them in silence.
+_MAX_WARNINGS = 10
 
 
 class IterablePromptStream:
@@ -22,12 +29,22 @@ class IterablePromptStream:
             Seed of the shuffling.
         shuffle (`bool`, *optional*, defaults to `True`):
             `False` keeps the order of the dataset.
+        row_fault (`Callable[[Mapping], str | None]`, *optional*):
+            Tells why a row cannot be sampled. Such rows are passed over, with a warning. `None`: all can.
     """
 
-    def __init__(self, dataset: IterableDataset, seed: int = 0, shuffle: bool = True):
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        seed: int = 0,
+        shuffle: bool = True,
+        row_fault: Callable[[Mapping[str, Any]], str | None] | None = None,
+    ):
         self.dataset = dataset.shuffle(seed=seed) if shuffle else dataset
         self.seed = seed
         self.shuffle = shuffle
+        self.row_fault = row_fault
+        self._num_warnings = 0
         self.position = 0
         self._rows: dict[int, dict[str, Any]] = {}
         self._num_read = 0
@@ -41,7 +58,9 @@ class IterablePromptStream:
             row = next(self._reader, None)
             if row is None:
                 if self._num_read == self._pass_starts[-1]:
-                    raise ValueError("train_dataset gave no rows in a whole pass. Check the split and any filter.")
+                    raise ValueError(
+                        "train_dataset gave no rows in a whole pass that can be sampled. Check the split, any filter and the prompts."
+                    )
                 self._pass_starts.append(self._num_read)
                 self._reader = self._read_pass()
             else:
@@ -89,4 +108,15 @@ class IterablePromptStream:
     def _read_pass(self) -> Iterator[dict[str, Any]]:
         # The shuffling of `datasets` is keyed by the epoch.
         self.dataset.set_epoch(len(self._pass_starts) - 1)
-        return iter(self.dataset)
+        return (row for number, row in enumerate(self.dataset) if self._is_usable(number, row))
+
+    def _is_usable(self, number: int, row: Mapping[str, Any]) -> bool:
+        fault = None if self.row_fault is None else self.row_fault(row)
+        # In the first pass, since the later ones come to the same rows.
+        if fault is not None and len(self._pass_starts) == 1:
+            self._num_warnings += 1
+            if self._num_warnings <= _MAX_WARNINGS:
+                order = ", counted as it is shuffled," if self.shuffle else ""
+                last = " Further rows are passed over without a warning." * (self._num_warnings == _MAX_WARNINGS)
+                logger.warning(f"Row {number} of train_dataset{order} is passed over: {fault}.{last}")
+        return fault is None

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -27,6 +27,8 @@ class PromptSource:
             `False` keeps the order of the dataset.
         selective (`SelectiveRollout`, *optional*):
             How draws whose groups would hardly teach are passed over. `None`: none are.
+        row_fault (`Callable[[Mapping], str | None]`, *optional*):
+            Tells why a row cannot be sampled, for rows that were not checked before. `None`: all were.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class PromptSource:
         seed: int = 0,
         shuffle: bool = True,
         selective: SelectiveRollout | None = None,
+        row_fault: Callable[[Mapping[str, Any]], str | None] | None = None,
     ):
         self.dataset = dataset
+        self.row_fault = row_fault
         self.stream: PromptStream | IterablePromptStream
         self.selection: PromptSelection | None = None
         if isinstance(dataset, IterableDataset):
-            self.stream = IterablePromptStream(dataset, seed=seed, shuffle=shuffle)
+            self.stream = IterablePromptStream(dataset, seed, shuffle, row_fault)
         else:
             self.stream = PromptStream(len(dataset), seed=seed, shuffle=shuffle)
             if selective is not None:
@@ -124,4 +128,9 @@ class PromptSource:
         if isinstance(self.stream, IterablePromptStream):
             return self.stream.row_of(draw)
         row: dict[str, Any] = self.dataset[draw.index]
+        fault = None if self.row_fault is None else self.row_fault(row)
+        if fault is not None:
+            raise ValueError(
+                f"Row {draw.index} of train_dataset cannot be used: {fault}. Correct it, or leave it out and begin the run anew."
+            )
         return row

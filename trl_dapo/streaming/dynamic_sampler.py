@@ -1,6 +1,6 @@
 """The dynamic sampler of a run: by rounds, or group by group."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -39,6 +39,7 @@ def make_dynamic_sampler(
     keep_awake: Callable[[], AbstractContextManager[Any]] = nullcontext,
     reward_names: Sequence[str] = (),
     progress: SamplingProgress | None = None,
+    row_fault: Callable[[Mapping[str, Any]], str | None] | None = None,
 ) -> DynamicSampler:
     """
     Puts the dynamic sampler of a run together.
@@ -63,9 +64,12 @@ def make_dynamic_sampler(
         keep_awake (`Callable[[], AbstractContextManager]`, *optional*), reward_names (`Sequence[str]`, *optional*),
         progress (`SamplingProgress`, *optional*):
             As in [`DynamicSampler`].
+        row_fault (`Callable[[Mapping], str | None]`, *optional*):
+            As in [`PromptSource`].
     """
     shape = args.shape
-    source = PromptSource(dataset, args.seed, bool(args.shuffle_dataset), _selective_rollout(args, dataset))
+    selective = _selective_rollout(args, dataset)
+    source = PromptSource(dataset, args.seed, bool(args.shuffle_dataset), selective, row_fault)
     planner = RefillPlanner(
         shape.num_groups,
         args.refill_confidence,
