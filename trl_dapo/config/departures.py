@@ -128,8 +128,8 @@ def departures(args: DAPOConfig) -> list[str]:
         f"epsilon_high is {args.epsilon_high}, which with loss_type='cispo' bounds the ratio itself: every token is clipped, "
         "and its gradient scaled by it. Set epsilon_high=5.0.": args.loss_type == "cispo"
         and (args.epsilon if args.epsilon_high is None else args.epsilon_high) < 1.0,
-        "loss_normalization is 'generation_batch': optimizer steps with fewer tokens weigh less than they should. Leave it "
-        "None.": args.loss_normalization == "generation_batch",
+        "loss_normalization is 'generation_batch': optimizer steps with fewer tokens weigh less than they should. "
+        f"{_own_denominator(args)}": args.loss_normalization == "generation_batch",
         f"beta is {args.beta}: a KL term, which DAPO has not. Set beta=0.0.": args.beta != 0.0,
         f"scale_rewards is {args.scale_rewards!r}: advantages are not divided by the std of the group. Set "
         "scale_rewards='group'.": args.scale_rewards not in ("group", True),
@@ -145,6 +145,13 @@ def departures(args: DAPOConfig) -> list[str]:
         and args.vllm_importance_sampling_mode == "sequence_mask",
     }
     return [message for message, holds in found.items() if holds]
+
+
+def _own_denominator(args: DAPOConfig) -> str:
+    """Returns what makes the loss divide by the tokens of the optimizer step."""
+    if args.shape.num_slices % args.gradient_accumulation_steps:
+        return "Make steps_per_generation a multiple of gradient_accumulation_steps, and leave it None."
+    return "Leave it None."
 
 
 def _per_update(completions: int, args: DAPOConfig) -> str:
