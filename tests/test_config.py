@@ -157,7 +157,7 @@ def test_bad_value_is_refused_with_its_name_and_range(tmp_path, overrides, messa
     "overrides",
     [
         {"scale_rewards": "batch"},
-        {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "loss_normalization": "generation_batch"},
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
     ],
 )
 def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path, overrides):

@@ -156,8 +156,8 @@ def test_exhaustion_names_the_filter_and_the_reward_that_would_have_found_someth
     num_mixed = sum(0 < sum(group) < 4 for group in groups)
     assert f"Judged by all_wrong ({len(groups)} groups)." in str(caught.value)
     assert (
-        f"first_token_reward differs in {num_mixed} of the {len(groups)} groups that other rewards found all alike: "
-        "filter_reward='first_token_reward' would train on those." in str(caught.value)
+        f"first_token_reward differs in {num_mixed} of the {len(groups)} groups that other rewards found all alike or did "
+        "not score: filter_reward='first_token_reward' would train on those." in str(caught.value)
     )
     assert "soft_overlong_punishment" not in str(caught.value)  # it always differs
 

@@ -54,6 +54,15 @@ def test_losses_and_parameters_equal_those_of_grpo(tmp_path, shape):
         }
 
 
+def test_optimizer_steps_over_two_batches_equal_those_of_grpo_without_asking_for_its_denominator(tmp_path):
+    shape = {"steps_per_generation": 3, "gradient_accumulation_steps": 2}
+    arguments = training_arguments(tmp_path, max_steps=5, epsilon_high=0.28, **shape)
+    ours = run(DAPOTrainer, DAPOConfig(**arguments, dynamic_sampling=False, soft_punish_cache=0))
+    theirs = run(GRPOTrainer, GRPOConfig(**arguments))
+    for mine, its in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
 def test_auxiliary_loss_of_experts_is_that_of_grpo(tmp_path):
     def tiny_experts():
         torch.manual_seed(0)

@@ -27,6 +27,8 @@ def test_paper_configuration_departs_nowhere(tmp_path):
         ({"loss_normalization": "generation_batch"}, "weigh less than they should"),
         ({"beta": 0.04}, "beta is 0.04"),
         ({"scale_rewards": "none"}, "scale_rewards is 'none'"),
+        ({"epsilon_high": 28}, "epsilon_high is 28: a ratio up to 29 is not clipped"),
+        ({"soft_punish_cache": 8}, "soft_punish_cache is 8, all of the longest completion"),
         ({"soft_punish_cache": 0}, "Neither the soft overlong punishment nor overlong filtering"),
         ({"temperature": 0.7}, "temperature is 0.7"),
         (
@@ -64,6 +66,15 @@ def test_bound_that_would_clip_every_token_is_named(tmp_path):
     assert any("epsilon_high is 0.28, which with loss_type='cispo' bounds the ratio itself" in line for line in found)
     wide = departures(make_config(tmp_path, steps_per_generation=16, loss_type="cispo", epsilon_high=5.0))
     assert len(wide) == len(found) - 1
+
+
+def test_lower_bound_that_no_ratio_reaches_is_named(tmp_path):
+    (found,) = departures(
+        make_config(tmp_path, steps_per_generation=16, epsilon=20, loss_type="dapo", epsilon_high=None)
+    )[1:]
+    assert "epsilon is 20: no ratio is ever below 1 - epsilon" in found
+    # The advice is followed, and nothing more is said.
+    assert departures(make_config(tmp_path, steps_per_generation=16, epsilon=0.2, epsilon_high=0.28)) == []
 
 
 def test_carried_groups_make_the_ratio_move_even_with_one_step(tmp_path):

@@ -222,21 +222,41 @@ def naming_rewards(names: Sequence[str], num_completions: int) -> Iterator[None]
         raise
 
 
+# What helps against each verdict that keeps a group from training.
+_ADVICE = {
+    "all_wrong": "easier prompts, or a larger `num_generations`",
+    "all_correct": "harder prompts, or a larger `num_generations`",
+    "uniform": "another `filter_reward`, one that differs between the completions of a prompt",
+    "unscorable": "golds that can be read (`trl-dapo grade` lists the others), or a `filter_reward` that does not return None "
+    "for them",
+    "out_of_range": "a wider `filter_range`",
+    "truncated_out": "a larger `max_completion_length`, or mask_truncated_completions=False and "
+    "truncated_in_statistics=True",
+}
+# Verdicts with a smaller share of the groups that do not train are not worth an advice.
+_MIN_SHARE = 0.1
+
+
 def describe_exhaustion(num_accepted: int, num_needed: int, num_rounds: int, verdict_counts: Mapping[str, int]) -> str:
     """
-    Says how far the refill came, what the sampled groups were, and what would help.
+    Says how far the refill came, what the sampled groups were, and what would help against each.
 
-    >>> describe_exhaustion(3, 8, 10, {"informative": 3, "all_wrong": 77}).splitlines()[0]
-    '3 of 8 informative groups after 10 generation rounds (77 all_wrong, 3 informative).'
+    >>> print(describe_exhaustion(3, 8, 10, {"informative": 3, "all_wrong": 77}))
+    3 of 8 informative groups after 10 generation rounds (77 all_wrong, 3 informative).
+    What helps: easier prompts, or a larger `num_generations` (for all_wrong); a higher `max_generation_rounds`.
     """
-    counts = ", ".join(
-        f"{count} {verdict}" for verdict, count in sorted(verdict_counts.items(), key=lambda item: -item[1]) if count
-    )
-    too_hard = verdict_counts.get("all_wrong", 0) >= verdict_counts.get("all_correct", 0)
-    direction = "easier" if too_hard else "harder"
-    rounds = "a higher `max_generation_rounds`, " if num_accepted else ""
+    ordered = sorted(verdict_counts.items(), key=lambda item: -item[1])
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in ordered if count)
+    rejected = sum(verdict_counts.get(verdict, 0) for verdict in _ADVICE)
+    advice = [
+        f"{_ADVICE[verdict]} (for {verdict})"
+        for verdict, count in ordered
+        if verdict in _ADVICE and count > _MIN_SHARE * rejected
+    ]
+    # Where no group was informative, more of the same gives none. A smaller batch gets fewer prompts to be filled from.
+    if num_accepted or not rejected:
+        advice.append("a higher `max_generation_rounds`")
     return (
-        f"{num_accepted} of {num_needed} informative groups after {num_rounds} generation round{'s' * (num_rounds != 1)} ({counts}).\n"
-        f"What helps: {direction} prompts, a larger `num_generations`, {rounds}or a smaller "
-        "generation batch (`steps_per_generation`)."
+        f"{num_accepted} of {num_needed} informative groups after {num_rounds} generation round{'s' * (num_rounds != 1)} "
+        f"({counts}).\nWhat helps: {'; '.join(advice)}."
     )

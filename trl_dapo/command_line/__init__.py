@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
 
+from .option_check import check_options
+
 
 # The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
 COMMANDS = {
@@ -32,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[0] not in COMMANDS:
         print(f"trl-dapo: there is no command {given[0]!r}, only {', '.join(COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
-    command = importlib.import_module(f".{given[0]}", __name__)
     try:
-        command.run(given[1:])
+        check_options(given[0], given[1:])
+        importlib.import_module(f".{given[0]}", __name__).run(given[1:])
     except (
         *(HubPushError, HubUnreachableError, TrainingStoppedError),
         *(FileNotFoundError, BlockingIOError, ValueError),

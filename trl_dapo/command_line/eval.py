@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from trl_dapo.data.hub_access import require_local_or_hub
 from trl_dapo.data.problems import as_problems, load_rows
 from trl_dapo.data.source import DataSource
 from trl_dapo.evaluation.completion_sampler import CompletionSampler, load_sampler
 from trl_dapo.evaluation.evaluator import evaluate
+
+from .option_parser import parse_options
 
 
 @dataclass
@@ -60,8 +62,7 @@ def run(arguments: Sequence[str]) -> None:
         arguments (`Sequence[str]`):
             The options, such as `["--model_name_or_path", "DIR", ...]`.
     """
-    parser: Any = TrlParser((EvaluationArguments, ModelConfig), prog="trl-dapo eval")  # type: ignore[arg-type]
-    args, model_args = parser.parse_args_and_config(args=arguments)
+    args, model_args = parse_options("eval", (EvaluationArguments, ModelConfig), arguments)
     if model_args.model_name_or_path is None:
         raise ValueError("--model_name_or_path is not set. Give a local folder or a Hub id.")
     require_local_or_hub(model_args.model_name_or_path, "model", "--model_name_or_path")

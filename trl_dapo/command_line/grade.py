@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from trl import TrlParser
 
 from trl_dapo.data.problems import load_rows
 from trl_dapo.grading.answers import declared_answer, gold_answer
@@ -17,6 +16,7 @@ from trl_dapo.grading.equivalence import Grade, GradedAnswer, grade
 from trl_dapo.grading.golds import GoldFault, gold_faults, gold_kind
 from trl_dapo.rewards.accuracy import completion_texts, gold_texts
 
+from .option_parser import parse_options
 from .other_graders import GRADERS, ask_others, disagree
 
 
@@ -62,8 +62,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         `ValueError`: when a column is missing, there are no rows, or `--num_rows` is out of range.
     """
-    parser: Any = TrlParser((GradeArguments,), prog="trl-dapo grade")  # type: ignore[arg-type]
-    (args,) = parser.parse_args_and_config(args=list(arguments))
+    (args,) = parse_options("grade", (GradeArguments,), arguments)
     rows = load_rows(args.dataset_name, args.dataset_split, args.dataset_config)
     if len(rows) == 0:
         raise ValueError("The dataset has no rows. Check the file, the split and any filter.")

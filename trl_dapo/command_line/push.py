@@ -3,12 +3,11 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from trl import TrlParser
 
 from trl_dapo.errors import HubPushError
 from trl_dapo.publishing.push import PushOptions, push_run
+
+from .option_parser import parse_options
 
 
 @dataclass
@@ -39,8 +38,7 @@ def run(arguments: Sequence[str]) -> None:
         arguments (`Sequence[str]`):
             The options, such as `["--output_dir", "DIR", ...]`.
     """
-    parser: Any = TrlParser((PushArguments,), prog="trl-dapo push")  # type: ignore[arg-type]
-    (args,) = parser.parse_args_and_config(args=arguments)
+    (args,) = parse_options("push", (PushArguments,), arguments)
     options = PushOptions(
         private=args.hub_private_repo,
         revision=args.hub_revision,

@@ -1,12 +1,12 @@
 """`trl-dapo train`: trains with a recipe, or with options of the command line."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from trl_dapo.config.dapo_config import DAPOConfig
 
+from .option_parser import parse_options
 from .training_run import TrainingScriptArguments, run_training
 
 
@@ -18,5 +18,4 @@ def run(arguments: Sequence[str]) -> None:
         arguments (`Sequence[str]`):
             The options, such as `["--config", "recipe.yaml", ...]`.
     """
-    types: Any = (TrainingScriptArguments, DAPOConfig, ModelConfig)
-    run_training(*TrlParser(types, prog="trl-dapo train").parse_args_and_config(args=arguments))
+    run_training(*parse_options("train", (TrainingScriptArguments, DAPOConfig, ModelConfig), arguments))

@@ -29,6 +29,8 @@ from trl_dapo.report.reliability_plot import RELIABILITY_FILE, plot_reliability
 from trl_dapo.rewards import get_reward
 from trl_dapo.trainer import DAPOTrainer
 
+from .option_check import refuse_without_effect
+
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,9 @@ class TrainingScriptArguments(ScriptArguments):
     compare_grpo: bool = field(
         default=False, metadata={"help": "Also train TRL's GRPOTrainer with the same recipe, and draw both."}
     )
+
+    def __post_init__(self) -> None:
+        refuse_without_effect(vars(self))
 
 
 class ProblemSets(NamedTuple):

@@ -100,7 +100,8 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             optimizer step over all ranks and micro-batches (DAPO Eq. 12, verl). `"group"`: the tokens of each group, and
             then the mean over the groups of the optimizer step (DAPO Eq. 8 to the letter). `"generation_batch"`: as TRL,
             the tokens of the generation batch divided by its optimizer steps, which is right on average only. `None`:
-            `"batch"`; TRL's other loss types divide by what they always do, and take no other value.
+            `"batch"`, or `"generation_batch"` where sampling is off and optimizer steps train on two generation batches;
+            TRL's other loss types divide by what they always do, and take no other value.
         truncated_in_statistics (`bool`, *optional*, defaults to `True`):
             With `mask_truncated_completions`, whether the truncated completions, which carry no loss, count in the mean
             and standard deviation of their group all the same. `False`: advantages are over the other completions alone,
@@ -475,19 +476,15 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                     f"{' or '.join(map(repr, TOKEN_NORMALIZED_LOSSES))}."
                 )
             return
+        ragged = self._describe_ragged_steps()
         if self.loss_normalization is None:
-            self.loss_normalization = "batch"
-        if self.loss_normalization == "generation_batch":
-            return
-        accumulation = self.gradient_accumulation_steps
-        if _resolved(self.steps_per_generation) % accumulation:
-            raise ValueError(
-                f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
-                f"gradient_accumulation_steps ({accumulation}), so that the tokens of every optimizer step are known when "
-                'it begins. Change either, or set loss_normalization="generation_batch".'
-            )
+            # Where optimizer steps train on two generation batches, TRL's own denominator is the one that can be known.
+            self.loss_normalization = "generation_batch" if ragged and not self.dynamic_sampling else "batch"
+        elif ragged and self.loss_normalization != "generation_batch":
+            way_out = "dynamic_sampling=False and loss_normalization=None"
+            raise ValueError(f"{ragged}, or {way_out if self.dynamic_sampling else 'leave loss_normalization None'}.")
         if self.loss_normalization == "group":
-            self._check_group_normalization(self.per_device_train_batch_size * accumulation)
+            self._check_group_normalization(self.per_device_train_batch_size * self.gradient_accumulation_steps)
 
     def _check_group_normalization(self, rows_per_step: int) -> None:
         if self.beta:
@@ -522,7 +519,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         if self.max_off_policy_steps < 1:
             raise ValueError(
                 f"max_off_policy_steps is {self.max_off_policy_steps}, but must be 1 or more: a carried group is at least "
-                'one batch old. Use surplus="requeue" to train on fresh groups only.'
+                'one batch old. Leave it None; surplus="requeue" trains on fresh groups only.'
             )
         if self.refill_confidence is not None and not 0.0 < self.refill_confidence < 1.0:
             raise ValueError(
@@ -577,12 +574,24 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 f"multi_objective_aggregation is {self.multi_objective_aggregation!r}, but dynamic_sampling needs "
                 '"sum_then_normalize": the other normalises over the whole batch. Or set dynamic_sampling=False.'
             )
-        if _resolved(self.steps_per_generation) % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"steps_per_generation is {self.steps_per_generation}, but must be a multiple of "
-                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that every optimizer step trains "
-                "on one generation batch. Change either, or set dynamic_sampling=False."
-            )
+        ragged = self._describe_ragged_steps()
+        if ragged:
+            raise ValueError(f"{ragged}, or dynamic_sampling=False.")
+
+    def _describe_ragged_steps(self) -> str:
+        """Returns what to do where optimizer steps train on two generation batches; "" where none does."""
+        steps, accumulation = _resolved(self.steps_per_generation), self.gradient_accumulation_steps
+        if steps % accumulation == 0:
+            return ""
+        rows = self.per_device_train_batch_size * self.world_size
+        fitting = -(-steps // accumulation) * accumulation
+        while fitting * rows % _resolved(self.num_generations):
+            fitting += accumulation
+        return (
+            f"steps_per_generation is {steps}, but must be a multiple of gradient_accumulation_steps ({accumulation}), so "
+            f"that every optimizer step trains on one generation batch. Set steps_per_generation={fitting} (or "
+            f"generation_batch_size={fitting * rows})"
+        )
 
 
 def _resolved(value: int | None) -> int:

@@ -181,8 +181,8 @@ def check_train_dataset(
     if isinstance(dataset, Dataset) and len(dataset) < num_groups_per_batch:
         raise ValueError(
             f"train_dataset has {len(dataset)} rows, but one generation batch needs {num_groups_per_batch} prompts "
-            "(generation_batch_size / num_generations). Add rows, or lower per_device_train_batch_size or "
-            "steps_per_generation."
+            "(generation_batch_size / num_generations). Add rows, or lower per_device_train_batch_size, or "
+            "gradient_accumulation_steps and steps_per_generation."
         )
     if selective_rollout and isinstance(dataset, IterableDataset):
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from trl_dapo.sampling.refill_planner import RoundPlan
 
 from .dapo_config import DAPOConfig
+from .loss_types import CLIPPED_LOSSES
 
 
 def describe_run(
@@ -123,13 +124,22 @@ def departures(args: DAPOConfig) -> list[str]:
         "steps_per_generation.": args.num_updates_per_batch == 1 and args.surplus != "carry",
         "No Clip-Higher: epsilon_high is not above epsilon. The paper has 0.28 and 0.2.": args.epsilon_high is None
         or args.epsilon_high <= args.epsilon,
+        f"epsilon_high is {args.epsilon_high}: a ratio up to {1 + (args.epsilon_high or 0):g} is not clipped, so hardly any is. "
+        "The paper has 0.28.": args.loss_type in CLIPPED_LOSSES
+        and args.epsilon_high is not None
+        and args.epsilon_high > 1.0,
+        f"epsilon is {args.epsilon}: no ratio is ever below 1 - epsilon, so none is clipped from below. The paper has "
+        "0.2.": args.loss_type in CLIPPED_LOSSES and args.epsilon >= 1.0,
+        f"soft_punish_cache is {args.soft_punish_cache}, all of the longest completion: every completion is punished for its "
+        f"length. The paper has 20 %, which is {args.default_punish_cache}.": bool(args.soft_punish_cache)
+        and args.soft_punish_cache == args.generation_end.max_completion_length,
         "No dynamic sampling: groups that teach nothing train too. Set dynamic_sampling=True.": not args.dynamic_sampling,
         f"loss_type is {args.loss_type!r}: not the token-level loss. Set loss_type='dapo'.": args.loss_type != "dapo",
         f"epsilon_high is {args.epsilon_high}, which with loss_type='cispo' bounds the ratio itself: every token is clipped, "
         "and its gradient scaled by it. Set epsilon_high=5.0.": args.loss_type == "cispo"
         and (args.epsilon if args.epsilon_high is None else args.epsilon_high) < 1.0,
-        "loss_normalization is 'generation_batch': optimizer steps with fewer tokens weigh less than they should. Leave it "
-        "None.": args.loss_normalization == "generation_batch",
+        "loss_normalization is 'generation_batch': optimizer steps with fewer tokens weigh less than they should. "
+        f"{_own_denominator(args)}": args.loss_normalization == "generation_batch",
         f"beta is {args.beta}: a KL term, which DAPO has not. Set beta=0.0.": args.beta != 0.0,
         f"scale_rewards is {args.scale_rewards!r}: advantages are not divided by the std of the group. Set "
         "scale_rewards='group'.": args.scale_rewards not in ("group", True),
@@ -164,6 +174,13 @@ def _narrowing(args: DAPOConfig) -> list[str]:
 def _is_below_clip(args: DAPOConfig) -> bool:
     high = args.epsilon if args.epsilon_high is None else args.epsilon_high
     return args.delta is not None and args.delta < 1 + high
+
+
+def _own_denominator(args: DAPOConfig) -> str:
+    """Returns what makes the loss divide by the tokens of the optimizer step."""
+    if args.shape.num_slices % args.gradient_accumulation_steps:
+        return "Make steps_per_generation a multiple of gradient_accumulation_steps, and leave it None."
+    return "Leave it None."
 
 
 def _per_update(completions: int, args: DAPOConfig) -> str:

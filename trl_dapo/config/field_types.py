@@ -1,11 +1,14 @@
 """Checks of single configuration fields, before anything computes with them: their types, and that numbers are numbers."""
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from .loss_types import LOSS_TYPES
 
 
 # Fields of TRL and transformers that shape the batch. Neither checks them before it divides by them.
@@ -28,6 +31,39 @@ _MAY_BE_NONE = (
     "max_completion_length",
     "epsilon_high",
 )
+# Fields of TRL with a few values, of which it finds out in the first step that there is no other.
+_CHOICES = {
+    "loss_type": LOSS_TYPES,
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+
+
+def check_choices(values: Mapping[str, Any]) -> None:
+    """
+    Checks the fields that have a few values.
+
+    Args:
+        values (`Mapping[str, Any]`):
+            Fields by their names. Those that are not there are not checked.
+
+    Raises:
+        `ValueError`: naming the field, its value and the others.
+
+    Example:
+
+    >>> check_choices({"loss_type": "dapo", "num_generations": 7})
+    """
+    for name, choices in _CHOICES.items():
+        if name in values and values[name] not in choices:
+            near = difflib.get_close_matches(str(values[name]), [str(choice) for choice in choices], n=1)
+            raise ValueError(
+                f"{name} is {values[name]!r}, but must be one of {', '.join(map(repr, choices))}."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+            )
 
 
 def check_field_types(config: Any, names: Collection[str]) -> None:
@@ -60,6 +96,7 @@ def check_batch_shape(config: Any) -> None:
     Raises:
         `ValueError`: naming field and value, when a count is not a whole number of 1 or more, or a weight is negative.
     """
+    check_choices(vars(config))
     for name in _COUNTS:
         value = getattr(config, name)
         if not _is_left_out(name, value) and (not _fits(value, int) or value < 1):

@@ -1,5 +1,6 @@
 """What TRL's loss types have in common."""
 
+LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo", "vespo")
 # They divide by `num_items_in_batch`.
 TOKEN_NORMALIZED_LOSSES = ("dapo", "cispo", "vespo")
 # They take the mean over rows.

@@ -5,15 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "scale_rewards": ("group", "batch", "none"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-    "importance_sampling_level": ("token", "sequence"),
-    "vllm_mode": ("colocate", "server"),
-    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
-}
-
-
 def check_trl_values(config: Any) -> None:
     """
     Checks TRL's fields of sampling, rewards and loss.
@@ -25,9 +16,6 @@ def check_trl_values(config: Any) -> None:
     Raises:
         `ValueError`: naming field, value and what it must be.
     """
-    for name, choices in _CHOICES.items():
-        if (value := getattr(config, name)) not in choices:
-            raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
     # Greedy completions of a prompt are all alike, and TRL divides the logits by the temperature.
     _check(config, "temperature", lambda value: value > 0, "above 0, so that completions of a prompt differ. Use 1.0")
     _check(config, "top_p", lambda value: 0 < value <= 1, "above 0 and at most 1. Use 1.0 to keep all tokens")

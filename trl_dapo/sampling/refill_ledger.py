@@ -166,24 +166,21 @@ class RefillLedger:
         return text + self.describe_filter()
 
     def describe_filter(self) -> str:
-        """Says which rewards judged the groups, and which others differ in groups that were judged to be all alike."""
+        """Says which rewards judged the groups, and which others differ where those say nothing."""
         names = self.reward_names
         judges = Counter(names[group.filter_column] for group in self.sampled if names)
         if not judges:
             return ""
-        alike = [
-            group
-            for group in self.sampled
-            if group.verdict in (GroupVerdict.ALL_CORRECT, GroupVerdict.ALL_WRONG, GroupVerdict.UNIFORM)
-        ]
+        silent = (GroupVerdict.ALL_CORRECT, GroupVerdict.ALL_WRONG, GroupVerdict.UNIFORM, GroupVerdict.UNSCORABLE)
+        alike = [group for group in self.sampled if group.verdict in silent]
         lines = ["\nJudged by " + " and ".join(f"{name} ({count} groups)" for name, count in judges.items()) + "."]
         for column, name in enumerate(names):
             others = [group for group in alike if group.filter_column != column]
             num_mixed = sum(differs([rewards[column] for rewards in group.rewards]) for group in others)
             if num_mixed:
                 lines.append(
-                    f"{name} differs in {num_mixed} of the {len(others)} groups that other rewards found all alike: "
-                    f"filter_reward={name!r} would train on those."
+                    f"{name} differs in {num_mixed} of the {len(others)} groups that other rewards found all alike or did "
+                    f"not score: filter_reward={name!r} would train on those."
                 )
         return "\n".join(lines)
 

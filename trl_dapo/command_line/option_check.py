@@ -1,0 +1,228 @@
+"""
+Checks the options of a command before torch and TRL are imported, which takes seconds.
+
+The names of the options are read from the source of the dataclasses that define them: nothing is imported for it.
+"""
+
+import ast
+import difflib
+import functools
+import importlib.util
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trl_dapo.config.field_types import check_choices
+
+
+# Package, file and name of the dataclasses of each command, bases included.
+_MODEL = ("trl", "trainer/model_config.py", "ModelConfig")
+_SOURCES = {
+    "train": [
+        ("transformers", "training_args.py", "TrainingArguments"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("trl", "trainer/grpo_config.py", "GRPOConfig"),
+        ("trl_dapo", "config/dapo_config.py", "DAPOConfig"),
+        ("trl", "scripts/utils.py", "ScriptArguments"),
+        ("trl_dapo", "command_line/training_run.py", "TrainingScriptArguments"),
+        _MODEL,
+    ],
+    "eval": [("trl_dapo", "command_line/eval.py", "EvaluationArguments"), _MODEL],
+    "grade": [("trl_dapo", "command_line/grade.py", "GradeArguments")],
+    "push": [("trl_dapo", "command_line/push.py", "PushArguments")],
+}
+# Beside the fields: TRL's parser reads them.
+_OF_THE_PARSER = ("config", "help")
+# TRL's script options that have no effect here.
+_WITHOUT_EFFECT = {
+    "dataset_streaming": "the training data are held in memory: they are checked, and held-out problems are cut off. Pass a "
+    "streaming dataset to DAPOTrainer in Python",
+    "ignore_bias_buffers": "no model of today has such buffers",
+}
+_FALSE = ("false", "0", "no", "n", "f")
+
+
+def check_options(command: str, arguments: Sequence[str]) -> None:
+    """
+    Checks names of options and keys of a `--config` file, and what of their values can be checked without loading anything.
+
+    Args:
+        command (`str`):
+            The command.
+        arguments (`Sequence[str]`):
+            Its options.
+
+    Raises:
+        `ValueError`, `FileNotFoundError`: one line that says what is wrong and what to write instead.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        return
+    fields = option_fields(command)
+    if not fields:
+        return  # the sources are not there: the parser will say what it does not know
+    config = _config_of(arguments)
+    given = _options_of(arguments)
+    known = [*fields, *(f"no_{name}" for name in fields), *_OF_THE_PARSER]
+    # The parser takes the beginning of a name too.
+    unknown = [name for name in given if not any(other.startswith(name) for other in known)]
+    _refuse_unknown(
+        [(name, f"the --config file has an unknown key {name!r}") for name in config if name not in fields], fields
+    )
+    _refuse_unknown([(name, f"there is no option --{name}") for name in unknown], fields)
+    values = config | {_full_name(name, fields): value for name, value in given.items()}
+    refuse_without_effect(values)
+    _check_paths(values)
+    if command == "train":
+        check_choices(values)
+        _check_groups(fields | values)
+        for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
+            if values.get(name) is None:
+                raise ValueError(f"--{name} is not set. Give {what} or a Hub id.")
+
+
+def refuse_without_effect(values: Mapping[str, Any]) -> None:
+    """
+    Refuses options of TRL's scripts that would be accepted and ignored.
+
+    Raises:
+        `ValueError`: naming the option.
+    """
+    for name, reason in _WITHOUT_EFFECT.items():
+        if values.get(name) and str(values[name]).lower() not in _FALSE:
+            raise ValueError(f"{name} is set, but has no effect: {reason}. Leave it out.")
+
+
+@functools.cache
+def option_fields(command: str) -> dict[str, Any]:
+    """
+    Returns the options of a command with their defaults, as far as those are constants.
+
+    Args:
+        command (`str`):
+            The command.
+
+    Returns:
+        `dict[str, Any]`: empty where a source file cannot be read.
+    """
+    found: dict[str, Any] = {}
+    for package, file, name in _SOURCES[command]:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            return {}
+        try:
+            tree = ast.parse(Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8"))
+        except OSError:
+            return {}
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                found |= _fields_of(node)
+    return found
+
+
+def _fields_of(node: ast.ClassDef) -> dict[str, Any]:
+    fields = {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            keywords = (
+                {word.arg: word.value for word in item.value.keywords} if isinstance(item.value, ast.Call) else {}
+            )
+            if isinstance(keywords.get("init"), ast.Constant):
+                continue
+            default = keywords.get("default", item.value)
+            fields[item.target.id] = default.value if isinstance(default, ast.Constant) else None
+    return fields
+
+
+def _config_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns the content of the `--config` file, without the environment variables that it sets."""
+    joined = next((argument for argument in arguments if argument.startswith("--config=")), None)
+    if joined is not None:
+        raise ValueError(f"{joined} is not read: write --config {joined.removeprefix('--config=')}.")
+    if "--config" not in arguments:
+        return {}
+    following = arguments[arguments.index("--config") + 1 :]
+    if not following:
+        raise ValueError("--config is not followed by a file. Give a YAML file, such as --config recipe.yaml.")
+    path = Path(following[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"--config is {str(path)!r}, but there is no such file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        problem = getattr(error, "problem", None) or str(error)
+        raise ValueError(f"--config {path}{place} is not YAML: {' '.join(problem.split())}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must be a YAML mapping, one `option: value` a line.")
+    return {str(name): value for name, value in content.items() if name != "env"}
+
+
+def _options_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns the options of a command line by their names, with the first of the values that follow."""
+    given: dict[str, Any] = {}
+    for number, argument in enumerate(arguments):
+        if argument.startswith("--") and len(argument) > 2:
+            name, separator, value = argument[2:].partition("=")
+            following = arguments[number + 1 : number + 2]
+            if not separator:
+                value = following[0] if following and not following[0].startswith("--") else "true"
+            given[name.replace("-", "_")] = value
+    return given
+
+
+def _full_name(name: str, fields: Collection[str]) -> str:
+    """Returns the field that an option means: the parser takes a beginning that fits one field only."""
+    fitting = [name] if name in fields else [field for field in fields if field.startswith(name)]
+    return fitting[0] if len(fitting) == 1 else name
+
+
+def _refuse_unknown(faults: Sequence[tuple[str, str]], known: Collection[str]) -> None:
+    """Refuses names that are not known. Each comes with what is said of it."""
+    parts = []
+    for name, fault in faults:
+        near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+        parts.append(f"{fault} (did you mean {near[0]}?)" if near else f"{fault} (--help lists the options)")
+    if parts:
+        text = "; ".join(parts)
+        raise ValueError(f"{text[0].upper()}{text[1:]}.")
+
+
+def _check_paths(values: Mapping[str, Any]) -> None:
+    model, output = values.get("model_name_or_path"), values.get("output_dir")
+    if model is not None:
+        folder = Path(str(model)).expanduser()
+        if folder.is_file():
+            raise ValueError(
+                f"--model_name_or_path is {str(model)!r}, which is a file. Give the folder that it is in."
+            )
+        if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise ValueError(
+                f"--model_name_or_path is {str(model)!r}, a folder without config.json, so no model is saved in it. Give the "
+                "folder that save_pretrained() wrote, or a checkpoint-... folder of a run."
+            )
+    if output is not None and Path(str(output)).expanduser().is_file():
+        raise ValueError(f"--output_dir is {str(output)!r}, which is a file. Give a folder, which need not exist.")
+
+
+def _check_groups(values: Mapping[str, Any]) -> None:
+    """Checks that a generation batch holds whole groups. Values that are no numbers are left to the parser."""
+    try:
+        rows = int(values["per_device_train_batch_size"]) * int(os.environ.get("WORLD_SIZE", "1"))
+        steps = int(values["steps_per_generation"] or values["gradient_accumulation_steps"])
+        batch = int(values["generation_batch_size"] or rows * steps)
+        num_generations = int(values["num_generations"])
+    except (KeyError, TypeError, ValueError):
+        return
+    if num_generations < 2 or batch < 2 or batch % num_generations == 0:
+        return
+    divisors = [number for number in range(2, batch + 1) if batch % number == 0]
+    nearest = min(divisors, key=lambda number: abs(number - num_generations))
+    raise ValueError(
+        f"num_generations is {num_generations}, but a generation batch has {batch} completions "
+        f"(generation_batch_size, or per_device_train_batch_size * processes * steps_per_generation), which must be whole "
+        f"groups. Set num_generations={nearest}, or a batch that is a multiple of {num_generations}."
+    )
