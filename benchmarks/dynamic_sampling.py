@@ -11,8 +11,6 @@ Every arm of a seed starts from the same warmed-up model and takes its optimizer
 - `fixed 1x`, `fixed 3x`: rounds of 1 or 3 batches until the batch is full, the surplus cut and its prompts lost, as verl's
   recipe does it; all else is `DAPOTrainer`.
 - `requeue`: `DAPOTrainer` by default. `carry`: with `surplus="carry", refill_confidence=None`.
-- `all prompts` and `selective`: `DAPOTrainer` on 512 problems, so that each comes up several times, without and with
-  `selective_rollout`.
 
 Figures: held-out accuracy (256 problems, 4 samples each, the same for all arms of a seed) every 20 optimizer steps, with
 the completions and tokens sampled for training until then and the CPU seconds of the process (one thread), evaluation
@@ -50,7 +48,7 @@ from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan  # noqa: E
 
 RESULTS = Path(__file__).with_name("dynamic_sampling.json")
 RECIPE = ROOT / "examples" / "recipes" / "quickstart.yaml"
-NUM_PROBLEMS, NUM_FEW_PROBLEMS, NUM_HELD_OUT = 4000, 512, 256
+NUM_PROBLEMS, NUM_HELD_OUT = 4000, 256
 EVAL_STEPS = 20
 
 
@@ -88,11 +86,10 @@ class TripleRefillDAPO(FixedRefillDAPO):
 
 @dataclass(frozen=True)
 class Arm:
-    """A trainer, what its configuration changes, and how many problems it has."""
+    """A trainer, and what its configuration changes."""
 
     trainer: Callable[..., Any]
     overrides: dict[str, Any] = field(default_factory=dict)
-    num_problems: int = NUM_PROBLEMS
 
 
 ARMS = {
@@ -102,8 +99,6 @@ ARMS = {
     "fixed 3x": Arm(TripleRefillDAPO),
     "requeue": Arm(MeasuredDAPO),
     "carry": Arm(MeasuredDAPO, {"surplus": "carry", "refill_confidence": None}),
-    "all prompts": Arm(MeasuredDAPO, num_problems=NUM_FEW_PROBLEMS),
-    "selective": Arm(MeasuredDAPO, {"selective_rollout": True}, num_problems=NUM_FEW_PROBLEMS),
 }
 
 
@@ -119,19 +114,16 @@ def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
         model=model,
         args=args,
         reward_funcs=accuracy_reward,
-        train_dataset=make_problems(arm.num_problems, seed=seed),
+        train_dataset=make_problems(NUM_PROBLEMS, seed=seed),
         eval_dataset=make_problems(NUM_HELD_OUT, seed=seed + 1),
     )
     trainer.train()
     history = trainer.state.log_history
     shares = [entry["dapo/acceptance_rate"] for entry in history if "dapo/acceptance_rate" in entry]
-    skipped = [entry.get("dapo/skipped_prompts", 0.0) for entry in history]
     return {
         "curve": trainer.curve,
         "acceptance_rate": statistics.mean(shares) if shares else None,
         "data_passes": max((entry.get("dapo/data_passes", 0.0) for entry in history), default=0.0),
-        # A logged figure is the mean over its batches.
-        "skipped_per_batch": statistics.mean(skipped) if skipped else 0.0,
     }
 
 
@@ -141,17 +133,15 @@ def markdown(record: dict[str, Any]) -> str:
     seeds = sorted({seed for arm in ARMS for seed in results.get(arm, {})}, key=int)
     seeds = [seed for seed in seeds if all(seed in results.get(arm, {}) for arm in ARMS)]
     lines = [
-        f"{len(seeds)} seeds ({', '.join(seeds)}); ratios are the geometric mean over seeds of the arm over `requeue` "
-        "(`selective`: over `all prompts`).",
+        f"{len(seeds)} seeds ({', '.join(seeds)}); ratios are the geometric mean over seeds of the arm over `requeue`.",
         "",
         "| arm | before | after | gain per seed | completions | CPU seconds | ratio of completions | ratio of CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in ARMS:
-        base = "all prompts" if name in ("all prompts", "selective") else "requeue"
         curves = [results[name][seed]["curve"] for seed in seeds]
         ends = [curve[-1] for curve in curves]
-        base_ends = [results[base][seed]["curve"][-1] for seed in seeds]
+        base_ends = [results["requeue"][seed]["curve"][-1] for seed in seeds]
         gains = ", ".join(f"{100 * (curve[-1]['accuracy'] - curve[0]['accuracy']):+.1f}" for curve in curves)
         ratios = [
             statistics.geometric_mean(end[cost] / other[cost] for end, other in zip(ends, base_ends, strict=True))
@@ -173,7 +163,7 @@ def markdown(record: dict[str, Any]) -> str:
         "| arm | optimizer steps | completions | CPU seconds |",
         "|---|---|---|---|",
     ]
-    for name in [name for name in ARMS if name not in ("GRPO", "all prompts", "selective")]:
+    for name in [name for name in ARMS if name != "GRPO"]:
         cells = []
         for cost in ("step", "completions", "cpu_seconds"):
             ratios = []

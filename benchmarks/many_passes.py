@@ -10,6 +10,8 @@ and take their optimizer steps on batches of 64 groups of 8, 4 steps a batch:
 - `GRPO`: TRL's `GRPOTrainer`, 160 steps.
 - `blind`: `DAPOTrainer` by default, 80 steps.
 - `selective`: with `selective_rollout=True`, 80 steps; `selective, 0.3`: with `exploration_share=0.3`.
+- `decayed`: the same with a learning rate that falls to 0 at the end of the arm, in budgets that cost about as many completions:
+  GRPO 120 steps, the others 48.
 
 Figures: accuracy on 256 held-out problems, none of which trains (4 samples each, the same for all arms of a seed), with the
 completions and tokens sampled for training until then, and the CPU seconds of the process outside of evaluation. The target
@@ -54,6 +56,7 @@ COSTS = ("step", "completions", "tokens", "cpu_seconds")
 SAMPLING = ("acceptance_rate", "trained_accuracy", "frac_rare_success", "rollout_efficiency", "data_passes")
 SELECTION = ("calibration_error", "completions_of_blind", "rare_of_blind")
 
+_DECAYED = {"lr_scheduler_type": "linear"}
 ARMS = {
     "GRPO": Arm(MeasuredGRPO, {"epsilon_high": None, "max_steps": 160, "eval_steps": 20}),
     "blind": Arm(MeasuredDAPO, {"max_steps": 80, "eval_steps": 10}),
@@ -61,6 +64,9 @@ ARMS = {
     "selective, 0.3": Arm(
         MeasuredDAPO, {"max_steps": 80, "eval_steps": 10, "selective_rollout": True, "exploration_share": 0.3}
     ),
+    "GRPO, decayed": Arm(MeasuredGRPO, {"epsilon_high": None, "max_steps": 120, "eval_steps": 60} | _DECAYED),
+    "blind, decayed": Arm(MeasuredDAPO, {"max_steps": 48, "eval_steps": 24} | _DECAYED),
+    "selective, decayed": Arm(MeasuredDAPO, {"max_steps": 48, "eval_steps": 24, "selective_rollout": True} | _DECAYED),
 }
 
 
@@ -104,8 +110,10 @@ def _accuracy_after(curve: list[dict[str, float]], completions: float) -> float 
 
 def markdown(record: dict[str, Any]) -> str:
     """Returns the tables of the arms, over the seeds that all of them have."""
-    results = {arm: record["results"][arm] for arm in ARMS if arm in record["results"]}
-    seeds = sorted(set.intersection(*(set(of_seed) for of_seed in results.values())), key=int)
+    measured = {arm: record["results"][arm] for arm in ARMS if arm in record["results"]}
+    is_decayed = {arm: arm.endswith("decayed") for arm in measured}
+    results = {arm: of_seed for arm, of_seed in measured.items() if not is_decayed[arm]}
+    seeds = _common_seeds(results)
     curves = {arm: [of_seed[seed]["curve"] for seed in seeds] for arm, of_seed in results.items()}
 
     def last(curve: list[dict[str, float]]) -> float:
@@ -159,7 +167,27 @@ def markdown(record: dict[str, Any]) -> str:
         cells = ["-" if None in of_name else f"{statistics.mean(of_name):.3f}" for of_name in values]
         if arm != "GRPO":
             lines.append(f"| {arm} | {' | '.join(cells)} |")
+    decayed = {arm: of_seed for arm, of_seed in measured.items() if is_decayed[arm]}
+    if decayed:
+        seeds = _common_seeds(decayed)
+        lines += ["", f"With a learning rate that falls to 0, {len(seeds)} seeds ({', '.join(seeds)}):", ""]
+        lines += [
+            "| arm | before | after | each seed | completions | tokens | CPU seconds |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for arm, of_seed in decayed.items():
+            ends = [of_seed[seed]["curve"][-1] for seed in seeds]
+            before = statistics.mean(of_seed[seed]["curve"][0]["accuracy"] for seed in seeds)
+            each = ", ".join(f"{100 * end['accuracy']:.1f}" for end in ends)
+            cells = [f"{statistics.mean(end[cost] for end in ends):,.0f}" for cost in COSTS[1:]]
+            after = statistics.mean(end["accuracy"] for end in ends)
+            lines.append(f"| {arm} | {before:.1%} | {after:.1%} | {each} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _common_seeds(results: dict[str, Any]) -> list[str]:
+    """Returns the seeds that all arms have."""
+    return sorted(set.intersection(*(set(of_seed) for of_seed in results.values())), key=int)
 
 
 def main() -> None:
