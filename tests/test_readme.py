@@ -83,6 +83,9 @@ NOT_RUN = {
     "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
     "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
+    "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --reward_names accuracy_reward my_rewards.brevity": (
+        _NEEDS_GPU
+    ),
     "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "
     "--config examples/recipes/dapo_math_qwen2.5_7b.yaml": _NEEDS_GPU,
     "accelerate launch --config_file examples/accelerate/deepspeed_zero3.yaml --num_machines 8 --num_processes 64 "
