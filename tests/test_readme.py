@@ -52,6 +52,10 @@ TESTED_BY = {
     "trl-dapo push --output_dir out/quickstart --hub_model_id me/my-model --license apache-2.0": (
         "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else"
     ),
+    "trl-dapo migrate": "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed",
+    "trl-dapo migrate --from verl CONFIG.yaml --output RECIPE.yaml": (
+        "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed"
+    ),
     "python benchmarks/refill.py": "tests/test_refill_benchmark.py::",
 }
 _IS_TESTING = "runs tests"
@@ -169,6 +173,8 @@ def check_trl_dapo(words):
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
     elif words[2:] and words[1] == "grade":
         TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
+    elif words[2:] and words[1] == "migrate":
+        assert words[2:4] == ["--from", "verl"]
     elif words[2:]:
         assert words[1] == "eval", f"write here how the options of `trl-dapo {words[1]}` are parsed"
         TrlParser((EvaluationArguments, ModelConfig)).parse_args_and_config(words[2:])
