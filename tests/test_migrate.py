@@ -1,5 +1,6 @@
 """`trl-dapo migrate`: recipes from the configurations of other frameworks."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -163,3 +164,10 @@ def test_help_needs_neither_torch_nor_trl():
         f"try:\n    {code}\nexcept SystemExit: pass\nassert not {{'torch', 'trl', 'transformers'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
+def test_every_field_of_the_tables_is_an_option_of_train():
+    types = (TrainingScriptArguments, DAPOConfig, ModelConfig)
+    fields = {field.name for arguments in types for field in dataclasses.fields(arguments)}
+    named = {name for table in FRAMEWORKS.values() for option in table.options for name in option.ours.split(", ")}
+    assert {name for name in named if not name.startswith("--num_")} <= fields
