@@ -121,6 +121,12 @@ def test_what_has_no_counterpart_is_listed_with_the_reason(name, line):
     assert any(entry.startswith(line) and entry.endswith(")") for entry in moved(name).untranslated)
 
 
+def test_an_interval_that_means_never_is_listed():
+    result = migrate({"trainer.save_freq": -1}, "verl")
+    assert result.untranslated == ["trainer.save_freq: -1 (no number of steps: write save_steps or its strategy)"]
+    assert "save_steps" not in result.recipe
+
+
 def test_batch_sizes_cover_every_completion_once():
     for prompts, generations, updates, processes, micro in ((32, 8, 4, 1, 16), (512, 16, 16, 64, 1), (48, 4, 2, 3, 5)):
         samples = prompts * generations // updates

@@ -112,6 +112,8 @@ def migrate(config: dict[str, Any], framework: str, num_processes: int | None = 
             value = result.recipe.get("epsilon", 0.2)
         try:
             if option.role == "steps":
+                if _whole(value) < 1:
+                    raise CannotTranslateError(f"no number of steps: write {option.ours} or its strategy")
                 steps.append((option, _whole(value)))
             elif option.role:
                 numbers[option.role] = _whole(value)
@@ -133,8 +135,7 @@ def migrate(config: dict[str, Any], framework: str, num_processes: int | None = 
             result.translated.append(f"{name}: null, so its default")
     updates = _put_batch(result, numbers, num_processes)
     for option, value in steps:
-        if value > 0:
-            result.recipe[option.ours] = value * updates
+        result.recipe[option.ours] = value * updates
     _complete(result.recipe)
     return result
 
