@@ -52,6 +52,10 @@ TESTED_BY = {
     "trl-dapo push --output_dir out/quickstart --hub_model_id me/my-model --license apache-2.0": (
         "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else"
     ),
+    "trl-dapo migrate": "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed",
+    "trl-dapo migrate --from verl CONFIG.yaml --output RECIPE.yaml": (
+        "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed"
+    ),
     "python benchmarks/refill.py": "tests/test_refill_benchmark.py::",
 }
 _IS_TESTING = "runs tests"
@@ -83,6 +87,9 @@ NOT_RUN = {
     "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
     "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
+    "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --reward_names accuracy_reward my_rewards.brevity": (
+        _NEEDS_GPU
+    ),
     "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "
     "--config examples/recipes/dapo_math_qwen2.5_7b.yaml": _NEEDS_GPU,
     "accelerate launch --config_file examples/accelerate/deepspeed_zero3.yaml --num_machines 8 --num_processes 64 "
@@ -166,6 +173,8 @@ def check_trl_dapo(words):
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
     elif words[2:] and words[1] == "grade":
         TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
+    elif words[2:] and words[1] == "migrate":
+        assert words[2:4] == ["--from", "verl"]
     elif words[2:]:
         assert words[1] == "eval", f"write here how the options of `trl-dapo {words[1]}` are parsed"
         TrlParser((EvaluationArguments, ModelConfig)).parse_args_and_config(words[2:])

@@ -1,5 +1,6 @@
 """The reward functions, as a trainer calls them."""
 
+import json
 import logging
 import math
 import pickle
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from trl_dapo.command_line import main
 from trl_dapo.grading.pool import GradingPool
 from trl_dapo.rewards import REWARDS, AccuracyReward, SoftOverlongPunishment, accuracy, accuracy_reward, get_reward
 from trl_dapo.rewards.accuracy import completion_text
@@ -222,6 +224,80 @@ def test_every_registered_reward_is_found_by_its_name(name: str):
 def test_an_unknown_reward_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"Did you mean 'accuracy_reward'.*think_format_reward"):
         get_reward("acuracy_reward")
+
+
+OWN_REWARDS = """
+import functools
+LIMIT = 10
+def brevity(completions, **kwargs):
+    return [float(len(text) < LIMIT) for text in completions]
+class Brevity:
+    def __call__(self, completions, **kwargs):
+        return [0.0] * len(completions)
+nameless = functools.partial(brevity)
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_a_user.py").write_text(OWN_REWARDS)
+    (tmp_path / "rewards_that_need_more.py").write_text("import a_module_that_nobody_has")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield
+    for name in ("rewards_of_a_user", "rewards_that_need_more"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_reward_of_the_current_directory_is_found_by_its_dotted_path():
+    reward = get_reward("rewards_of_a_user.brevity")
+    assert reward(["short", "longer than ten"]) == [1.0, 0.0]
+    assert reward.__name__ == "brevity"
+
+
+def test_an_installed_reward_is_found_by_its_dotted_path():
+    assert get_reward("trl_dapo.rewards.accuracy.accuracy_reward") is accuracy_reward
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_file_of_the_current_directory_does_not_hide_an_installed_module(tmp_path):
+    (tmp_path / "json.py").write_text("def dumps(): raise AssertionError")
+    assert get_reward("json.dumps") is json.dumps
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reward_of_a_user.brevity", r"no module 'reward_of_a_user', neither .* Did you mean 'rewards_of_a_user'\?"),
+        ("rewards_of_a_user.sub.brevity", r"no module 'rewards_of_a_user\.sub'"),
+        ("rewards_of_a_user.brevty", r"rewards_of_a_user\.py\) has no 'brevty'\. Did you mean 'brevity'\?"),
+        ("rewards_of_a_user.LIMIT", "is of type `int` and cannot be called"),
+        ("rewards_of_a_user.Brevity", r"is a class.* `reward = Brevity\(\.\.\.\)`"),
+        ("rewards_of_a_user.nameless", "has no `__name__`"),
+        ("rewards_of_a_user.py", "with a dot between them"),
+        ("rewards_of_a_user:brevity", "with a dot between them"),
+        ("./rewards_of_a_user.brevity", "with a dot between them"),
+        ("brevity", "For a function of your own, write module.function"),
+    ],
+)
+def test_a_wrong_dotted_path_is_refused_with_what_is_wrong(name, message):
+    with pytest.raises(ValueError, match=message):
+        get_reward(name)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_what_a_module_raises_while_it_is_imported_is_not_changed():
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
+        get_reward("rewards_that_need_more.brevity")
+
+
+def test_a_wrong_reward_name_ends_the_command_before_data_and_model_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--output_dir", "out", "--use_cpu", "true", "--reward_names", "no_such_module_here.brevity"]
+    with pytest.raises(SystemExit, match="there is no module 'no_such_module_here'"):
+        main(["train", *options, "--dataset_name", "./nowhere.jsonl", "--model_name_or_path", "./nowhere"])
 
 
 def test_rewards_import_without_torch_trl_and_sympy():

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
+    "migrate": "Turns a configuration of verl, ms-swift, OpenRLHF or NeMo-RL into a recipe.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
 

@@ -43,7 +43,10 @@ class TrainingScriptArguments(ScriptArguments):
 
     reward_names: list[str] = field(
         default_factory=lambda: ["accuracy_reward"],
-        metadata={"help": "Reward functions. The first one decides which groups are informative."},
+        metadata={
+            "help": "Reward functions: names of ours, or module.function of your own, as my_rewards.brevity. The first one "
+            "decides which groups are informative."
+        },
     )
     prompt_template: str | None = field(
         default=None,
@@ -209,12 +212,14 @@ def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_a
         model_args (`ModelConfig`):
             The model, its precision, and LoRA if any.
     """
+    # First of all: a misspelt name should not wait for data and model.
+    reward_funcs: Any = [get_reward(name) for name in script_args.reward_names]
     train_dataset, eval_dataset, split = load_problems(script_args)
     model = use_model(args, model_args)
     trainer = DAPOTrainer(
         model=model,
         args=args,
-        reward_funcs=[get_reward(name) for name in script_args.reward_names],
+        reward_funcs=reward_funcs,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
