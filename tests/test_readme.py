@@ -111,8 +111,14 @@ NOT_RUN = {
 }
 # Metrics that a run logs only with vLLM; `make test-vllm` sees them.
 WITH_VLLM = {"dapo/vllm/logp_gap", "dapo/stream/groups_suspended", "dapo/stream/grading_hidden"}
-# Metrics that are logged only when they have a value, or when something is wrong.
+# Metrics that are logged only with an option, when they have a value, or when something is wrong.
 SELDOM = WITH_VLLM | {
+    "dapo/selection/calibration_error",
+    "dapo/selection/completions_of_blind",
+    "dapo/selection/rare_of_blind",
+    "dapo/selection/frac_solved",
+    "dapo/selection/frac_unsolved",
+    "dapo/selection/evicted",
     "dapo/clip_high/token_prob_mean",
     "dapo/clip_high/token_prob_max",
     "dapo/clip_low/token_prob_mean",

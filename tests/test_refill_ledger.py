@@ -60,6 +60,7 @@ def test_metrics_by_hand():
         "length/correct": (2 + 2 + 3 + 1) / 4,
         "length/wrong": (5 + 5 + 4 + 1) / 4,
         "trained_accuracy": 1 / 2,
+        "frac_rare_success": 1,  # 1 of 2 correct
         "rollout_efficiency": 7 / (10 + 4 + 7 + 2 + 16),
         "exhausted": 0,
         "carried": 0,

@@ -60,7 +60,8 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         return
-    fields = option_fields(command)
+    # Other commands have no dataclass, and a parser that is quick.
+    fields = option_fields(command) if command in _SOURCES else {}
     if not fields:
         return  # the sources are not there: the parser will say what it does not know
     config = _config_of(arguments)
