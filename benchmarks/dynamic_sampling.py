@@ -176,17 +176,33 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Runs what the JSON lacks, seed by seed, and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+def main_of(
+    arms: dict[str, Arm], train: Callable[..., Any], table: Callable[..., str], results: Path, about: str
+) -> None:
+    """
+    Runs what the JSON lacks, seed by seed, and prints the tables.
+
+    Args:
+        arms (`dict[str, Arm]`):
+            The arms by their names.
+        train (`Callable`):
+            Trains an arm, given seed, model and folder, and returns what is kept of it.
+        table (`Callable`):
+            Returns the tables of a record.
+        results (`Path`):
+            The JSON.
+        about (`str`):
+            What the program says of itself; the first sentence is that of the help.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--arms", nargs="+", default=list(arms), choices=list(arms))
+    parser.add_argument("--output", type=Path, default=results)
     parser.add_argument("--markdown", action="store_true", help="print the tables of the JSON and run nothing")
     args = parser.parse_args()
     record = json.loads(args.output.read_text()) if args.output.exists() else {"results": {}}
     if args.markdown:
-        print(markdown(record))
+        print(table(record))
         return
     record |= provenance(num_cores=1)
     for seed in args.seeds:
@@ -196,10 +212,10 @@ def main() -> None:
             if missing:
                 prepare_tiny_model(model, seed=seed)
             for name in missing:
-                record["results"].setdefault(name, {})[str(seed)] = run(ARMS[name], seed, model, folder)
+                record["results"].setdefault(name, {})[str(seed)] = train(arms[name], seed, model, folder)
                 args.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(markdown(record))
+    print(table(record))
 
 
 if __name__ == "__main__":
-    main()
+    main_of(ARMS, run, markdown, RESULTS, str(__doc__))

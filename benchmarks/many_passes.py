@@ -18,13 +18,10 @@ completions and tokens sampled for training until then, and the CPU seconds of t
 of a seed is the mean of GRPO's last three evaluations; costs to reach it are interpolated between evaluations.
 """
 
-import argparse
 import itertools
-import json
 import os
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +32,10 @@ sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
-from dynamic_sampling import RECIPE, Arm  # noqa: E402
+from dynamic_sampling import RECIPE, Arm, main_of  # noqa: E402
 from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach  # noqa: E402
-from provenance import provenance  # noqa: E402
 from trl import ModelConfig, TrlParser  # noqa: E402
-from word_problems import make_problems, prepare_tiny_model  # noqa: E402
+from word_problems import make_problems  # noqa: E402
 
 from trl_dapo import DAPOConfig  # noqa: E402
 from trl_dapo.data.held_out import prompt_key, without_prompts  # noqa: E402
@@ -190,30 +186,5 @@ def _common_seeds(results: dict[str, Any]) -> list[str]:
     return sorted(set.intersection(*(set(of_seed) for of_seed in results.values())), key=int)
 
 
-def main() -> None:
-    """Runs what the JSON lacks, seed by seed, and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--markdown", action="store_true", help="print the tables of the JSON and run nothing")
-    args = parser.parse_args()
-    record = json.loads(args.output.read_text()) if args.output.exists() else {"results": {}}
-    if args.markdown:
-        print(markdown(record))
-        return
-    record |= provenance(num_cores=1)
-    for seed in args.seeds:
-        missing = [name for name in args.arms if str(seed) not in record["results"].get(name, {})]
-        with tempfile.TemporaryDirectory() as folder:
-            model = str(Path(folder, "tiny-model"))
-            if missing:
-                prepare_tiny_model(model, seed=seed)
-            for name in missing:
-                record["results"].setdefault(name, {})[str(seed)] = run(ARMS[name], seed, model, folder)
-                args.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(markdown(record))
-
-
 if __name__ == "__main__":
-    main()
+    main_of(ARMS, run, markdown, RESULTS, str(__doc__))
