@@ -3,6 +3,7 @@
 import doctest
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -35,8 +36,9 @@ NOT_SHORT = {
 
 
 def test_every_benchmark_has_a_short_version_or_a_reason():
-    # The other modules are parts of a program.
-    programs = {path.stem for path in BENCHMARKS.glob("*.py") if 'if __name__ == "__main__"' in path.read_text()}
+    # What takes options is a program; the other modules are parts of one.
+    takes_options = re.compile(r"ArgumentParser\(|^    main_of\(", re.MULTILINE)
+    programs = {path.stem for path in BENCHMARKS.glob("*.py") if takes_options.search(path.read_text())}
     registered = {benchmark.name for benchmark in bench.BENCHMARKS}
     assert programs - {"bench"} == registered | NOT_SHORT.keys()
     assert not registered & NOT_SHORT.keys()
