@@ -8,6 +8,7 @@ from trl import GRPOConfig
 from trl_dapo.sampling.generation_end import GenerationEnd
 
 from .batch_shape import BatchShape
+from .derived_fields import deriving
 from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
 from .secrets import PickledWithoutToken
@@ -311,6 +312,10 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        with deriving(self):
+            self._set_and_check()
+
+    def _set_and_check(self) -> None:
         own = set(self.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
         check_field_types(self, own - {"vllm_engine_kwargs"})
         check_batch_shape(self)
