@@ -54,6 +54,7 @@ def test_new_fields_are_exactly_these():
         "max_non_finite_steps",
         "reward_timeout",
         "num_groups_to_log",
+        "restart_stream",
         "vllm_engine_kwargs",
         "vllm_check_interval",
         "vllm_max_logp_gap",

@@ -312,7 +312,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         )
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:
-        self.run_state.add("sampler", sampler.state_dict, sampler.load_state_dict)
+        load = functools.partial(sampler.load_state_dict, restart_stream=self.args.restart_stream)
+        self.run_state.add("sampler", sampler.state_dict, load)
         self.run_state.add("carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True)
 
     def _sample_from(self, dataset: Dataset | IterableDataset) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
@@ -18,7 +19,7 @@ from trl_dapo.ranks.collectives import Ranks
 from .files import FileRecord, checkpoints_of, is_unfinished, mark_unfinished, mark_whole
 from .resume_choice import choose_checkpoint, wanted_resume, warning_of_overwriting
 from .run_state import RunState
-from .weights import load_renamed, unloaded
+from .weights import check_kind_of_weights, load_renamed, unloaded
 
 
 logger = get_logger(__name__)
@@ -86,7 +87,8 @@ class ResumableTrainer(GRPOTrainer):
 
         Raises:
             `ValueError`: the checkpoint was cut off while it was written, or its files are damaged; or it is `True` and
-            there is no whole one. Where none was ever finished, the run begins anew.
+            there is no whole one. Where none was ever finished, the run begins anew. Or it holds an adapter and the run
+            trains a whole model, or the reverse; or its prompt stream has another order.
         """
         output_dir = str(self.args.output_dir)
         wanted = wanted_resume(resume_from_checkpoint, None if self._has_trained else self.args.resume_from_checkpoint)
@@ -101,6 +103,8 @@ class ResumableTrainer(GRPOTrainer):
             message = warning_of_overwriting(output_dir)
         if message:
             logger.warning(message)
+        if checkpoint is not None:
+            check_kind_of_weights(checkpoint, is_peft_model(self.model))
         output = super().train(checkpoint, *args, **kwargs)
         self._has_trained = True
         return output
@@ -181,7 +185,7 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is None:
             return
         self._saved_loop = None
-        self.run_state.load(checkpoint)
+        self.run_state.load(checkpoint, self.args.restart_stream)
         self._skip_passes()
 
     def _skip_passes(self) -> None:

@@ -81,16 +81,19 @@ class RunState:
             folder, f"rank{self.rank}", {"version": _STATE_VERSION, "layout": self.layout, "parts": parts}
         )
 
-    def load(self, folder: str | Path) -> bool:
+    def load(self, folder: str | Path, restart_stream: bool = False) -> bool:
         """
         Loads the parts from a checkpoint.
 
         Args:
             folder (`str` or `Path`):
                 The checkpoint.
+            restart_stream (`bool`, *optional*, defaults to `False`):
+                Whether the prompt stream begins anew. Then the parts that need the layout are not loaded.
 
         Returns:
-            `bool`: Whether all parts were loaded. `False` if the layout has changed, or `GRPOTrainer` wrote the checkpoint.
+            `bool`: Whether all parts were loaded. `False` if the layout has changed, the stream begins anew, or
+            `GRPOTrainer` wrote the checkpoint.
 
         Raises:
             `ValueError`: when another release, with another version of the state, wrote the checkpoint.
@@ -112,7 +115,12 @@ class RunState:
             for name, value in self.layout.items()
             if state["layout"].get(name) != value
         }
-        if changed:
+        if restart_stream:
+            logger.warning(
+                "restart_stream is True: weights, optimizer, schedule and step are those of the checkpoint, but the prompt "
+                "stream begins anew. Carried groups, a half-trained generation batch and pass rates of prompts are dropped."
+            )
+        elif changed:
             changes = ", ".join(f"{name} from {old!r} to {new!r}" for name, (old, new) in changed.items())
             logger.warning(
                 f"The run resumes with another layout ({changes}). The prompt stream continues at its position, but the state "
@@ -120,9 +128,9 @@ class RunState:
                 "and random numbers differ."
             )
         for name, part in self._parts.items():
-            if name in state["parts"] and not (changed and part.needs_layout):
+            if name in state["parts"] and not (part.needs_layout and (changed or restart_stream)):
                 part.load(state["parts"][name])
-        return not changed
+        return not (changed or restart_stream)
 
 
 def _other_version(folder: str | Path, version: int) -> str:

@@ -5,6 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import (
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+
+
+_ADAPTER_FILES = (ADAPTER_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
+_MODEL_FILES = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 def unloaded(model: torch.nn.Module, missing_names: Iterable[str]) -> list[str]:
@@ -52,3 +64,31 @@ def load_renamed(model: torch.nn.Module, folder: str | Path) -> None:
             "a checkpoint of this model that has them."
         )
     model.load_state_dict(read.state_dict())
+
+
+def check_kind_of_weights(folder: str | Path, is_adapter: bool) -> None:
+    """
+    Checks that a checkpoint holds an adapter if one is trained, and a whole model otherwise.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint. Where it has neither in a known file, as with FSDP, nothing is checked.
+        is_adapter (`bool`):
+            Whether the run trains an adapter.
+
+    Raises:
+        `ValueError`: when it holds the other kind.
+    """
+    # With several adapters, each has a folder of its own.
+    has_adapter = any(any(Path(folder).glob(pattern + name)) for name in _ADAPTER_FILES for pattern in ("", "*/"))
+    has_model = any(Path(folder, name).is_file() for name in _MODEL_FILES)
+    if has_adapter and not is_adapter:
+        raise ValueError(
+            f"{folder} holds an adapter (LoRA), but the model of this run has none. Pass the peft_config of the saved run, "
+            "or merge the adapter into its base model, and train the merged model from the beginning."
+        )
+    if has_model and not has_adapter and is_adapter:
+        raise ValueError(
+            f"{folder} holds the weights of a whole model, but this run trains an adapter. Leave peft_config away, or pass "
+            "the folder as model and train the adapter from the beginning, without resume_from_checkpoint."
+        )

@@ -126,6 +126,10 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             Groups of each generation batch, chosen at random among all that were sampled, trained or not, to write to
             `<output_dir>/rollouts` with prompt, completions, verdict, rewards and advantage. `None`: 64 with
             `log_completions`, else 0. `0`: none.
+        restart_stream (`bool`, *optional*, defaults to `False`):
+            Whether a run that resumes from a checkpoint begins the prompt stream anew, as other data, another seed or
+            another order need. Weights, optimizer, schedule and step stay; carried groups, a half-trained batch and the pass
+            rates of `selective_rollout` are dropped. It holds for each resume: set it for one.
         vllm_engine_kwargs (`dict[str, Any]`, *optional*):
             Options of the colocated vLLM engine that TRL has no field for: any of vLLM's `EngineArgs`, as
             `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
@@ -283,6 +287,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "takes 64 with `log_completions`, else 0."
         },
     )
+    restart_stream: bool = field(
+        default=False,
+        metadata={
+            "help": "Begin the prompt stream anew on resume, as other data or another seed need. Weights, optimizer and "
+            "step stay."
+        },
+    )
     vllm_engine_kwargs: dict | str | None = field(
         default=None,
         metadata={
@@ -333,6 +344,11 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         if self.num_groups_to_log < 0:
             raise ValueError(
                 f"num_groups_to_log is {self.num_groups_to_log}, but must be 0 (none) or more groups a batch. Use 64."
+            )
+        if self.restart_stream and not self.dynamic_sampling:
+            raise ValueError(
+                "restart_stream is True, but dynamic_sampling is False: there is no prompt stream, TRL's dataloader gives the "
+                "prompts. Set restart_stream=False, or dynamic_sampling=True."
             )
         self._check_overlong_fields()
         self._check_loss_normalization()

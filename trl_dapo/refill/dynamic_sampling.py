@@ -182,9 +182,10 @@ class DynamicSampler:
             "num_trained_tokens": self.num_trained_tokens,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues the run that `state` was taken from, without what it carried."""
-        self.source.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Any], restart_stream: bool = False) -> None:
+        """Continues the run that `state` was taken from, without what it carried; from the beginning of the stream if asked."""
+        if not restart_stream:
+            self.source.load_state_dict(state)
         self.refill.planner.load_state_dict(state["planner"])
         self.last_plan = None if state["last_plan"] is None else RoundPlan(**state["last_plan"])
         self.num_generated_tokens = state["num_generated_tokens"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from trl_dapo.sampling.prompt_stream import Draw
+from trl_dapo.sampling.prompt_stream import WAYS_TO_GO_ON, Draw, check_same_stream
 
 
 logger = logging.getLogger(__name__)
@@ -89,16 +89,32 @@ class IterablePromptStream:
         """Returns what `load_state_dict` needs to continue the stream, from `position` or from where it stands."""
         position = self.position if position is None else position
         pass_number = self._pass_of(position)
-        return {"pass_starts": self._pass_starts[: pass_number + 1], "position": position}
+        return {
+            "pass_starts": self._pass_starts[: pass_number + 1],
+            "position": position,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues a saved stream. The rows of the begun pass are read again up to its position."""
+        """
+        Continues a saved stream. The rows of the begun pass are read again up to its position.
+
+        Raises:
+            `ValueError`: when that stream had another kind of dataset, seed or shuffling, or more rows than this one.
+        """
+        check_same_stream(state, self.state_dict())
         self._rows = {}
         self._pass_starts = list(state["pass_starts"])
         self._num_read = self._pass_starts[-1]
         self._reader = self._read_pass()
         self.position = self._num_read
-        self.peek(state["position"] - self._num_read)
+        num_drawn = state["position"] - self._num_read
+        self.peek(num_drawn)
+        if len(self._pass_starts) > len(state["pass_starts"]):
+            raise ValueError(
+                f"train_dataset gives fewer than the {num_drawn} rows that the saved run drew in a pass. {WAYS_TO_GO_ON}"
+            )
         self.position = state["position"]
         self.forget_before(self.position)
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .judge import max_rare_count
+from .prompt_stream import WAYS_TO_GO_ON
 
 
 Floats = npt.NDArray[np.float64]
@@ -372,8 +373,8 @@ class PassRates:
         for name in ("num_rows", "num_kinds"):
             if state[name] != getattr(self, name):
                 raise ValueError(
-                    f"The saved pass rates have {name}={state[name]}, but here it is {getattr(self, name)}. Resume with the "
-                    "dataset of the saved run."
+                    f"The saved pass rates have {name}={state[name]}, but here it is {getattr(self, name)}. "
+                    f"{WAYS_TO_GO_ON}"
                 )
         for name, array in self._arrays().items():
             array[:] = np.frombuffer(zlib.decompress(base64.b64decode(state["rows"][name])), dtype=array.dtype)

@@ -2,10 +2,15 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
+WAYS_TO_GO_ON = (
+    "Resume with the dataset and the fields of the saved run, or set restart_stream=True: then weights, optimizer, schedule "
+    "and step stay, and the prompt stream begins anew."
+)
 _NUM_FEISTEL_ROUNDS = 8
 
 
@@ -108,14 +113,9 @@ class PromptStream:
         Continues the stream that `state` was taken from.
 
         Raises:
-            `ValueError`: when that stream had another dataset length, seed or shuffling, and so another order.
+            `ValueError`: when that stream had another kind or length of dataset, another seed or shuffling.
         """
-        for name in ("num_rows", "seed", "shuffle"):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"The saved prompt stream has {name}={state[name]!r}, this one has {getattr(self, name)!r}: the "
-                    f"order of prompts would change. Resume with the dataset and the seed of the saved run."
-                )
+        check_same_stream(state, self.state_dict())
         self.position = state["position"]
 
     def _index_at(self, position: int) -> int:
@@ -137,6 +137,40 @@ class PromptStream:
             else:
                 right = (right + _round_value(key, round_number, left)) % self._right_size
         return left * self._right_size + right
+
+
+def check_same_stream(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """
+    Checks that a saved prompt stream has the order of this one.
+
+    Args:
+        saved (`Mapping[str, Any]`):
+            State of the saved stream. With `num_rows` it is one over a dataset with a length. What it does not hold is not
+            compared.
+        own (`Mapping[str, Any]`):
+            State of this stream.
+
+    Raises:
+        `ValueError`: when they differ, with all that differs.
+
+    Example:
+
+    >>> check_same_stream({"num_rows": 9, "seed": 1, "position": 4}, {"num_rows": 9, "seed": 1, "position": 0})
+    """
+    kinds = ["a Dataset" if "num_rows" in state else "an IterableDataset" for state in (own, saved)]
+    differences = [] if kinds[0] == kinds[1] else [f"train_dataset is {kinds[0]}, but was {kinds[1]}"]
+    for key, now, before in (
+        ("num_rows", "train_dataset has {} rows", "had {}"),
+        ("seed", "seed is {}", "was {}"),
+        ("shuffle", "shuffle_dataset is {}", "was {}"),
+    ):
+        if key in saved and key in own and saved[key] != own[key]:
+            differences.append(f"{now.format(own[key])}, but {before.format(saved[key])}")
+    if differences:
+        raise ValueError(
+            f"The prompt stream of the checkpoint has another order than that of this run: {'; '.join(differences)}. "
+            f"{WAYS_TO_GO_ON}"
+        )
 
 
 def keyed_hash(message: str | bytes, num_bytes: int = 8, key: bytes = b"") -> int:

@@ -1,0 +1,106 @@
+"""Resuming with other data, another order or another kind of model: refused with what differs, or the stream begins anew."""
+
+import pytest
+import torch
+from datasets import IterableDataset
+from peft import LoraConfig
+from test_resume import CARRY, make_trainer
+from tiny import numbered_prompts
+
+from trl_dapo import DAPOConfig
+from trl_dapo.refill.prompt_source import PromptSource
+
+
+LORA = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
+STREAM = {"is_iterable": True}
+# Saved run, resumed run, what the error says differs.
+DATA = {
+    "dataset to stream": ({}, STREAM, "train_dataset is an IterableDataset, but was a Dataset"),
+    "stream to dataset": (STREAM, {}, "train_dataset is a Dataset, but was an IterableDataset"),
+    "more rows": ({}, {"num_rows": 60}, "train_dataset has 60 rows, but had 50"),
+    "fewer rows": ({}, {"num_rows": 40}, "train_dataset has 40 rows, but had 50"),
+    "seed": ({}, {"seed": 8}, "seed is 8, but was 7"),
+    "seed of a stream": (STREAM, STREAM | {"seed": 8}, "seed is 8, but was 7"),
+    "shuffling": ({}, {"shuffle_dataset": False}, "shuffle_dataset is False, but was True"),
+    "shuffling of a stream": (STREAM, STREAM | {"shuffle_dataset": False}, "shuffle_dataset is False, but was True"),
+}
+
+
+def saved(folder, **options):
+    make_trainer(folder, max_steps=2, **CARRY, steps_per_generation=4, **options).train()
+    return str(folder / "checkpoint-2")
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, kind, caplog):
+    before, after, difference = DATA[kind]
+    checkpoint = saved(tmp_path / "a", **before)
+    shape = CARRY | {"steps_per_generation": 4, "max_steps": 3} | after
+    with pytest.raises(ValueError, match=difference) as raised:
+        make_trainer(tmp_path / "b", **shape).train(resume_from_checkpoint=checkpoint)
+    assert "restart_stream=True" in str(raised.value)
+
+    resumed = make_trainer(tmp_path / "c", **shape, restart_stream=True)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert resumed.state.global_step == 3
+    assert caplog.text.count("restart_stream is True") == 1
+    # The first prompt is the first one of a run that was never resumed, and a batch was sampled, not taken over.
+    fresh = make_trainer(tmp_path / "d", **shape).dynamic_sampler.source
+    assert resumed.batches[0][0][0][0][0] == fresh.row(fresh.draw(1)[0])["row"]
+    assert len(resumed.batches) == 1
+
+
+def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path):
+    checkpoint = saved(tmp_path / "a")
+    resumed = make_trainer(tmp_path / "b", num_rows=60, max_steps=3, restart_stream=True)
+    seen = {}
+
+    def look(samples):
+        seen["weights"] = {name: value.clone() for name, value in resumed.model.state_dict().items()}
+        seen["adam_steps"] = {int(state["step"]) for state in resumed.optimizer.state.values()}
+        seen["schedule"] = resumed.lr_scheduler.last_epoch
+        return generate(samples)
+
+    generate, resumed._generate_and_score_completions = resumed._generate_and_score_completions, look
+    resumed.train(resume_from_checkpoint=checkpoint)
+    weights = type(resumed.model).from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in seen["weights"].items())
+    assert (seen["adam_steps"], seen["schedule"]) == ({2}, 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "difference"),
+    [
+        (LORA, {}, "holds an adapter .LoRA., but the model of this run has none"),
+        ({}, LORA, "holds the weights of a whole model, but this run trains an adapter"),
+    ],
+)
+@pytest.mark.parametrize("restart_stream", [False, True])
+def test_adapter_and_whole_model_do_not_resume_from_each_other(tmp_path, before, after, difference, restart_stream):
+    checkpoint = saved(tmp_path / "a", **before)
+    with pytest.raises(ValueError, match=difference):
+        make_trainer(tmp_path / "b", **after, restart_stream=restart_stream).train(resume_from_checkpoint=checkpoint)
+
+
+def test_all_differences_are_in_one_error():
+    state = PromptSource(numbered_prompts(5), seed=1).state_dict(3)
+    with pytest.raises(ValueError, match="has 6 rows, but had 5; seed is 2, but was 1; shuffle_dataset is False"):
+        PromptSource(numbered_prompts(6), seed=2, shuffle=False).load_state_dict(state)
+
+
+def test_stream_that_became_shorter_than_its_position_is_refused():
+    def source(num_rows):
+        return PromptSource(IterableDataset.from_generator(lambda: iter(numbered_prompts(num_rows))), shuffle=False)
+
+    longer = source(9)
+    longer.draw(7)
+    with pytest.raises(ValueError, match="gives fewer than the 7 rows"):
+        source(6).load_state_dict(longer.state_dict(7))
+    same = source(7)
+    same.load_state_dict(longer.state_dict(7))
+    assert same.row(same.draw(1)[0])["row"] == 0
+
+
+def test_stream_without_dynamic_sampling_cannot_begin_anew(tmp_path):
+    with pytest.raises(ValueError, match="restart_stream is True, but dynamic_sampling is False"):
+        DAPOConfig(output_dir=str(tmp_path), dynamic_sampling=False, restart_stream=True, use_cpu=True)
