@@ -84,16 +84,53 @@ def dynamic_sampling_facts():
         f"{curves['GRPO, 120 steps'][0][-1]['step']:.0f} steps",
         # `NUM_HELD_OUT`, and what the recipe samples for each.
         "256 problems with 4 samples",
-        "512 problems",
-        "4,000 problems",
         "rounds of 3 batches",
         f"{min(ahead):.1f} to {max(ahead):.1f} points",
         f"{min(shares):.0f} to {max(shares):.0f} % of the steps",
         f"{100 * (1 - mean('requeue', 'completions') / mean('fixed 3x', 'completions')):.0f} % fewer completions",
         f"saves {100 * (1 - ratio('carry', 'requeue', 'completions')):.0f} % of the completions",
         f"{100 * (mean('requeue', 'accuracy') - mean('carry', 'accuracy')):.1f} points lower",
-        f"saves {100 * (1 - ratio('selective', 'all prompts', 'completions')):.0f} % of the completions",
-        f"at {100 * mean('selective', 'accuracy'):.1f} against {percent(mean('all prompts', 'accuracy'))}",
+    ]
+
+
+def many_passes_facts():
+    curves = {
+        arm: [run["curve"] for _, run in sorted(runs.items())]
+        for arm, runs in stored("many_passes")["results"].items()
+    }
+
+    def completions(arm):
+        return statistics.mean(curve[-1]["completions"] for curve in curves[arm])
+
+    # With a constant learning rate: the mean of the last three evaluations.
+    ends = {
+        arm: statistics.mean(
+            point["accuracy"] for curve in of_arm for point in curve[-1 if "decayed" in arm else -3 :]
+        )
+        for arm, of_arm in curves.items()
+    }
+    return [
+        f"{len(curves['GRPO'])} seeds",
+        # `NUM_PROBLEMS` of the program.
+        "512 problems",
+        f"{100 * (1 - completions('selective') / completions('blind')):.0f} % fewer completions",
+        f"at {100 * ends['selective']:.1f} against {percent(ends['blind'])}",
+        *(f"at {percent(ends[arm])}" for arm in ("GRPO", "GRPO, decayed", "selective, decayed")),
+        *(f"after {completions(arm):,.0f}" for arm in ("GRPO, decayed", "selective, decayed")),
+    ]
+
+
+def hidden_rates_facts():
+    def means(figure):
+        found = [r for r in stored("hidden_rates")["results"] if r["num_rows"] == 4000 and r["window"] == "all passes"]
+        each = [[r[figure] for r in found if r["share"] == share] for share in (0.25, 0.4)]
+        return " and ".join(f"{statistics.mean(values):.2f}" for values in each)
+
+    return [
+        "4,000 prompts, 12 passes",
+        "25 and 40 % of the groups",
+        f"samples {means('completions')}",
+        f"keeps {means('rare')}",
     ]
 
 
@@ -199,6 +236,8 @@ def stored_facts():
     parts = (
         quickstart_facts,
         dynamic_sampling_facts,
+        many_passes_facts,
+        hidden_rates_facts,
         ablation_facts,
         killed_run_facts,
         memory_facts,
