@@ -101,6 +101,8 @@ NOT_RUN = {
     "accelerate launch --cpu --num_processes 2": "named as what does not work",
     "torchrun --nproc_per_node 2": "the beginning of a command; tests/two_ranks.py runs two processes",
     "python benchmarks/dynamic_sampling.py": _IS_MINUTES,
+    "python benchmarks/hidden_rates.py": _IS_MINUTES,
+    "python benchmarks/many_passes.py": _IS_MINUTES,
     "python benchmarks/split_invariance.py": _IS_MINUTES,
     "python benchmarks/scaling.py": _IS_MINUTES,
     "python benchmarks/resume.py": _IS_MINUTES,
