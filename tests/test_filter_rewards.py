@@ -118,7 +118,7 @@ def test_punishment_never_judges(tmp_path):
 
     trainer = make_trainer(tmp_path, [nothing, nothing], max_steps=1, max_generation_rounds=2, soft_punish_cache=8)
     assert trainer.filter_names == ["nothing", "nothing_2"]
-    assert trainer.reward_func_names[-1] == "soft_overlong_punishment"
+    assert trainer.punishment.names[-1] == "soft_overlong_punishment"
     trainer.train()
     assert trainer.state.log_history[0]["dapo/frac_unscorable"] == 1.0
 

@@ -16,7 +16,7 @@ def carrying(folder, reward_funcs, **overrides):
 
 def rewards_by_name(trainer):
     """The values of each reward in all batches that were trained."""
-    names = trainer.reward_func_names
+    names = trainer.punishment.names
     rows = [row for _, (_, rewards, _), _ in trainer.batches for row in rewards]
     return {name: {row[column] for row in rows} for column, name in enumerate(names)}
 

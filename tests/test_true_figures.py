@@ -53,7 +53,7 @@ def test_reward_functions_of_one_name_are_numbered_and_keep_their_own_values(tmp
         (lambda completion_ids, **kwargs: [7.0] * len(completion_ids)),
     )
     trainer = make_trainer(tmp_path, [second, first], filter_reward="<lambda>_2", max_steps=1, num_groups_to_log=8)
-    assert trainer.reward_func_names == ["<lambda>", "<lambda>_2", "soft_overlong_punishment"]
+    assert trainer.punishment.names == ["<lambda>", "<lambda>_2", "soft_overlong_punishment"]
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["rewards/<lambda>/mean"] == 7.0

@@ -5,7 +5,7 @@ Six things differ from `GRPOTrainer`:
 
 1. Dynamic sampling (DAPO Eq. 11): prompts are sampled until every group of the generation batch has both correct and
    wrong completions (`refill/`, `streaming/`; `sampling/judge.py` decides).
-2. Soft overlong punishment (Eq. 13): one more reward function (`rewards/overlong.py`), never part of the filter.
+2. Soft overlong punishment (Eq. 13): one more column of the rewards (`rewards/overlong.py`), never part of the filter.
 3. The loss divides by the tokens of the optimizer step, exactly (Eq. 12; `loss/normalization.py`).
 4. A carried rollout keeps the log-probabilities of the policy that sampled it (`refill/policy_scorer.py`).
 5. Truncation is decided by how generation ended, not by the last token (`sampling/truncation.py`).
@@ -91,7 +91,7 @@ from .streaming.dynamic_sampler import make_dynamic_sampler
 from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
-from .trl_seams import TrainerSeams
+from .trl_seams import AddedReward, TrainerSeams
 from .vllm_engine.canary import WeightCanary
 from .vllm_engine.generation import DAPOVLLMGeneration, engine_of
 from .vllm_engine.requests import VLLMRequests
@@ -131,7 +131,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             As in `GRPOTrainer`.
         reward_funcs (`Callable` or `list[Callable]`):
-            As in `GRPOTrainer`, or names of [`~trl_dapo.rewards.REWARDS`]. The soft overlong punishment is added by the trainer, with weight 1.
+            As in `GRPOTrainer`, or names of [`~trl_dapo.rewards.REWARDS`]. The soft overlong punishment is added to the
+            rewards, with weight 1, and not to this list.
         args ([`DAPOConfig`], *optional*):
             Configuration. `None`: the defaults, in the folder `<model>-DAPO`.
         train_dataset ([`~datasets.Dataset`]):
@@ -222,7 +223,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.reward_func_names = numbered_names(self.reward_func_names)
         filter_columns = find_filter_columns(args.filter_reward, self.reward_func_names)
         self.filter_names = [self.reward_func_names[column] for column in filter_columns]
-        penalty_column = self._add_overlong_punishment()
+        self.punishment = AddedReward(self, self._overlong_punishment())
+        penalty_column = None if self.punishment.function is None else len(self.reward_func_names)
         self.truncation_rule = TruncationRule.of_generation(
             args.generation_end, self.eos_token_ids, self._tokenizer.decode
         )
@@ -236,7 +238,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
         self.evaluation_metrics = EvaluationMetrics(self.num_generations_eval)
-        self.reward_calls = RewardCalls(self.seams, self.ranks, args.reward_timeout, penalty_column)
+        self.reward_calls = RewardCalls(self.seams, self.ranks, args.reward_timeout, self.punishment.function)
         self.policy_scorer = PolicyScorer(self.seams, args.per_device_train_batch_size)
         self.canary = (
             WeightCanary(args, self.ranks, self.policy_scorer.score, lambda: self.vllm_generation.num_syncs)
@@ -249,25 +251,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._sampled_dataset: Any = self.train_dataset
         self._add_guards_and_state()
 
-    def _add_overlong_punishment(self) -> int | None:
-        """Adds the soft overlong punishment to the reward functions, and returns its column; `None`: it is off."""
+    def _overlong_punishment(self) -> SoftOverlongPunishment | None:
+        """Returns the soft overlong punishment; `None`: it is off."""
         args = self.args
         limit = args.generation_end.max_completion_length
         if not args.soft_punish_cache or limit is None:
             return None
-        punishment = SoftOverlongPunishment(limit, args.soft_punish_cache, args.overlong_penalty_factor)
-        # New lists: the caller's list of reward functions is theirs.
-        column = len(self.reward_funcs)
-        self.reward_funcs = [*self.reward_funcs, punishment]
-        self.reward_func_names = [*self.reward_func_names, punishment.__name__]
-        self.reward_processing_classes = [*self.reward_processing_classes, None]
-        self.reward_weights = torch.cat([self.reward_weights, torch.ones(1)])
-        return column
+        return SoftOverlongPunishment(limit, args.soft_punish_cache, args.overlong_penalty_factor)
 
     def _make_recorder(self, filter_columns: list[int]) -> RolloutRecorder | None:
         if not self.args.num_groups_to_log:
             return None
-        rewards = RewardColumns(self.reward_func_names, self.reward_weights.tolist(), filter_columns)
+        rewards = RewardColumns(self.punishment.names, self.punishment.weights.tolist(), filter_columns)
         sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
         return RolloutRecorder(self.shape, self.ranks, sample, rewards, str(self.args.output_dir))
 
@@ -300,13 +295,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             train_dataset,
             sampling,
             self.group_judge,
-            num_rewards=len(self.reward_funcs),
+            num_rewards=len(self.punishment.names),
             score=self.policy_scorer.score,
             observe=None if self.recorder is None else self.recorder.observe,
             keep_awake=self.vllm_generation.kept_awake if self.args.use_vllm else nullcontext,
-            reward_names=[
-                name for column, name in enumerate(self.reward_func_names) if column != self.reporter.penalty_column
-            ],
+            reward_names=self.reward_func_names,
             progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
             row_fault=None if is_read_ahead(train_dataset) else self._prompt_check,
         )
@@ -338,7 +331,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         is_punished = self.reporter.penalty_column is not None
         punishment = [args.generation_end.max_completion_length, args.soft_punish_cache, args.overlong_penalty_factor]
         return {
-            "reward_names": list(self.reward_func_names),
+            "reward_names": self.punishment.names,
             "filter_reward": list(self.filter_names),
             "filter_range": None if args.filter_bounds is None else list(args.filter_bounds),
             "soft_overlong_punishment": punishment if is_punished else None,
@@ -411,7 +404,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Inside it, TRL generates and scores this batch."""
         self._batch, self._awaits_old_logps = batch, awaits_old_logps
         try:
-            with columns_in_step(self._logs) if self.log_completions else nullcontext():
+            with self.punishment.shown(), columns_in_step(self._logs) if self.log_completions else nullcontext():
                 yield
         finally:
             self._batch, self._awaits_old_logps = _DrawnBatch(), False
@@ -500,7 +493,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     ) -> torch.Tensor:
         if isinstance(self._batch, GenerationBatch):
             return self._batch.rewards.to(self.accelerator.device)
-        rewards = self.reward_calls.compute(inputs, prompts, completions, completion_ids_list)
+        with self.punishment.hidden():
+            rewards = self.reward_calls.compute(inputs, prompts, completions, completion_ids_list)
         if not self.model.training:
             filter_rewards = self.group_judge.filter_rewards(rewards.tolist(), self.num_generations_eval)
             self.evaluation_metrics.observe(rewards.new_tensor(filter_rewards), self._pending_extra_logs)
@@ -582,7 +576,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
         num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
-        lines = [describe_run(self.args, num_steps, num_rows, plan, self.reward_func_names, self.filter_names)]
+        lines = [describe_run(self.args, num_steps, num_rows, plan, self.punishment.names, self.filter_names)]
         if not self.args.disable_dropout and has_dropout(self.model):
             lines.append(
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "

@@ -51,6 +51,8 @@ OVERRIDDEN: dict[str, str] = {
     "save_model": "arguments as the user gave them",
     "train": "which checkpoint to resume from; curves and card at the end",
 }
+# What `GRPOTrainer` holds of each reward function.
+_REWARD_LISTS = ("reward_funcs", "reward_func_names", "reward_processing_classes", "reward_weights")
 # Methods of `VLLMGeneration` that are overridden.
 OVERRIDDEN_IN_VLLM_GENERATION: dict[str, str] = {
     "_init_vllm": "engine options",
@@ -139,6 +141,74 @@ class Generated(NamedTuple):
     extra_fields: dict[str, Any]
     images: list[Any] | None
     tool_images: list[Any]
+
+
+class AddedReward:
+    """
+    A reward function of the package beside those of the caller, whose lists on the trainer stay as they are.
+
+    Args:
+        trainer (`GRPOTrainer`):
+            The trainer.
+        function (`Callable`, *optional*):
+            The reward function, with weight 1. `None`: there is none.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, function: Callable[..., Any] | None):
+        self._trainer: Any = trainer
+        self.function = function
+        # The lists of the caller, while TRL sees others.
+        self._given: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each column of the rewards."""
+        names: list[str] = self._lists()["reward_func_names"]
+        return names
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Weight of each column of the rewards."""
+        weights: torch.Tensor = self._lists()["reward_weights"]
+        return weights
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside it, TRL has name and weight of each column of the rewards."""
+        given = {name: getattr(self._trainer, name) for name in _REWARD_LISTS}
+        vars(self._trainer).update(self._lists())
+        self._given = given
+        try:
+            yield
+        finally:
+            vars(self._trainer).update(given)
+            self._given = None
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Inside it, TRL calls the functions of the caller alone."""
+        given = self._given
+        if given is None:
+            yield
+            return
+        shown = {name: getattr(self._trainer, name) for name in _REWARD_LISTS}
+        vars(self._trainer).update(given)
+        try:
+            yield
+        finally:
+            vars(self._trainer).update(shown)
+
+    def _lists(self) -> dict[str, Any]:
+        trainer, function = self._trainer, self.function
+        lists = self._given or {name: getattr(trainer, name) for name in _REWARD_LISTS}
+        if function is None:
+            return dict(lists)
+        return {
+            "reward_funcs": [*lists["reward_funcs"], function],
+            "reward_func_names": [*lists["reward_func_names"], function.__name__],
+            "reward_processing_classes": [*lists["reward_processing_classes"], None],
+            "reward_weights": torch.cat([lists["reward_weights"], torch.ones(1)]),
+        }
 
 
 class TrainerSeams:

@@ -44,7 +44,7 @@ def test_what_is_no_reward_is_refused_with_the_name_of_the_function(tmp_path, re
     trainer = make_trainer(tmp_path, strange, dynamic_sampling=dynamic_sampling)
     with pytest.raises(error) as caught:
         trainer.train()
-    assert "completions were computed by strange, soft_overlong_punishment" in caught.value.__notes__[0]
+    assert "completions were computed by strange" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("as_what", [torch.tensor, np.array, tuple], ids=["tensor", "array", "tuple"])

@@ -47,20 +47,26 @@ class RewardCalls:
             The ranks of the run.
         timeout (`float`, *optional*):
             Most wall seconds of a call of a reward function. `None`: no limit.
-        penalty_column (`int`, *optional*):
-            Column of the rewards that holds the soft overlong punishment. `None`: there is none.
+        punishment (`Callable`, *optional*):
+            The soft overlong punishment, whose values are one more column. `None`: there is none.
 
     Attributes:
         watch (`RewardWatch`):
             Ends calls that take longer.
     """
 
-    def __init__(self, seams: TrainerSeams, ranks: Ranks, timeout: float | None, penalty_column: int | None = None):
+    def __init__(
+        self,
+        seams: TrainerSeams,
+        ranks: Ranks,
+        timeout: float | None,
+        punishment: Callable[..., Sequence[float]] | None = None,
+    ):
         self.seams = seams
         self.ranks = ranks
         self.watch = RewardWatch(timeout)
         self.logged = LoggedValues()
-        self.penalty_column = penalty_column
+        self.punishment = punishment
 
     def compute(
         self,
@@ -91,7 +97,8 @@ class RewardCalls:
                 raise
             # The others wait for these rewards.
             failure = error
-            rewards = torch.zeros(len(prompts), len(self.seams.reward_names), device=self.ranks.device)
+            num_columns = len(self.seams.reward_names) + (self.punishment is not None)
+            rewards = torch.zeros(len(prompts), num_columns, device=self.ranks.device)
         return rewards if self.ranks.num_ranks == 1 else self.ranks.gather_unless_failed(rewards, failure)
 
     def compute_alone(
@@ -110,12 +117,14 @@ class RewardCalls:
             rewards = self.seams.compute_rewards(
                 inputs, prompts, completions, completion_ids, self.watch.call, self.logged.clean
             )
-        column = self.penalty_column
-        if column is not None:
-            # A completion that no function scored stays unscored, whatever its length; and evaluation is unshaped.
-            is_unscored = rewards[:, :column].isnan().all(dim=1) | (not self.seams.is_training)
-            rewards[is_unscored, column] = torch.nan
-        return rewards
+        if self.punishment is None:
+            return rewards
+        # A completion that no function scored stays unscored, whatever its length; and evaluation is unshaped.
+        is_unscored = rewards.isnan().all(dim=1) | (not self.seams.is_training)
+        punished = rewards.new_tensor(self.punishment(completion_ids=completion_ids)).masked_fill(
+            is_unscored, torch.nan
+        )
+        return torch.cat([rewards, punished.unsqueeze(1)], dim=1)
 
 
 class _Interruption(BaseException):

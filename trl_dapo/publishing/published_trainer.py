@@ -22,6 +22,7 @@ from trl_dapo.config.departures import departures, describe_method
 from trl_dapo.data.held_out import HeldOut, num_shared_prompts
 from trl_dapo.data.source import DataSource, is_hub_id
 from trl_dapo.errors import TrainingStoppedError
+from trl_dapo.trl_seams import AddedReward
 
 from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
 from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
@@ -47,6 +48,8 @@ class PublishedTrainer(GRPOTrainer):
     args: DAPOConfig
     # Names of the reward functions that judge groups.
     filter_names: list[str]
+    # Its names and weights are those of all columns of the rewards.
+    punishment: AddedReward
     # Given by the user. They also apply to the cards of later saves.
     card_data_source: DataSource | None = None
     card_eval_source: DataSource | None = None
@@ -228,8 +231,8 @@ class PublishedTrainer(GRPOTrainer):
             held_out=None if self.card_held_out is None else dataclasses.asdict(self.card_held_out),
             num_shared_prompts=self.shared_prompts(),
             is_conversational=isinstance(row.get("prompt"), list),
-            rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
-            method=describe_method(args, num_steps, num_rows, self.reward_func_names, self.filter_names),
+            rewards=dict(zip(self.punishment.names, self.punishment.weights.tolist(), strict=True)),
+            method=describe_method(args, num_steps, num_rows, self.punishment.names, self.filter_names),
             departures=departures(args),
             settings=changed_settings(args),
             sampling=sampling,
