@@ -325,6 +325,7 @@ class TrainerSeams:
         completion_ids: Sequence[Sequence[int]],
         around_call: Callable[[str], AbstractContextManager[object]],
         clean_logged: Callable[[dict[str, list[Any]], dict[str, list[Any]], int], None],
+        check: Callable[[str, Any, int], Any],
     ) -> torch.Tensor:
         """
         Returns the rewards of this rank's completions. No collective, from any thread.
@@ -337,6 +338,8 @@ class TrainerSeams:
             clean_logged (`Callable[[dict, dict, int], None]`):
                 Is given the columns and metrics that reward functions logged, if there are any, and the number R, before
                 TRL reads them.
+            check (`Callable[[str, Any, int], Any]`):
+                Is given the name of a function, what it returned, and R; TRL reads what this returns instead.
 
         Returns:
             `torch.Tensor`: shape `(R, F)`, float32. NaN: no reward.
@@ -352,7 +355,18 @@ class TrainerSeams:
             with around_call(name), profiling_context(trainer, name):
                 yield
 
-        calculate = rebound(GRPOTrainer._calculate_rewards, profiling_context=timed, gather=lambda rewards: rewards)
+        # TRL goes through functions, processing classes and names side by side.
+        def side_by_side(*columns: Any, strict: bool = False) -> Iterator[Any]:
+            for row in zip(*columns, strict=strict):
+                if columns[0] is self._trainer.reward_funcs:
+                    function, processing_class, name = row
+                    yield _checked(function, functools.partial(check, name), len(prompts)), processing_class, name
+                else:
+                    yield row
+
+        calculate = rebound(
+            GRPOTrainer._calculate_rewards, profiling_context=timed, gather=lambda rewards: rewards, zip=side_by_side
+        )
         rewards: torch.Tensor = profiling_decorator(calculate)(self._trainer, inputs, prompts, completions, given)
         # What TRL cannot write into its log would end the run there.
         columns, metrics = self._trainer._pending_extra_logs, self._trainer._pending_metrics
@@ -399,6 +413,19 @@ class TrainerSeams:
                 batch_size=trainer.args.per_device_train_batch_size,
             )[0]
         return logps
+
+
+def _checked(function: Any, check: Callable[[Any, int], Any], num_completions: int) -> Any:
+    """Returns a reward function that hands what it returns to `check`; a reward model as it is."""
+    if isinstance(function, torch.nn.Module):
+        return function
+    if not grpo_trainer.is_async_callable(function):
+        return lambda **arguments: check(function(**arguments), num_completions)
+
+    async def awaited(**arguments: Any) -> Any:
+        return check(await function(**arguments), num_completions)
+
+    return awaited
 
 
 def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:

@@ -31,23 +31,53 @@ from trl_dapo.rewards import accuracy_reward
         (lambda rewards: [*rewards, 0.0], ValueError),
         (lambda rewards: None, TypeError),
         (lambda rewards: 1.0, TypeError),
-        (lambda rewards: ["good"] * len(rewards), ValueError),
-        (lambda rewards: [[reward] for reward in rewards], RuntimeError),
+        (lambda rewards: ["good"] * len(rewards), TypeError),
+        (lambda rewards: [[reward] for reward in rewards], TypeError),
         (lambda rewards: [1j] * len(rewards), TypeError),
+        (lambda rewards: dict(enumerate(rewards)), TypeError),
+        (lambda rewards: set(rewards), TypeError),
+        (lambda rewards: (reward for reward in rewards[1:]), TypeError),
+        (lambda rewards: "1" * len(rewards), TypeError),
+        (lambda rewards: torch.tensor(1.0), TypeError),
     ],
-    ids=["too few", "too many", "none", "a number", "texts", "lists", "complex"],
+    ids=[
+        "too few",
+        "too many",
+        "none",
+        "a number",
+        "texts",
+        "lists",
+        "complex",
+        "a dict",
+        "a set",
+        "a short generator",
+        "a text",
+        "no axis",
+    ],
 )
 def test_what_is_no_reward_is_refused_with_the_name_of_the_function(tmp_path, returned, error, dynamic_sampling):
     def strange(completion_ids, **kwargs):
         return returned(first_token_reward(completion_ids))
 
     trainer = make_trainer(tmp_path, strange, dynamic_sampling=dynamic_sampling)
-    with pytest.raises(error) as caught:
+    with pytest.raises(error, match="The reward function 'strange' returned") as caught:
         trainer.train()
     assert "completions were computed by strange" in caught.value.__notes__[0]
 
 
-@pytest.mark.parametrize("as_what", [torch.tensor, np.array, tuple], ids=["tensor", "array", "tuple"])
+@pytest.mark.parametrize("returned", [1.0, {"reward": 1.0}, "good", ["1"] * 28])
+def test_what_an_async_function_returns_is_checked_too(tmp_path, returned):
+    async def strange(completion_ids, **kwargs):
+        return returned
+
+    trainer = make_trainer(tmp_path, strange)
+    with pytest.raises(TypeError, match="The reward function 'strange' returned"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "as_what", [torch.tensor, np.array, tuple, iter], ids=["tensor", "array", "tuple", "iterator"]
+)
 def test_any_sequence_of_numbers_is_a_reward(tmp_path, as_what):
     def in_disguise(completion_ids, **kwargs):
         return as_what(first_token_reward(completion_ids))

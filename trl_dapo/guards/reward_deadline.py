@@ -1,5 +1,5 @@
 """
-How rewards are computed, and the deadline of each call of a reward function.
+How rewards are computed, what a reward function may return, and the deadline of each call of a reward function.
 
 A function that waits (for a server, a lock, another process) is interrupted by a signal. A function that computes is
 interrupted by a timer of the kernel, which does not need the interpreter's lock: this also ends a regular expression that
@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ class RewardCalls:
         )
         with naming_rewards(names, len(prompts)), self.watch.computation(where):
             rewards = self.seams.compute_rewards(
-                inputs, prompts, completions, completion_ids, self.watch.call, self.logged.clean
+                inputs, prompts, completions, completion_ids, self.watch.call, self.logged.clean, checked_rewards
             )
         if self.punishment is None:
             return rewards
@@ -125,6 +125,67 @@ class RewardCalls:
             is_unscored, torch.nan
         )
         return torch.cat([rewards, punished.unsqueeze(1)], dim=1)
+
+
+def checked_rewards(name: str, returned: Any, num_completions: int) -> Any:
+    """
+    Returns the rewards that a function returned as a list, unless they are none.
+
+    A list of another length is left to TRL, whose error names the function too.
+
+    Args:
+        name (`str`):
+            Name of the reward function.
+        returned (`Any`):
+            A list, tuple, array or tensor, or something that gives one reward after the other.
+        num_completions (`int`):
+            How many rewards are wanted.
+
+    Returns:
+        `list`: The rewards, each a number or None.
+
+    Raises:
+        `TypeError`: naming the function and what it returned.
+
+    Example:
+
+    >>> checked_rewards("accuracy", (1.0, None), 2)
+    [1.0, None]
+    >>> checked_rewards("accuracy", 0.5, 2)
+    Traceback (most recent call last):
+    TypeError: The reward function 'accuracy' returned 0.5, but must return a list with one number, or None for no reward, for each of the 2 completions.
+    """
+    is_list = not isinstance(returned, str | bytes | Mapping | Set) and hasattr(type(returned), "__iter__")
+    # Arrays and tensors without an axis have `__iter__` too.
+    if not is_list or getattr(returned, "shape", None) == ():
+        raise TypeError(_no_rewards(name, _described(returned), num_completions))
+    rewards = list(returned)
+    if len(rewards) != num_completions and not hasattr(returned, "__len__"):
+        what = f"{_described(returned)}, which gave {len(rewards)} rewards"
+        raise TypeError(_no_rewards(name, what, num_completions))
+    for number, reward in enumerate(rewards):
+        if not _is_reward(reward):
+            raise TypeError(_no_rewards(name, f"{_described(reward)} for completion {number}", num_completions))
+    return rewards
+
+
+def _is_reward(value: Any) -> bool:
+    if value is None or type(value) in (float, int, bool):
+        return True
+    return hasattr(type(value), "__float__") and getattr(value, "shape", ()) == ()
+
+
+def _described(value: Any) -> str:
+    kind = "" if value is None or isinstance(value, bool | int | float) else f" (of type `{type(value).__name__}`)"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'}{kind}"
+
+
+def _no_rewards(name: str, what: str, num_completions: int) -> str:
+    return (
+        f"The reward function {name!r} returned {what}, but must return a list with one number, or None for no reward, for "
+        f"each of the {num_completions} completions."
+    )
 
 
 class _Interruption(BaseException):
