@@ -16,7 +16,7 @@ configuration and bad data raise `ValueError`, before anything is loaded where t
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 class RefillExhaustedError(RuntimeError):
@@ -200,9 +200,19 @@ class HubPushError(RuntimeError):
 
 
 @contextlib.contextmanager
-def naming_rewards(names: Sequence[str], num_completions: int) -> Iterator[None]:
+def naming_rewards(
+    names: Sequence[str], num_completions: int, last_checkpoint: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """
-    Adds to an error of a reward function what was being computed, and what a reward function has to return.
+    Adds to an error of a reward function what was being computed, and from where the run can go on.
+
+    Args:
+        names (`Sequence[str]`):
+            The reward functions. Read when there is an error.
+        num_completions (`int`):
+            Completions that they score.
+        last_checkpoint (`Callable[[], Path or None]`, *optional*):
+            Finds what to resume from; `None`: nothing.
 
     >>> try:
     ...     with naming_rewards(["accuracy_reward"], num_completions=8):
@@ -214,10 +224,10 @@ def naming_rewards(names: Sequence[str], num_completions: int) -> Iterator[None]
     try:
         yield
     except Exception as error:
+        checkpoint = last_checkpoint()
+        resume = "There is no checkpoint" if checkpoint is None else f"A run can be resumed from {checkpoint}"
         error.add_note(
-            f"This happened while the rewards of {num_completions} completions were computed by {', '.join(names)}.\n"
-            "A reward function returns one number, or None for no reward, for each completion. The run can be resumed "
-            "from its last checkpoint."
+            f"This happened while the rewards of {num_completions} completions were computed by {', '.join(names)}.\n{resume}."
         )
         raise
 

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from trl.trainer.grpo_trainer import RewardFunc
 
+from .checkpoints.files import last_whole_checkpoint
 from .checkpoints.pacing import pacing_dataloader
 from .checkpoints.resumable_trainer import ResumableTrainer
 from .config.dapo_config import DAPOConfig
@@ -238,7 +239,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
         self.evaluation_metrics = EvaluationMetrics(self.num_generations_eval)
-        self.reward_calls = RewardCalls(self.seams, self.ranks, args.reward_timeout, self.punishment.function)
+        self.reward_calls = RewardCalls(
+            self.seams,
+            self.ranks,
+            args.reward_timeout,
+            self.punishment.function,
+            lambda: last_whole_checkpoint(str(args.output_dir))[0],
+        )
         self.policy_scorer = PolicyScorer(self.seams, args.per_device_train_batch_size)
         self.canary = (
             WeightCanary(args, self.ranks, self.policy_scorer.score, lambda: self.vllm_generation.num_syncs)

@@ -15,6 +15,7 @@ from test_resume import assert_same_run
 from test_resume import make_trainer as resumable
 from test_trainer import make_trainer
 from tiny import first_token_reward
+from transformers import BatchFeature, LlamaConfig
 
 from trl_dapo.grading.pool import shared_pool
 from trl_dapo.rewards import accuracy_reward
@@ -126,13 +127,33 @@ def test_run_whose_reward_raised_is_resumed_as_if_it_had_not(tmp_path):
         return first_token_reward(completion_ids)
 
     raising.reward_funcs = [fails_once, *raising.reward_funcs[1:]]
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError) as caught:
         raising.train()
+    assert f"A run can be resumed from {tmp_path / 'b'}/checkpoint-" in caught.value.__notes__[0]
     step = raising.state.global_step
     assert 0 < step < 8
     resumed = resumable(tmp_path / "b", steps_per_generation=2)
     resumed.train(resume_from_checkpoint=True)
     assert_same_run(resumed, straight, step)
+
+
+def test_crash_of_a_reward_model_names_it_and_promises_no_checkpoint(tmp_path):
+    class Crashing(torch.nn.Module):
+        config = LlamaConfig(name_or_path="judges/crashing")
+
+        def forward(self, **inputs):
+            raise RuntimeError("out of memory")
+
+    def loading(*args, **kwargs):
+        return BatchFeature({"input_ids": torch.ones(1, 1, dtype=torch.long)})
+
+    trainer = make_trainer(tmp_path, [first_token_reward, Crashing()], max_steps=1)
+    trainer.reward_processing_classes[1] = loading
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        trainer.train()
+    (note,) = caught.value.__notes__
+    assert note.splitlines()[0].endswith(" completions were computed by crashing.")
+    assert note.splitlines()[1:] == ["There is no checkpoint."]
 
 
 def hangs(completion_ids, trainer_state, **kwargs):

@@ -49,6 +49,8 @@ class RewardCalls:
             Most wall seconds of a call of a reward function. `None`: no limit.
         punishment (`Callable`, *optional*):
             The soft overlong punishment, whose values are one more column. `None`: there is none.
+        last_checkpoint (`Callable[[], Path or None]`, *optional*):
+            Finds what a run whose reward function raised can be resumed from.
 
     Attributes:
         watch (`RewardWatch`):
@@ -61,12 +63,14 @@ class RewardCalls:
         ranks: Ranks,
         timeout: float | None,
         punishment: Callable[..., Sequence[float]] | None = None,
+        last_checkpoint: Callable[[], object] = lambda: None,
     ):
         self.seams = seams
         self.ranks = ranks
         self.watch = RewardWatch(timeout)
         self.logged = LoggedValues()
         self.punishment = punishment
+        self.last_checkpoint = last_checkpoint
 
     def compute(
         self,
@@ -110,12 +114,22 @@ class RewardCalls:
     ) -> torch.Tensor:
         """As `compute`, the rewards of this rank alone, shape `(R, F)`. No collective, from any thread."""
         names = self.seams.reward_names
+
+        @contextlib.contextmanager
+        def call(name: str) -> Iterator[None]:
+            try:
+                with self.watch.call(name):
+                    yield
+            except Exception:
+                names[:] = [name]
+                raise
+
         where = (
             f"the rewards of {len(prompts)} completions at optimizer step {self.seams.step} on rank {self.ranks.rank}"
         )
-        with naming_rewards(names, len(prompts)), self.watch.computation(where):
+        with naming_rewards(names, len(prompts), self.last_checkpoint), self.watch.computation(where):
             rewards = self.seams.compute_rewards(
-                inputs, prompts, completions, completion_ids, self.watch.call, self.logged.clean, checked_rewards
+                inputs, prompts, completions, completion_ids, call, self.logged.clean, checked_rewards
             )
         if self.punishment is None:
             return rewards
