@@ -68,6 +68,13 @@ def test_multi_turn_generation_is_refused_with_dynamic_sampling(tmp_path, name):
         make_trainer(tmp_path, **{name: [print]})
 
 
+@pytest.mark.parametrize("name", ["rollout_func", "environment_factory"])
+def test_multi_turn_generation_without_a_dataset_is_refused_by_its_own_name(tmp_path, name):
+    args = DAPOConfig(**training_arguments(tmp_path))
+    with pytest.raises(ValueError, match=f"`{name}` is set, but dynamic sampling supports single-turn"):
+        DAPOTrainer(tiny_model(), first_token_reward, args, processing_class=tiny_tokenizer(), **{name: print})
+
+
 @pytest.mark.refuses("iterable_history")
 def test_history_of_rows_needs_rows(tmp_path):
     with pytest.raises(ValueError, match="selective_rollout is True, but remembers outcomes by row number"):

@@ -186,9 +186,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             )
         reward_funcs = find_rewards(reward_funcs)
         if args.dynamic_sampling:
+            # First: with an environment there may be no dataset.
+            check_single_turn(kwargs)
             check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
             check_selective_columns(train_dataset, args)
-            check_single_turn(kwargs)
         # Of these the prompts are not, or not all, in the dataset.
         self._reads_prompts = not (kwargs.get("environment_factory") or kwargs.get("rollout_func"))
         eval_datasets = datasets_by_name("eval_dataset", kwargs.get("eval_dataset"))
