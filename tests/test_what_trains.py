@@ -157,3 +157,16 @@ def test_adapter_that_is_trainable_trains_and_a_frozen_one_can_be_evaluated(tmp_
     frozen = make_trainer(tmp_path, eval_dataset=numbered_prompts(8), per_device_eval_batch_size=8)
     frozen.model.requires_grad_(False)
     assert "eval_avg@4" in frozen.evaluate()
+
+
+# Dataloader
+
+
+@pytest.mark.parametrize(("options", "is_said"), [({}, True), (OFF, False)], ids=str)
+def test_workers_that_read_no_prompts_are_announced(tmp_path, options, is_said):
+    trainer = trainer_of(tmp_path, max_steps=1, dataloader_num_workers=2, **options)
+    assert trainer.get_train_dataloader().num_workers == (0 if is_said else 2)
+    line = "! dataloader_num_workers is 2, but the prompts of dynamic sampling are read without workers"
+    assert (line in trainer._describe_run(1)) == is_said
+    without = trainer_of(tmp_path, max_steps=1, **options)
+    assert "dataloader_num_workers" not in without._describe_run(1)

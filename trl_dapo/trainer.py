@@ -590,6 +590,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "
                 "the weights are the same. Set disable_dropout=True."
             )
+        if self.dynamic_sampler is not None and self.args.dataloader_num_workers:
+            lines.append(
+                f"  ! dataloader_num_workers is {self.args.dataloader_num_workers}, but the prompts of dynamic sampling are read "
+                "without workers: they are for evaluation alone."
+            )
         datasets = {"train_dataset": self.train_dataset, **datasets_by_name("eval_dataset", self.eval_dataset)}
         beyond = set(filter(None, (self.context_limit.describe(name, rows) for name, rows in datasets.items())))
         template = describe_template(self.train_dataset, self.seams.tokenizer) if self._reads_prompts else None
