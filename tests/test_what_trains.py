@@ -1,5 +1,7 @@
 """What a user passes as prompts, rewards and model is what trains, or is answered at once."""
 
+import inspect
+
 import pytest
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -170,3 +172,45 @@ def test_workers_that_read_no_prompts_are_announced(tmp_path, options, is_said):
     assert (line in trainer._describe_run(1)) == is_said
     without = trainer_of(tmp_path, max_steps=1, **options)
     assert "dataloader_num_workers" not in without._describe_run(1)
+
+
+# Prompts and rewards that tell little of themselves
+
+
+class WithoutSignature:
+    """As callables of compiled code are."""
+
+    __name__ = "without_signature"
+    __signature__ = "not readable"
+
+    def __call__(self, completion_ids, **kwargs):
+        return first_token_reward(completion_ids)
+
+
+@pytest.mark.parametrize("options", [{}, OFF], ids=str)
+def test_reward_without_a_readable_signature_trains_as_the_function_does(tmp_path, options):
+    with pytest.raises(TypeError):
+        inspect.signature(WithoutSignature())
+    losses = []
+    for reward in (WithoutSignature(), first_token_reward):
+        trainer = trainer_of(tmp_path, rewards=reward, max_steps=2, **options)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert losses[0] == losses[1]
+    assert any(losses[0])
+
+
+@pytest.mark.parametrize("options", [{}, OFF], ids=str)
+def test_prompts_of_a_transform_train_as_those_of_a_column_do(tmp_path, options):
+    column = numbered_prompts(20)
+
+    def transform(rows):
+        return {"prompt": [f"w{row % 17} w{row // 17 % 17}" for row in rows["row"]], "row": rows["row"]}
+
+    losses = []
+    for dataset in (column.remove_columns("prompt").with_transform(transform), column):
+        trainer = trainer_of(tmp_path, dataset=dataset, max_steps=2, **options)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert losses[0] == losses[1]
+    assert any(losses[0])
