@@ -131,7 +131,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             As in `GRPOTrainer`.
         reward_funcs (`Callable` or `list[Callable]`):
-            As in `GRPOTrainer`, or names of [`~trl_dapo.rewards.REWARDS`]. The soft overlong punishment is added by the trainer, with weight 1.
+            As in `GRPOTrainer`, or names of [`~trl_dapo.rewards.REWARDS`]. The soft overlong punishment is added by the
+            trainer, with weight 1.
         args ([`DAPOConfig`], *optional*):
             Configuration. `None`: the defaults, in the folder `<model>-DAPO`.
         train_dataset ([`~datasets.Dataset`]):
