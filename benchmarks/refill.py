@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from aims import Check, checks_text
 from provenance import git
 
 from trl_dapo.sampling.judge import GroupVerdict
@@ -466,24 +467,6 @@ def _cases(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(cases.values())
 
 
-class Check(NamedTuple):
-    """
-    One aim, and whether it holds.
-
-    Attributes:
-        aim (`str`):
-            The aim.
-        holds (`bool`):
-            Whether it holds in every case.
-        detail (`str`):
-            The figures behind the answer.
-    """
-
-    aim: str
-    holds: bool
-    detail: str
-
-
 def check_aims(records: list[dict[str, Any]]) -> list[Check]:
     """Returns what became of the aims. Waste is compared as measured, without allowance for sampling error."""
     checks = []
@@ -572,14 +555,6 @@ def tables(records: list[dict[str, Any]], markdown: bool = False) -> str:
             lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
             blocks.append("\n".join([title, *(line.rstrip() for line in lines)]))
     return "\n\n".join(blocks)
-
-
-def checks_text(checks: Iterable[Check], markdown: bool = False) -> str:
-    """Returns one line per aim."""
-    if not markdown:
-        return "\n".join(f"{'HOLDS' if c.holds else 'FAILS'}  {c.aim}: {c.detail}" for c in checks)
-    lines = ["| aim | holds | figures |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {c.aim} | {'yes' if c.holds else '**no**'} | {c.detail} |" for c in checks])
 
 
 def environment() -> dict[str, Any]:

@@ -44,10 +44,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from aims import checks_text
 from provenance import git, provenance
 from selection_learner import Learner
 from selection_rules import RULES
-from selection_tables import TABLES, WINDOWS, check_aims, checks_table, passes_table, tables
+from selection_tables import TABLES, WINDOWS, check_aims, passes_table, tables
 from selection_worlds import (
     BlindSelection,
     OracleRates,
@@ -520,7 +521,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.markdown:
         records = json.loads(RESULTS.read_text())["records"]
-        print(checks_table(check_aims(records)), tables(records), sep="\n\n")
+        print(checks_text(check_aims(records), markdown=True), tables(records), sep="\n\n")
         return
     if arguments.quick:
         print(passes_table(quick_records()))
@@ -539,7 +540,7 @@ def main() -> None:
         print(TABLES[name](new), f"{sections[name]['seconds']} s", sep="\n\n", flush=True)
     records.sort(key=lambda r: list(SECTIONS).index(r["section"]))
     checks = check_aims(records)
-    print(checks_table(checks))
+    print(checks_text(checks, markdown=True))
     header = {"sections": sections, "checks": [check._asdict() for check in checks]}
     body = ",\n    ".join(map(json.dumps, records))
     arguments.output.write_text(json.dumps(header, indent=2)[:-2] + f',\n  "records": [\n    {body}\n  ]\n}}\n')

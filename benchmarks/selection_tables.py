@@ -3,31 +3,14 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from aims import Check
 
 
 # Passes over the data: from the beginning of one to the end of another.
 WINDOWS = {"pass 1": (0, 1), "passes 1 to 4": (0, 4), "passes 1 to 12": (0, 12), "passes 4 to 12": (3, 12)}
-
-
-class Check(NamedTuple):
-    """
-    One aim, and whether it holds.
-
-    Attributes:
-        aim (`str`):
-            The aim.
-        holds (`bool`):
-            Whether it holds in every case.
-        detail (`str`):
-            The figures behind the answer.
-    """
-
-    aim: str
-    holds: bool
-    detail: str
 
 
 def check_aims(records: Sequence[dict[str, Any]]) -> list[Check]:
@@ -269,11 +252,6 @@ TABLES = {
     "learning": learning_table,
     "cost": cost_table,
 }
-
-
-def checks_table(checks: Sequence[Check]) -> str:
-    """Returns one row per aim."""
-    return _table([["aim", "holds", "figures"], *([c.aim, "yes" if c.holds else "**no**", c.detail] for c in checks)])
 
 
 def tables(records: Sequence[dict[str, Any]]) -> str:

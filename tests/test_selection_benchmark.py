@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import aims
 import selection
 import selection_learner
 import selection_tables
@@ -170,6 +171,6 @@ def test_documentation_shows_the_tables_of_the_stored_results():
     readme = (ROOT / "benchmarks" / "README.md").read_text()
     checks = selection_tables.check_aims(results["records"])
     assert [check._asdict() for check in checks] == results["checks"]
-    assert selection_tables.checks_table(checks) in readme
+    assert aims.checks_text(checks, markdown=True) in readme
     for name, table in selection_tables.TABLES.items():
         assert table(results["records"]) in readme, name

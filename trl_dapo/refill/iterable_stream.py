@@ -59,7 +59,8 @@ class IterablePromptStream:
             if row is None:
                 if self._num_read == self._pass_starts[-1]:
                     raise ValueError(
-                        "train_dataset gave no rows in a whole pass that can be sampled. Check the split, any filter and the prompts."
+                        "train_dataset gave no rows in a whole pass that can be sampled. Check the split, any filter and the "
+                        "prompts."
                     )
                 self._pass_starts.append(self._num_read)
                 self._reader = self._read_pass()

@@ -277,11 +277,6 @@ class PassRates:
         return self._best_chance
 
     @property
-    def num_seen(self) -> int:
-        """Rows of which a group was observed."""
-        return self.num_rows - int(self._num_unseen.sum())
-
-    @property
     def num_bytes(self) -> int:
         """Memory of the posteriors."""
         arrays = [self._correct, self._wrong, self._levels, *([] if self.kinds is None else [self.kinds])]
