@@ -34,11 +34,12 @@ from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 from trl_dapo.config.departures import departures
+from trl_dapo.recipes import find, with_path
 from trl_dapo.report.batch_metrics import always_zero_metrics
 
 
 sys.path.insert(0, str(ROOT / "examples"))
-from dapo_gsm8k import DEFAULT_RECIPE, DAPOScriptArguments
+from dapo_gsm8k import DEFAULT_RECIPE
 
 
 # Commands that a test runs, with the same options or with less to do.
@@ -52,6 +53,11 @@ TESTED_BY = {
     "trl-dapo push --output_dir out/quickstart --hub_model_id me/my-model --license apache-2.0": (
         "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else"
     ),
+    "trl-dapo recipes": "tests/test_recipes_by_name.py::test_list_has_every_recipe_with_what_it_trains",
+    "trl-dapo recipes gsm8k_qwen2.5_0.5b my_recipe.yaml": (
+        "tests/test_recipes_by_name.py::test_copy_is_the_recipe_and_overwrites_nothing"
+    ),
+    "trl-dapo train --config quickstart": "tests/test_recipes_by_name.py::test_quickstart_trains_by_name_in_any_folder",
     "trl-dapo migrate": "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed",
     "trl-dapo migrate --from verl CONFIG.yaml --output RECIPE.yaml": (
         "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed"
@@ -86,10 +92,9 @@ NOT_RUN = {
     "trl-dapo grade --dataset_name rows.jsonl": "rows.jsonl stands for a file; tests/test_grade_command.py runs the command",
     "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
-    "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
-    "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --reward_names accuracy_reward my_rewards.brevity": (
-        _NEEDS_GPU
-    ),
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b --output_dir OUT": _NEEDS_GPU,
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b --reward_names accuracy_reward my_rewards.brevity": _NEEDS_GPU,
+    "trl-dapo train --config my_recipe.yaml": _NEEDS_GPU,
     "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "
     "--config examples/recipes/dapo_math_qwen2.5_7b.yaml": _NEEDS_GPU,
     "accelerate launch --config_file examples/accelerate/deepspeed_zero3.yaml --num_machines 8 --num_processes 64 "
@@ -130,11 +135,12 @@ SELDOM = WITH_VLLM | {
 PRINTED = {"docs/grading.md": "Grade.CORRECT", "docs/data.md": "1 x empty prompt\n    row 1: "}
 
 
-def parse_script(options, script_arguments=DAPOScriptArguments):
+def parse_script(options):
     if "--config" not in options:
         options = ["--config", str(DEFAULT_RECIPE), *options]
     options = [str(ROOT / word) if word.startswith("examples/") else word for word in options]
-    parser = TrlParser((script_arguments, DAPOConfig, ModelConfig))
+    options = with_path([str(find("quickstart")) if word == "my_recipe.yaml" else word for word in options])
+    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
     return parser.parse_args_and_config([*options, "--use_cpu", "true"])
 
 
@@ -176,11 +182,13 @@ def check_torchrun(words):
 def check_trl_dapo(words):
     assert words[1] in COMMANDS
     if words[2:] and words[1] == "train":
-        parse_script(words[2:], TrainingScriptArguments)
+        parse_script(words[2:])
     elif words[2:] and words[1] == "push":
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
     elif words[2:] and words[1] == "grade":
         TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
+    elif words[1] == "recipes":
+        assert not words[2:] or find(words[2])
     elif words[2:] and words[1] == "migrate":
         assert words[2:4] == ["--from", "verl"]
     elif words[2:]:
@@ -334,7 +342,7 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
 
 
 def test_every_option_named_in_the_text_exists():
-    types = (DAPOScriptArguments, DAPOConfig, ModelConfig, EvaluationArguments, PushArguments)
+    types = (TrainingScriptArguments, DAPOConfig, ModelConfig, EvaluationArguments, PushArguments)
     options = {field.name for arguments in types for field in dataclasses.fields(arguments)}
     options |= {name.lstrip("-") for name in launch_command_parser()._option_string_actions}
     named = {

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
+from trl_dapo.recipes import with_path
 
 from .option_check import check_options
 
@@ -14,6 +15,7 @@ COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
+    "recipes": "Lists the recipes that come with the package, and copies one.",
     "migrate": "Turns a configuration of verl, ms-swift, OpenRLHF or NeMo-RL into a recipe.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
@@ -36,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"trl-dapo: there is no command {given[0]!r}, only {', '.join(COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
     try:
-        check_options(given[0], given[1:])
-        importlib.import_module(f".{given[0]}", __name__).run(given[1:])
+        options = with_path(given[1:]) if given[0] == "train" else given[1:]
+        check_options(given[0], options)
+        importlib.import_module(f".{given[0]}", __name__).run(options)
     except (
         *(HubPushError, HubUnreachableError, TrainingStoppedError),
-        *(FileNotFoundError, BlockingIOError, ValueError),
+        *(FileNotFoundError, FileExistsError, BlockingIOError, ValueError),
     ) as error:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise

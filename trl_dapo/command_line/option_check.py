@@ -27,6 +27,7 @@ _SOURCES = {
         ("trl", "trainer/grpo_config.py", "GRPOConfig"),
         ("trl_dapo", "config/dapo_config.py", "DAPOConfig"),
         ("trl", "scripts/utils.py", "ScriptArguments"),
+        ("trl_dapo", "recipes/word_problems.py", "TinyTaskArguments"),
         ("trl_dapo", "command_line/training_run.py", "TrainingScriptArguments"),
         _MODEL,
     ],
@@ -80,7 +81,7 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
         check_choices(values)
         _check_groups(fields | values)
         for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
-            if values.get(name) is None:
+            if values.get(name) is None and not _is_true(values.get("tiny_task")):
                 raise ValueError(f"--{name} is not set. Give {what} or a Hub id.")
 
 
@@ -92,8 +93,13 @@ def refuse_without_effect(values: Mapping[str, Any]) -> None:
         `ValueError`: naming the option.
     """
     for name, reason in _WITHOUT_EFFECT.items():
-        if values.get(name) and str(values[name]).lower() not in _FALSE:
+        if _is_true(values.get(name)):
             raise ValueError(f"{name} is set, but has no effect: {reason}. Leave it out.")
+
+
+def _is_true(value: Any) -> bool:
+    """Whether a value of a YAML file or of a command line switches an option on."""
+    return bool(value) and str(value).lower() not in _FALSE
 
 
 @functools.cache

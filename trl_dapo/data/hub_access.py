@@ -52,5 +52,5 @@ def require_local_or_hub(name: str, repo_type: str, option: str) -> None:
         raise HubUnreachableError(
             f"{option} is {name!r}, which is not a local path, and the Hugging Face Hub did not answer within "
             f"{_TIMEOUT_SECONDS:g} seconds. Pass a local file or folder with `{option}`, or set HF_HUB_OFFLINE=1 to use the "
-            "files in your cache. `make quickstart` trains without the Hub."
+            "files in your cache. `trl-dapo train --config quickstart` needs neither Hub nor data."
         ) from error
