@@ -1,5 +1,6 @@
 """The entry point `trl-dapo`: its first argument names a module with `run(arguments)`."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,9 @@ from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedEr
 from trl_dapo.recipes import with_path
 
 from .option_check import check_options
+from .option_help import command_list, help_text
+from .option_sources import SOURCES
+from .version import versions
 
 
 # The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
@@ -30,13 +34,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             The command and its options. `None`: those of the command line.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print("usage: trl-dapo COMMAND [options]    (trl-dapo COMMAND --help lists the options)\n")
-        print("\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+    if not given or given[0] in ("-h", "--help", "--help-all"):
+        print(command_list(COMMANDS), end="")
+        return
+    if given[0] == "--version":
+        print(versions())
         return
     if given[0] not in COMMANDS:
-        print(f"trl-dapo: there is no command {given[0]!r}, only {', '.join(COMMANDS)}.", file=sys.stderr)
+        near = difflib.get_close_matches(given[0], COMMANDS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        print(f"trl-dapo: there is no command {given[0]!r}{hint}, only {', '.join(COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
+    asked = [argument.replace("_", "-") for argument in given[1:] if argument.startswith("-")]
+    if given[0] in SOURCES and {"-h", "--help", "--help-all"} & set(asked):
+        text = help_text(given[0], COMMANDS[given[0]], "--help-all" in asked)
+        if text is not None:
+            print(text, end="")
+            return
     try:
         options = with_path(given[1:]) if given[0] == "train" else given[1:]
         check_options(given[0], options)
