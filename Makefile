@@ -22,10 +22,14 @@ SPACE_STAMP := $(SPACE_VENV)/.installed
 DEEPSPEED_VENV ?= .venv-deepspeed
 DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
 
+# The documentation site has its own environment, with mkdocs and without torch.
+DOCS_VENV ?= .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+
 # The wheel is tested in an environment that has nothing else.
 RELEASE_VENV ?= .venv-release
 
-.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm wheel release clean
+.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm docs docs-serve wheel release clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +58,11 @@ $(DEEPSPEED_STAMP): pyproject.toml constraints.txt
 	$(DEEPSPEED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt --no-build-isolation deepspeed
+	touch $@
+
+$(DOCS_STAMP): docs/site/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r docs/site/requirements.txt
 	touch $@
 
 quickstart: $(STAMP)  ## trains a tiny model with DAPO, on a CPU, in minutes
@@ -113,6 +122,13 @@ bench-full: $(STAMP)  ## hours: every benchmark in full, see benchmarks/README.m
 bench-vllm: $(VLLM_STAMP)  ## streaming against rounds on a real vLLM, on the CPU
 	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python benchmarks/streaming.py --vllm
 
+docs: $(DOCS_STAMP)  ## builds the documentation site into out/site; a broken link or anchor is an error
+	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	$(DOCS_VENV)/bin/python docs/site/check.py out/site
+
+docs-serve: $(DOCS_STAMP)  ## shows the documentation site, and follows changes
+	$(DOCS_VENV)/bin/mkdocs serve
+
 wheel: $(STAMP)
 	rm -rf build dist
 	$(BIN)/python -m build
@@ -125,4 +141,4 @@ release: wheel  ## builds, checks, and tests the wheel in an empty environment a
 	cd out/release && $(abspath $(RELEASE_VENV))/bin/python -P $(abspath tests/installed_wheel.py)
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) $(RELEASE_VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) $(DOCS_VENV) $(RELEASE_VENV) build dist *.egg-info out

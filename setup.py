@@ -7,6 +7,7 @@ Everything else of the package is in pyproject.toml.
 import ast
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import setup
@@ -17,7 +18,9 @@ ROOT = Path(__file__).resolve().parent
 _LINK = re.compile(r"(!?)(\[[^\]]*\])\(([^)\s]+)\)")
 
 
-def absolute_links(text: str, folder: str = "", revision: str = "main") -> str:
+def absolute_links(
+    text: str, folder: str = "", revision: str = "main", target_of: Callable[[str], str | None] = lambda path: None
+) -> str:
     """
     Returns a Markdown text whose relative links and images lead to the repository.
 
@@ -28,6 +31,8 @@ def absolute_links(text: str, folder: str = "", revision: str = "main") -> str:
             Where its file is in the repository.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch or tag.
+        target_of (`Callable[[str], str | None]`, *optional*):
+            Gives another target for a file of the repository, or `None`.
     """
     repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     raw = repository.replace("https://github.com/", "https://raw.githubusercontent.com/")
@@ -38,6 +43,9 @@ def absolute_links(text: str, folder: str = "", revision: str = "main") -> str:
             return match[0]
         file, anchor, place = target.partition("#")
         path = (ROOT / folder / file).resolve().relative_to(ROOT).as_posix()
+        other = target_of(path)
+        if other is not None:
+            return f"{is_image}{words}({other}{anchor}{place})"
         kind = "tree" if (ROOT / path).is_dir() else "blob"
         start = f"{raw}/{revision}" if is_image else f"{repository}/{kind}/{revision}"
         return f"{is_image}{words}({start}/{path}{anchor}{place})"

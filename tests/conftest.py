@@ -14,6 +14,31 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "hub" / "space")]
 
 
+# Metrics that reward functions of tests log.
+_OF_TESTS = {"mine", "eval_mine", "calls", "eval_calls", "my_metric", "eval_my_metric"}
+
+
+@pytest.fixture(autouse=True)
+def _every_logged_metric_is_in_the_reference(monkeypatch):
+    """Fails any test in whose runs a `DAPOTrainer` logs a metric that docs/metrics.md does not explain."""
+    trainer = sys.modules.get("trl_dapo.trainer")
+    if trainer is None:
+        yield
+        return
+    from trl_dapo.report.metric_reference import is_explained
+
+    log, names = trainer.DAPOTrainer.log, set()
+
+    def log_and_keep(self, *args, **kwargs):
+        log(self, *args, **kwargs)
+        names.update(self.state.log_history[-1] if self.state.log_history else ())
+
+    monkeypatch.setattr(trainer.DAPOTrainer, "log", log_and_keep)
+    yield
+    unknown = sorted(name for name in names - _OF_TESTS if not is_explained(name))
+    assert not unknown, f"explain {unknown} in trl_dapo/report/metric_reference.py, and write docs/metrics.md again"
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Real data that lies beside some checkouts; a test that wants it is skipped where it does not."""

@@ -85,6 +85,11 @@ NOT_RUN = {
     "make test-vllm": _IS_TESTING,
     "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
     "make test-space": _IS_TESTING,
+    "make docs": "builds the site in an environment of its own; tests/test_documentation_site.py checks its parts",
+    "make docs-serve": "serves until it is stopped",
+    "python docs/site/references.py --write": "changes files; tests/test_references.py makes the pages",
+    "trl-dapo train --config my_recipe.yaml --model_name_or_path MODEL --dataset_name rows.jsonl": _NEEDS_GPU,
+    "trl-dapo train --config my_recipe.yaml --reward_names accuracy_reward my_rewards.brevity": _NEEDS_GPU,
     "make quality": "part of each check of this repository",
     "make bench": _IS_MINUTES,
     "make quickstart ARGS=--compare_grpo true": _IS_MINUTES,
@@ -130,7 +135,12 @@ NOT_RUN = {
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
 # Metrics that a run logs only with vLLM; `make test-vllm` sees them.
-WITH_VLLM = {"dapo/vllm/logp_gap", "dapo/stream/groups_suspended", "dapo/stream/grading_hidden"}
+WITH_VLLM = {
+    "dapo/vllm/logp_gap",
+    "dapo/vllm/logp_gap_max",
+    "dapo/stream/groups_suspended",
+    "dapo/stream/grading_hidden",
+}
 # Metrics that are logged only with an option, when they have a value, or when something is wrong.
 SELDOM = WITH_VLLM | {
     "dapo/selection/calibration_error",
@@ -145,7 +155,11 @@ SELDOM = WITH_VLLM | {
     "dapo/frac_non_finite_steps",
 }
 # What Python blocks print.
-PRINTED = {"docs/grading.md": "Grade.CORRECT", "docs/data.md": "1 x empty prompt\n    row 1: "}
+PRINTED = {
+    "docs/batch.md": "8 0.0\n20 0.58\n28 0.93\ninformative\nall_correct",
+    "docs/grading.md": "Grade.CORRECT",
+    "docs/data.md": "1 x empty prompt\n    row 1: ",
+}
 
 
 def parse_script(options):
@@ -191,7 +205,11 @@ def check_pip(words):
 
 def check_python(words):
     source = (ROOT / words[1]).read_text()
-    assert all(f'add_argument("{word}"' in source for word in words[2:] if word.startswith("--"))
+    assert all(
+        f'add_argument("{word}"' in source or f'sys.argv[1:] != ["{word}"]' in source
+        for word in words[2:]
+        if word.startswith("--")
+    )
 
 
 def check_torchrun(words):
