@@ -42,7 +42,8 @@ def test_every_page_is_in_the_navigation_once():
 def test_site_loads_no_font_from_elsewhere():
     config, _ = navigation()
     assert config["theme"]["font"] is False
-    assert not {"extra_javascript", "extra_css", "repo_url"} & config.keys()
+    assert not {"extra_javascript", "repo_url"} & config.keys()
+    assert all((ROOT / "docs" / path).exists() for path in config["extra_css"])
 
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
