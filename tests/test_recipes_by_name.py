@@ -10,7 +10,7 @@ from test_layers import PACKAGE
 
 from trl_dapo import recipes
 from trl_dapo.command_line import main
-from trl_dapo.recipes import ACCELERATE, RECIPES, find, names, with_path
+from trl_dapo.recipes import ACCELERATE, RECIPES, find, names, with_path, word_problems
 
 
 def test_paths_of_the_examples_lead_to_the_only_copy():
@@ -78,6 +78,8 @@ def test_quickstart_trains_by_name_in_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # A warm-up of 450 steps is what takes time.
     monkeypatch.setattr("trl_dapo.recipes.word_problems.warm_up", lambda *args: None)
+    make_problems = word_problems.make_problems
+    monkeypatch.setattr(word_problems, "make_problems", lambda count, seed: make_problems(min(count, 40), seed))
     small = {"max_steps": 1, "num_eval_problems": 4, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 4}
     small |= {"max_completion_length": 8, "soft_punish_cache": 2, "max_generation_rounds": 1}
     main(
