@@ -26,15 +26,26 @@ DATA = {
 }
 
 
-def saved(folder, **options):
-    make_trainer(folder, max_steps=2, **CARRY, steps_per_generation=4, **options).train()
-    return str(folder / "checkpoint-2")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Returns the last checkpoint of a run with these options, which is made once."""
+    checkpoints = {}
+
+    def checkpoint(**options):
+        key = tuple(options)
+        if key not in checkpoints:
+            folder = tmp_path_factory.mktemp("saved")
+            make_trainer(folder, max_steps=2, **CARRY, steps_per_generation=4, **options).train()
+            checkpoints[key] = str(folder / "checkpoint-2")
+        return checkpoints[key]
+
+    return checkpoint
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, kind, caplog):
+def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, saved, kind, caplog):
     before, after, difference = DATA[kind]
-    checkpoint = saved(tmp_path / "a", **before)
+    checkpoint = saved(**before)
     shape = CARRY | {"steps_per_generation": 4, "max_steps": 3} | after
     with pytest.raises(ValueError, match=difference) as raised:
         make_trainer(tmp_path / "b", **shape).train(resume_from_checkpoint=checkpoint)
@@ -50,8 +61,8 @@ def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, kind, caplog):
     assert len(resumed.batches) == 1
 
 
-def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path):
-    checkpoint = saved(tmp_path / "a")
+def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path, saved):
+    checkpoint = saved()
     resumed = make_trainer(tmp_path / "b", num_rows=60, max_steps=3, restart_stream=True)
     seen = {}
 
@@ -76,8 +87,8 @@ def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path):
     ],
 )
 @pytest.mark.parametrize("restart_stream", [False, True])
-def test_adapter_and_whole_model_do_not_resume_from_each_other(tmp_path, before, after, difference, restart_stream):
-    checkpoint = saved(tmp_path / "a", **before)
+def test_adapter_and_whole_model_do_not_resume_from_each_other(tmp_path, saved, before, after, difference, restart_stream):
+    checkpoint = saved(**before)
     with pytest.raises(ValueError, match=difference):
         make_trainer(tmp_path / "b", **after, restart_stream=restart_stream).train(resume_from_checkpoint=checkpoint)
 
