@@ -161,14 +161,6 @@ REFUSED = {
     "out of the statistics, but trained": (
         {"truncated_in_statistics": False}, "Set mask_truncated_completions=True", [{"mask_truncated_completions": True}],
     ),
-    "scaled over the batch": (
-        {"scale_rewards": "batch"}, 'use "group" (DAPO) or "none", or set dynamic_sampling=False',
-        [{"scale_rewards": "group"}, {"scale_rewards": "none"}, {"dynamic_sampling": False}],
-    ),
-    "normalised over the batch": (
-        {"multi_objective_aggregation": "normalize_then_sum"}, '"sum_then_normalize": the other normalises over the whole batch',
-        [{"multi_objective_aggregation": "sum_then_normalize"}, {"dynamic_sampling": False}],
-    ),
     "streaming without an engine": (
         {"refill": "stream"}, 'Set use_vllm=True and vllm_mode="colocate", or refill="rounds"',
         [{"use_vllm": True, "vllm_mode": "colocate"}, {"refill": "rounds"}],

@@ -87,7 +87,9 @@ def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path, 
     ],
 )
 @pytest.mark.parametrize("restart_stream", [False, True])
-def test_adapter_and_whole_model_do_not_resume_from_each_other(tmp_path, saved, before, after, difference, restart_stream):
+def test_adapter_and_whole_model_do_not_resume_from_each_other(
+    tmp_path, saved, before, after, difference, restart_stream
+):
     checkpoint = saved(**before)
     with pytest.raises(ValueError, match=difference):
         make_trainer(tmp_path / "b", **after, restart_stream=restart_stream).train(resume_from_checkpoint=checkpoint)
