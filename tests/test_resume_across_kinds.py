@@ -1,5 +1,6 @@
 """Resuming with other data, another order or another kind of model: refused with what differs, or the stream begins anew."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import IterableDataset
@@ -13,12 +14,14 @@ from trl_dapo.refill.prompt_source import PromptSource
 
 LORA = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
 STREAM = {"is_iterable": True}
+SELECTIVE = {"selective_rollout": True}
 # Saved run, resumed run, what the error says differs.
 DATA = {
     "dataset to stream": ({}, STREAM, "train_dataset is an IterableDataset, but was a Dataset"),
     "stream to dataset": (STREAM, {}, "train_dataset is a Dataset, but was an IterableDataset"),
     "more rows": ({}, {"num_rows": 60}, "train_dataset has 60 rows, but had 50"),
     "fewer rows": ({}, {"num_rows": 40}, "train_dataset has 40 rows, but had 50"),
+    "more rows with pass rates": (SELECTIVE, SELECTIVE | {"num_rows": 60}, "train_dataset has 60 rows, but had 50"),
     "seed": ({}, {"seed": 8}, "seed is 8, but was 7"),
     "seed of a stream": (STREAM, STREAM | {"seed": 8}, "seed is 8, but was 7"),
     "shuffling": ({}, {"shuffle_dataset": False}, "shuffle_dataset is False, but was True"),
@@ -59,6 +62,10 @@ def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, saved, kind, ca
     fresh = make_trainer(tmp_path / "d", **shape).dynamic_sampler.source
     assert resumed.batches[0][0][0][0][0] == fresh.row(fresh.draw(1)[0])["row"]
     assert len(resumed.batches) == 1
+    if after.get("selective_rollout"):
+        # Nothing is known of rows but what was sampled here.
+        known = np.flatnonzero(resumed.dynamic_sampler.source.selection.rates._levels)
+        assert set(known) <= {row for rows, _, _ in resumed.batches[0][0] for row in rows}
 
 
 def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path, saved):
