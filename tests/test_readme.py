@@ -92,6 +92,7 @@ NOT_RUN = {
     "trl-dapo grade --dataset_name rows.jsonl": "rows.jsonl stands for a file; tests/test_grade_command.py runs the command",
     "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b": _NEEDS_GPU,
     "trl-dapo train --config gsm8k_qwen2.5_0.5b --output_dir OUT": _NEEDS_GPU,
     "trl-dapo train --config gsm8k_qwen2.5_0.5b --reward_names accuracy_reward my_rewards.brevity": _NEEDS_GPU,
     "trl-dapo train --config my_recipe.yaml": _NEEDS_GPU,
