@@ -11,6 +11,7 @@ from trl_dapo import DAPOConfig
 from trl_dapo.command_line import main, option_sources
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
+from trl_dapo.command_line.launcher import LaunchArguments
 from trl_dapo.command_line.option_check import check_options
 from trl_dapo.command_line.option_sources import read_options
 from trl_dapo.command_line.push import PushArguments
@@ -19,7 +20,7 @@ from trl_dapo.config.field_types import check_choices
 
 
 TYPES = {
-    "train": (TrainingScriptArguments, DAPOConfig, ModelConfig),
+    "train": (TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments),
     "eval": (EvaluationArguments, ModelConfig),
     "grade": (GradeArguments,),
     "push": (PushArguments,),
@@ -221,7 +222,7 @@ def test_sources_that_cannot_be_read_leave_the_names_to_the_parser(monkeypatch):
     ],
 )
 def test_what_the_parser_finds_is_one_line_too(tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.setattr("trl_dapo.command_line.check_options", lambda *args: None)
+    monkeypatch.setattr("trl_dapo.command_line.check_options", lambda *args: {})
     fixed = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
     with pytest.raises(SystemExit) as ended:
         main(["train", *fixed, *options])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
 from trl_dapo.recipes import with_path
 
+from .launcher import is_to_be_launched, launch
 from .option_check import check_options
 from .option_help import command_list, help_text
 from .option_sources import SOURCES
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
     try:
         options = with_path(given[1:]) if given[0] == "train" else given[1:]
-        check_options(given[0], options)
+        values = check_options(given[0], options)
+        if given[0] == "train" and is_to_be_launched(values):
+            launch(options, values)
+            return
         importlib.import_module(f".{given[0]}", __name__).run(options)
     except (
         *(HubPushError, HubUnreachableError, TrainingStoppedError),

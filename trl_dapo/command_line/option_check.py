@@ -5,7 +5,6 @@ Names, types and defaults of the options are read from the source of the datacla
 """
 
 import difflib
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from trl_dapo.config.field_types import check_choices
 from trl_dapo.config.local_paths import require_existing
 
+from .launcher import num_processes
 from .option_sources import SOURCES, Option, read_options
 
 
@@ -46,7 +46,7 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def check_options(command: str, arguments: Sequence[str]) -> None:
+def check_options(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     Checks names of options and keys of a `--config` file, and what of their values can be checked without loading anything.
 
@@ -56,13 +56,16 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
         arguments (`Sequence[str]`):
             Its options.
 
+    Returns:
+        `dict[str, Any]`: Values of the options that are set, as texts or as the file has them.
+
     Raises:
         `ValueError`, `FileNotFoundError`: one line that says what is wrong and what to write instead.
     """
     # Other commands have no dataclass, and a parser that is quick.
     fields = read_options(command) if command in SOURCES else {}
     if not fields:
-        return  # the sources are not there: the parser will say what it does not know
+        return {}  # the sources are not there: the parser will say what it does not know
     config = _config_of(arguments)
     given = _options_of(arguments)
     known = [*fields, *(f"no_{name}" for name in fields), *_OF_THE_PARSER]
@@ -85,6 +88,7 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
         for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
             if values.get(name) is None and not _is_true(values.get("tiny_task")):
                 raise ValueError(f"--{name} is not set. Give {what} or a Hub id.")
+    return values
 
 
 def refuse_without_effect(values: Mapping[str, Any]) -> None:
@@ -199,7 +203,7 @@ def _check_paths(values: Mapping[str, Any], command: str) -> None:
 def _check_groups(values: Mapping[str, Any]) -> None:
     """Checks that a generation batch holds whole groups. Values that are no numbers are left to the parser."""
     try:
-        rows = int(values["per_device_train_batch_size"]) * int(os.environ.get("WORLD_SIZE", "1"))
+        rows = int(values["per_device_train_batch_size"]) * num_processes(values)
         steps = int(values["steps_per_generation"] or values["gradient_accumulation_steps"])
         batch = int(values["generation_batch_size"] or rows * steps)
         num_generations = int(values["num_generations"])

@@ -80,6 +80,7 @@ REST = {
     "TrainingArguments": "Training (transformers' TrainingArguments)",
     "ScriptArguments": "",
 }
+LAUNCH_GROUP = "Several processes"
 DATA_GROUP = "Data, prompts and rewards"
 # TRL's script options that choose the data. The others have no effect here.
 DATA_OPTIONS = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")

@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from .option_groups import DAPO_GROUPS, DATA_GROUP, DATA_OPTIONS, OFTEN_SET, REST
+from .option_groups import DAPO_GROUPS, DATA_GROUP, DATA_OPTIONS, LAUNCH_GROUP, OFTEN_SET, REST
 from .option_sources import Option, read_options
 
 
@@ -77,6 +77,7 @@ def option_groups(command: str) -> tuple[dict[str, list[Option]], dict[str, list
         shown[DATA_GROUP] = data + sorted(own, key=lambda option: option.owner == "TinyTaskArguments")
         for title, names in OFTEN_SET.items():
             shown[title] = [options.pop(name) for name in names]
+        shown[LAUNCH_GROUP] = [option for option in options.values() if option.owner == "LaunchArguments"]
     else:
         shown["Options"] = [option for option in options.values() if option.owner not in REST]
         if "model_name_or_path" in options:

@@ -23,6 +23,7 @@ SOURCES = {
         ("trl", "scripts/utils.py", "ScriptArguments"),
         ("trl_dapo", "recipes/word_problems.py", "TinyTaskArguments"),
         ("trl_dapo", "command_line/training_run.py", "TrainingScriptArguments"),
+        ("trl_dapo", "command_line/launcher.py", "LaunchArguments"),
         _MODEL,
     ],
     "eval": [("trl_dapo", "command_line/eval.py", "EvaluationArguments"), _MODEL],
