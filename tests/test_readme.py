@@ -106,7 +106,6 @@ NOT_RUN = {
     "trl-dapo train --config gsm8k_qwen2.5_0.5b --output_dir OUT": _NEEDS_GPU,
     "trl-dapo train --config gsm8k_qwen2.5_0.5b --reward_names accuracy_reward my_rewards.brevity": _NEEDS_GPU,
     "trl-dapo train --config my_recipe.yaml": _NEEDS_GPU,
-    "trl-dapo train --config gsm8k_qwen2.5_0.5b": _NEEDS_GPU,
     "trl-dapo train --num_processes 8": _NEEDS_GPU,
     "accelerate launch -m trl_dapo train ...": "the beginning of a command; tests/test_launcher.py starts two processes",
     "pip install deepspeed": "changes the environment",
