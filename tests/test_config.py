@@ -148,12 +148,6 @@ def test_every_new_field_is_documented_with_its_default():
         ({"vllm_check_interval": -1}, "vllm_check_interval is -1, but must be 0"),
         ({"vllm_max_logp_gap": 0.0}, "vllm_max_logp_gap is 0.0, but must be above 0"),
         ({"use_vllm": True, "vllm_mode": "colocate", "vllm_engine_kwargs": "eager"}, "vllm_engine_kwargs is 'eager'"),
-        pytest.param({"scale_rewards": "batch"}, 'scale_rewards is "batch"', marks=pytest.mark.refuses("scale_batch")),
-        pytest.param(
-            {"multi_objective_aggregation": "normalize_then_sum"},
-            "multi_objective_aggregation is",
-            marks=pytest.mark.refuses("normalize_then_sum"),
-        ),
         pytest.param(
             {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
             r"steps_per_generation is 3, but must be a multiple of gradient_accumulation_steps \(2\)",
@@ -166,14 +160,8 @@ def test_bad_value_is_refused_with_its_name_and_range(tmp_path, overrides, messa
         make_config(tmp_path, **overrides)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"scale_rewards": "batch"},
-        {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
-    ],
-)
-def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path, overrides):
+def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path):
+    overrides = {"steps_per_generation": 3, "gradient_accumulation_steps": 2}
     assert not make_config(tmp_path, dynamic_sampling=False, **overrides).dynamic_sampling
 
 
