@@ -191,7 +191,10 @@ def recipe_comments(result: Migration, framework: str) -> str:
     """Returns the head of a recipe: how it is started, what was not translated, what means something else."""
     lines = [f"Moved from {framework} by trl-dapo migrate."]
     if result.num_processes is not None:
-        lines.append(f"The batch sizes are for {result.num_processes} processes (accelerate launch --num_processes).")
+        count = result.num_processes
+        lines.append(
+            f"The batch sizes are for {count} processes: trl-dapo train --num_processes {count} --config FILE."
+        )
     for title, entries in (
         ("Not translated", result.untranslated),
         ("Means something else here", result.different),
