@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
+from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError, VLLMServerError
 
 from .option_check import check_options
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
+    "serve": "Starts a vLLM server that `train` samples from.",
     "migrate": "Turns a configuration of verl, ms-swift, OpenRLHF or NeMo-RL into a recipe.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
@@ -39,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_options(given[0], given[1:])
         importlib.import_module(f".{given[0]}", __name__).run(given[1:])
     except (
-        *(HubPushError, HubUnreachableError, TrainingStoppedError),
+        *(HubPushError, HubUnreachableError, TrainingStoppedError, VLLMServerError),
         *(FileNotFoundError, BlockingIOError, ValueError),
     ) as error:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
 
 
 def _is_ours(error: BaseException) -> bool:
