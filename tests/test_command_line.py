@@ -87,4 +87,4 @@ def test_unknown_command_is_named(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["evaluate"])
     assert ended.value.code == 2
-    assert "there is no command 'evaluate', only train, eval, grade, migrate, push." in capsys.readouterr().err
+    assert "there is no command 'evaluate', only train, eval, grade, serve, migrate, push." in capsys.readouterr().err

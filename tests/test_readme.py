@@ -32,6 +32,7 @@ from trl_dapo.command_line import COMMANDS
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.push import PushArguments
+from trl_dapo.command_line.serve import server_command
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 from trl_dapo.config.departures import departures
 from trl_dapo.report.batch_metrics import always_zero_metrics
@@ -73,6 +74,13 @@ NOT_RUN = {
     "make bench": _IS_MINUTES,
     "make quickstart ARGS=--compare_grpo true": _IS_MINUTES,
     "make quickstart-vllm": "needs vLLM",
+    "make serve-tiny": "serves until it is stopped; tests/with_vllm/test_servers.py starts servers",
+    "make quickstart-server": "needs vLLM and a server",
+    "trl-dapo serve": "the beginning of a command",
+    "trl-dapo serve DIR": "DIR stands for a model; tests/with_vllm/test_servers.py starts servers",
+    "trl-dapo train --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm true --vllm_mode server --refill stream": (
+        "needs vLLM and a server"
+    ),
     "make quickstart-vllm ARGS=--refill stream --surplus carry --seed 1": "needs vLLM",
     "python benchmarks/streaming.py": _IS_MINUTES,
     "make style": "changes files",
@@ -112,7 +120,12 @@ NOT_RUN = {
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
 # Metrics that a run logs only with vLLM; `make test-vllm` sees them.
-WITH_VLLM = {"dapo/vllm/logp_gap", "dapo/stream/groups_suspended", "dapo/stream/grading_hidden"}
+WITH_VLLM = {
+    "dapo/vllm/logp_gap",
+    "dapo/vllm/server_logp_gap",
+    "dapo/stream/groups_suspended",
+    "dapo/stream/grading_hidden",
+}
 # Metrics that are logged only with an option, when they have a value, or when something is wrong.
 SELDOM = WITH_VLLM | {
     "dapo/selection/calibration_error",
@@ -181,6 +194,8 @@ def check_trl_dapo(words):
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
     elif words[2:] and words[1] == "grade":
         TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
+    elif words[2:] and words[1] == "serve":
+        server_command(words[2:], {}, has_gpu=False)
     elif words[2:] and words[1] == "migrate":
         assert words[2:4] == ["--from", "verl"]
     elif words[2:]:

@@ -48,6 +48,11 @@ def test_ranks_share_the_slots_of_a_server():
         assert engine_on(served, num_ranks=4).num_slots == 1
 
 
+@pytest.mark.fault(
+    "a vLLM server answers with status 500, breaks off, or sends half an answer",
+    "sampling",
+    "asked again with the same seed; each completion comes once",
+)
 @pytest.mark.parametrize("fault", ["500", "reset", "half", "abort", "error"])
 def test_completion_that_breaks_off_is_asked_for_again_with_its_seed_and_comes_once(fault):
     with ScriptedServer() as served:
@@ -63,6 +68,11 @@ def test_completion_that_breaks_off_is_asked_for_again_with_its_seed_and_comes_o
     assert sent > set(served.ended)
 
 
+@pytest.mark.fault(
+    "a vLLM server sends broken or huge events, too many tokens, tokens of another model, or impossible log-probabilities",
+    "sampling",
+    "`VLLMServerError` that names it",
+)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -84,6 +94,7 @@ def test_answer_that_no_server_of_the_model_gives_is_an_error_that_names_the_ser
     assert len(str(raised.value)) < 1000
 
 
+@pytest.mark.fault("a vLLM server hangs", "sampling", "`VLLMServerError` after `vllm_server_timeout`")
 def test_server_that_hangs_is_lost_after_the_timeout_and_the_error_says_how_long():
     with ScriptedServer(num_slots=2) as served:
         engine = engine_on(served, timeout=1.0)
@@ -95,6 +106,7 @@ def test_server_that_hangs_is_lost_after_the_timeout_and_the_error_says_how_long
         assert engine.num_unfinished == 0
 
 
+@pytest.mark.fault("a vLLM server is slow", "sampling", "waited for as long as tokens come")
 def test_slow_server_is_waited_for_as_long_as_tokens_come():
     with ScriptedServer(num_slots=1, seconds=0.3) as served:
         few = {key: prompt for key, prompt in PROMPTS.items() if key.position < 2}
@@ -124,6 +136,7 @@ def test_each_group_is_on_one_server_and_both_servers_have_some():
     assert all(groups)
 
 
+@pytest.mark.fault("one of two vLLM servers dies", "sampling", "its groups are sampled on the other, the same tokens")
 def test_groups_of_a_lost_server_are_sampled_whole_and_alike_on_the_other():
     with ScriptedServer(num_slots=8, seconds=0.05) as one, ScriptedServer(num_slots=8, seconds=0.05) as other:
         engine = engine_on(one, other, timeout=1.0)
@@ -196,6 +209,11 @@ def test_token_is_sent_and_its_lack_is_named():
             engine_on(served)
 
 
+@pytest.mark.fault(
+    "there is no vLLM server",
+    "start",
+    "a line at once; `VLLMServerError` after 15 s, or after `vllm_server_timeout` where one may come",
+)
 def test_no_server_is_said_at_once_and_with_what_helps(free_port):
     lines = []
     servers = Servers([f"http://127.0.0.1:{free_port}"], timeout=0.5)

@@ -71,6 +71,11 @@ def test_two_servers_train_the_batches_of_one(model_folder, straight, tmp_path):
     assert trainer.batches == straight.batches
 
 
+@pytest.mark.fault(
+    "a vLLM server restarts with old weights",
+    "sampling",
+    "noticed; it loads the new ones, and the batches are the same",
+)
 def test_server_that_restarts_with_old_weights_in_a_batch_loads_the_new_ones(model_folder, straight, tmp_path, caplog):
     with served_by(model_folder, seconds=0.01) as served:
         load = served.engine.load
@@ -89,6 +94,7 @@ def test_server_that_restarts_with_old_weights_in_a_batch_loads_the_new_ones(mod
     assert "it was started again" in caplog.text
 
 
+@pytest.mark.fault("the only vLLM server dies", "sampling", "a checkpoint, then `VLLMServerError`; resumes exactly")
 def test_run_whose_server_dies_is_saved_and_resumes_as_if_it_had_not(model_folder, straight, tmp_path):
     with served_by(model_folder) as served:
         options = {"vllm_server_timeout": 1.0, "save_strategy": "steps", "save_steps": 100, "max_steps": 6}
@@ -109,6 +115,11 @@ def test_run_whose_server_dies_is_saved_and_resumes_as_if_it_had_not(model_folde
     assert all(torch.equal(weight, weights_of(resumed)[name]) for name, weight in weights_of(straight).items())
 
 
+@pytest.mark.fault(
+    "the only vLLM server dies",
+    "sampling, with groups that go on",
+    "a checkpoint, then `VLLMServerError`; none of the groups is lost",
+)
 def test_run_with_carried_groups_whose_server_dies_loses_none(model_folder, tmp_path):
     options = {
         "surplus": "carry",
@@ -156,6 +167,9 @@ def keep_tokens_at_each_batch(trainer):
     return held
 
 
+@pytest.mark.fault(
+    "a vLLM server says that it has loaded weights, and has not", "weight sync", "`StaleEngineError` that names it"
+)
 def test_server_with_other_weights_stops_the_run_and_is_named(model_folder, tmp_path):
     with served_by(model_folder) as honest, served_by(model_folder) as liar:
         # It says that it has loaded them.
@@ -230,6 +244,11 @@ def test_two_ranks_train_the_batches_of_one(model_folder, straight, tmp_path, re
         assert sorted(map(str, trained)) == sorted(map(str, map(list, rows)))
 
 
+@pytest.mark.fault(
+    "the vLLM server of two ranks hangs",
+    "sampling",
+    "both save and end, `VLLMServerError` or `RankFailedError` with the cause",
+)
 @pytest.mark.distributed
 @pytest.mark.parametrize("refill", ["stream", "rounds"])
 def test_two_ranks_whose_server_dies_save_and_end_together(model_folder, tmp_path, refill):
