@@ -1,12 +1,15 @@
 """Trainers on a tiny model whose completions come from a scripted server that has the weights of the trainer."""
 
+import functools
 import json
 import sys
 from pathlib import Path
 
-from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer
+from torch.distributed.tensor import DTensor
+from two_ranks import plain_arguments, sharded_arguments
 
-from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo import DAPOTrainer
 
 
 class CollectingTrainer(DAPOTrainer):
@@ -26,7 +29,16 @@ class CollectingTrainer(DAPOTrainer):
         self.dynamic_sampler.collect = collect_and_keep
 
 
-def make_trainer(folder, model_folder, addresses, cls=CollectingTrainer, reward=first_token_reward, **overrides):
+def make_trainer(
+    folder,
+    model_folder,
+    addresses,
+    cls=CollectingTrainer,
+    reward=first_token_reward,
+    make_args=plain_arguments,
+    peft_config=None,
+    **overrides,
+):
     arguments = {
         "max_steps": 4,
         "per_device_train_batch_size": 8,
@@ -44,7 +56,8 @@ def make_trainer(folder, model_folder, addresses, cls=CollectingTrainer, reward=
     return cls(
         model=str(model_folder),
         reward_funcs=reward,
-        args=DAPOConfig(**training_arguments(folder, **(arguments | overrides))),
+        args=make_args(folder, **(arguments | overrides)),
+        peft_config=peft_config,
         train_dataset=numbered_prompts(50),
         processing_class=tiny_tokenizer(),
     )
@@ -58,14 +71,17 @@ def save_model(folder):
 
 def main(folder: str, model_folder: str, addresses: str, overrides: str) -> None:
     """Trains on a rank of several, and writes what it trained, or what ended it."""
-    trainer = make_trainer(folder, model_folder, addresses.split(","), **json.loads(overrides))
+    options = json.loads(overrides)
+    if options.pop("fsdp", False):
+        options["make_args"] = functools.partial(sharded_arguments, state_dict_type="FULL_STATE_DICT")
+    trainer = make_trainer(folder, model_folder, addresses.split(","), **options)
     result = {}
     try:
         trainer.train()
     except Exception as error:
         result["error"] = [type(error).__name__, str(error), getattr(error, "__notes__", [])]
     result["batches"] = trainer.batches
-    result["weights"] = sum(parameter.double().abs().sum().item() for parameter in trainer.model.parameters())
+    result["num_sharded"] = sum(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from scripted_server import ModelEngine, ScriptedServer
 from server_training import make_trainer, save_model
 from tiny import first_token_reward, numbered_prompts
@@ -228,6 +229,30 @@ def test_bad_addresses_are_refused_with_the_configuration(url, message, tmp_path
             str(tmp_path), use_cpu=True, bf16=False, use_vllm=True, vllm_mode="server", vllm_server_base_url=url
         )
     assert "pass" not in str(raised.value).replace("password", "")
+
+
+def test_adapter_reaches_the_server_merged(model_folder, tmp_path):
+    with served_by(model_folder) as served:
+        adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        trainer = make_trainer(tmp_path, model_folder, [served.address], peft_config=adapter, max_steps=3)
+        trainer.train()
+        assert len(served.loaded) == 3
+    gaps = [
+        entry["dapo/vllm/server_logp_gap"]
+        for entry in trainer.state.log_history
+        if "dapo/vllm/server_logp_gap" in entry
+    ]
+    assert len(gaps) == 3
+    assert max(gaps) < 1e-5
+
+
+@pytest.mark.distributed
+def test_sharded_model_reaches_the_server_whole(model_folder, straight, tmp_path):
+    with served_by(model_folder) as served:
+        results = train_two_ranks(tmp_path, model_folder, [served], fsdp=True, max_steps=4)
+        assert len(served.loaded) == 4
+    assert all(result["num_sharded"] > 0 for result in results)
+    assert [batch[0] for batch in results[0]["batches"]] == [batch[0] for batch in straight.batches[:4]]
 
 
 @pytest.mark.distributed

@@ -55,10 +55,10 @@ OVERRIDDEN: dict[str, str] = {
 _REWARD_LISTS = ("reward_funcs", "reward_func_names", "reward_processing_classes", "reward_weights")
 # Methods of `VLLMGeneration` that are overridden.
 OVERRIDDEN_IN_VLLM_GENERATION: dict[str, str] = {
-    "_init_vllm": "engine options",
+    "_init_vllm": "engine options; servers",
     "_iter_named_params": "weights that the engine has to pack again",
-    "generate": "a seed for each request; one sleep per batch",
-    "sync_weights": "counts the syncs",
+    "generate": "a seed for each request; one sleep per batch; servers",
+    "sync_weights": "counts the syncs; tells all ranks how they ended",
 }
 
 

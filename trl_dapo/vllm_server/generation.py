@@ -139,8 +139,9 @@ class ServerGeneration(DAPOVLLMGeneration):
     ) -> tuple[Any, ...]:
         """As TRL's: this rank asks for its own completions, with a seed for each that was named. A collective."""
         if isinstance(self.processing_class, ProcessorMixin):
+            # As TRL does: the first rank asks the first server for the completions of all.
             self._keys = []
-            return self._generate_with_images(prompts, images, num_generations, profiler)
+            return super().generate(prompts, images, num_generations, profiler)
         keys, self._keys = self._keys, []
         if not keys:
             # Below the stream, where no completion of it is.
@@ -159,17 +160,6 @@ class ServerGeneration(DAPOVLLMGeneration):
             [[[logp] for logp in one.logps] for one in decoded],
             [[[token] for token in one.token_ids] for one in decoded],
         )
-
-    def _generate_with_images(self, *args: Any) -> tuple[Any, ...]:
-        """As TRL does: the first rank asks the first server for the completions of all."""
-        client, folder = self.vllm_client, self.ranks.rank == 0 and not self.uses_nccl
-        if folder:
-            self.vllm_client = VLLMClient(self.servers.all[0].address, connection_timeout=self.server_timeout)
-            self.vllm_client.session.headers.update(self.servers.all[0].headers)
-        try:
-            return super(DAPOVLLMGeneration, self).generate(*args)
-        finally:
-            self.vllm_client = client
 
     def _content(self, key: SequenceKey, num_tokens: int) -> dict[str, Any]:
         """Returns the sampling options of a completion, from its token number `num_tokens` on."""
@@ -248,6 +238,17 @@ class _FolderClient:
     def __init__(self, servers: Servers, folder: WeightFolder):
         self.servers = servers
         self.folder = folder
+        self._client: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        # What a rollout function may ask of TRL's client, and images.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self._client is None:
+            server = self.servers.all[0]
+            self._client = VLLMClient(base_url=server.address, connection_timeout=server.timeout)
+            self._client.session.headers.update(server.headers)
+        return getattr(self._client, name)
 
     def get_server_info(self) -> dict[str, Any]:
         """Returns what TRL looks at."""
