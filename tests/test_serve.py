@@ -1,6 +1,8 @@
 """`trl-dapo serve`: the command that it becomes, and who may reach the server."""
 
 import asyncio
+import os
+import socket
 import subprocess
 import sys
 
@@ -69,6 +71,30 @@ def test_bad_options_end_in_one_line(arguments, message, capsys):
         main(["serve", *arguments])
     assert message in str(ended.value)
     assert "\n" not in str(ended.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no port is reserved")
+def test_port_is_reserved_until_the_server_listens_and_one_that_is_taken_is_refused():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert not servers._is_taken(port)
+    with serve.reserve_port("127.0.0.1", port) as reserved, socket.socket() as server:
+        assert os.get_inheritable(reserved.fileno())
+        # A trainer waits for it now.
+        assert servers._is_taken(port)
+        with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+            client.connect(("127.0.0.1", port))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = server.accept()
+            client.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+            accepted.close()
+        with pytest.raises(ValueError, match=f"--port is {port}, which cannot be had on 127.0.0.1"):
+            serve.reserve_port("127.0.0.1", port)
 
 
 def test_help_names_the_options_without_vllm():

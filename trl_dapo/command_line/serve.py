@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +44,37 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(
             "vLLM is not installed, so there is nothing to serve with. Install it: pip install trl-dapo[vllm]."
         )
+    _reserved = reserve_port(_value_of("host", command) or "", int(_value_of("port", command) or 0))
     os.execvpe(command[0], command, environment)
+
+
+def reserve_port(host: str, port: int) -> socket.socket | None:
+    """
+    Takes a port from now on, and leaves it to the server to listen there.
+
+    vLLM takes some ten seconds to get there. A trainer that is started meanwhile sees that a server is about to come up.
+
+    Args:
+        host (`str`), port (`int`):
+            Where the server will listen.
+
+    Returns:
+        `socket.socket`: it stays open in the program that this process becomes. `None`: not on this system.
+
+    Raises:
+        `ValueError`: another program has the port.
+    """
+    if sys.platform != "linux":
+        return None  # elsewhere two sockets cannot have a port, of which one listens
+    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        reserved.bind((host, port))
+    except OSError as error:
+        reserved.close()
+        raise ValueError(f"--port is {port}, which cannot be had on {host} ({error}). Take another one.") from error
+    os.set_inheritable(reserved.fileno(), True)
+    return reserved
 
 
 def server_command(

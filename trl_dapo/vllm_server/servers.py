@@ -24,7 +24,8 @@ _HOW_TO_START = (
     f"start it with `trl-dapo serve MODEL`, or vLLM's own server with VLLM_SERVER_DEV_MODE=1, --worker-extension-cls {EXTENSION} "
     "and --logprobs-mode processed_logprobs"
 )
-# A server of this machine takes its port some ten seconds after it was started, and listens when the model is loaded.
+# A server of this machine takes its port some ten seconds after it was started (`trl-dapo serve` at once), and listens when
+# the model is loaded.
 _PATIENCE_WITHOUT_PORT = 15.0
 _SECONDS_OF_A_LOOK = 5.0
 # A version that was seen so recently need not be asked for again.
