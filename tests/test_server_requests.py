@@ -114,6 +114,29 @@ def test_slow_server_is_waited_for_as_long_as_tokens_come():
     assert {key: one.token_ids for key, one in found.items()} == {key: expected(key)[0] for key in few}
 
 
+def test_silence_while_nothing_is_asked_is_no_sign_of_a_lost_server():
+    with ScriptedServer(num_slots=2, seconds=0.6) as served:
+        engine = engine_on(served, timeout=1.0)
+        for _ in range(2):
+            for key in list(PROMPTS)[:6]:
+                engine.submit(key, PROMPTS[key], [])
+            engine.step()
+            engine.withdraw(PROMPTS)
+            time.sleep(1.2)
+        found = run_to_end(engine, [(key, PROMPTS[key]) for key in list(PROMPTS)[:2]])
+    assert [one.token_ids for one in found.values()] == [expected(key)[0] for key in found]
+
+
+def test_groups_of_a_server_that_hangs_go_to_the_other_at_once():
+    with ScriptedServer(num_slots=8) as one, ScriptedServer(num_slots=8, seconds=0.05) as other:
+        engine = engine_on(one, other, timeout=1.0)
+        one.faults += ["hang"] * 100
+        start = time.monotonic()
+        assert_all_came(run_to_end(engine, PROMPTS.items()))
+        assert time.monotonic() - start < 10
+        assert [server.is_lost for server in engine.servers.all] == [True, False]
+
+
 def test_server_that_is_started_again_within_the_timeout_goes_on():
     with ScriptedServer(seconds=0.2) as served:
         engine = engine_on(served)

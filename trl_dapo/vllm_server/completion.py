@@ -83,12 +83,6 @@ class Completion:
                 self._connection.end()
             return Decoded(list(self.token_ids), list(self.logps), self.is_finished)
 
-    def interrupt(self) -> None:
-        """Ends its connection: who reads from it gets an error."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.end()
-
     def take(self, event: Mapping[str, Any]) -> None:
         """
         Takes tokens from an event.

@@ -88,11 +88,12 @@ class ServerRequests:
 
     def begin(self) -> None:
         """Brings the weights as they are. A collective."""
-        self._server_of.clear()
         self.load_weights()
 
     def submit(self, key: SequenceKey, prompt_ids: list[int], prefix: list[int]) -> None:
         """Puts a completion at the end of the line."""
+        if not self._completions:
+            self._begin_anew()
         content = self.content(key, len(prefix))
         # As the engine does: a context that is full ends a completion.
         lengths = [facts.context_length for facts in self.servers.facts.values()]
@@ -112,22 +113,31 @@ class ServerRequests:
         self._line.append(completion)
         self._deal()
 
+    def _begin_anew(self) -> None:
+        """Forgets what is of earlier batches. While nothing is asked of them, servers are silent."""
+        self._server_of.clear()
+        self._collect(wait=False)
+        for server in self.servers.all:
+            server.heard()
+
     def step(self) -> Mapping[SequenceKey, Decoded]:
         """Waits a little, and returns the completions that finished."""
-        finished: dict[SequenceKey, Decoded] = {}
-        timeout: float | None = _STEP_SECONDS
-        while True:
-            try:
-                completion, failure = self._done.get(timeout=timeout) if timeout else self._done.get_nowait()
-            except queue.Empty:
-                break
-            timeout = None
-            self._settle(completion, failure, finished)
+        finished = self._collect(wait=True)
         for server in self.servers.alive:
             if self._at[server] and server.is_silent:
                 self._lose(server, server.lost("no token came"))
         self._deal()
         return finished
+
+    def _collect(self, wait: bool) -> dict[SequenceKey, Decoded]:
+        finished: dict[SequenceKey, Decoded] = {}
+        while True:
+            try:
+                completion, failure = self._done.get(timeout=_STEP_SECONDS) if wait else self._done.get_nowait()
+            except queue.Empty:
+                return finished
+            wait = False
+            self._settle(completion, failure, finished)
 
     def _settle(self, completion: Completion, failure: Exception | None, finished: dict[SequenceKey, Decoded]) -> None:
         assert completion.server is not None
@@ -139,7 +149,7 @@ class ServerRequests:
             finished[completion.key] = Decoded(completion.token_ids, completion.logps, is_finished=True)
         elif isinstance(failure, NoAnswerError):
             self._lose(completion.server, completion.server.lost(failure))
-            self._line.appendleft(completion)
+            self._move(completion)
         else:
             raise failure
 
@@ -152,7 +162,15 @@ class ServerRequests:
         if not self.servers.alive:
             raise error
         for completion in self._at[server]:
-            completion.interrupt()
+            if self._completions.get(completion.key) is completion:
+                self._move(completion)
+
+    def _move(self, completion: Completion) -> None:
+        """Begins a completion anew, on another server. The thread that reads it may take a while to notice."""
+        completion.withdraw()
+        anew = Completion(completion.key, completion.content, completion.max_tokens, completion.vocab_size)
+        self._completions[completion.key] = anew
+        self._line.appendleft(anew)
 
     def withdraw(self, keys: Collection[SequenceKey]) -> Mapping[SequenceKey, Decoded]:
         """Stops those of the completions that it has, and returns what was decoded of each."""
@@ -177,7 +195,7 @@ class ServerRequests:
                 continue
             room[server] -= 1
             if not self._at[server]:
-                server.heard()  # it had nothing to say
+                server.heard()
             completion.server = server
             self._at[server].add(completion)
             self._work.put(completion)

@@ -28,6 +28,8 @@ _HOW_TO_START = (
 # the model is loaded.
 _PATIENCE_WITHOUT_PORT = 15.0
 _SECONDS_OF_A_LOOK = 5.0
+# The workers answer between two steps of the engine. After that it is asked again, up to the timeout of the server.
+_SECONDS_OF_A_STATE = 30.0
 # A version that was seen so recently need not be asked for again.
 _SECONDS_VERIFIED = 1.0
 
@@ -155,16 +157,18 @@ class Servers:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise server.fail(f"says of its engine what cannot be read ({type(error).__name__}: {error}).") from error
 
-    def _state(self, server: Server) -> dict[str, Any]:
+    def _state(self, server: Server, seconds: float | None = None) -> dict[str, Any]:
         """Returns the state of the first worker, if all have the same weights."""
-        states = self._call(server, "dapo_state")
+        states = self._call(server, "dapo_state", seconds=seconds)
         versions = {str(state.get("version")) for state in states}
         if len(versions) > 1:
             raise NoAnswerError(f"its workers have different weights: {', '.join(sorted(versions))}")
         return states[0]
 
-    def _call(self, server: Server, method: str, *arguments: str) -> list[dict[str, Any]]:
-        answer = server.ask("POST", "/collective_rpc", {"method": method, "args": list(arguments)})
+    def _call(
+        self, server: Server, method: str, *arguments: str, seconds: float | None = None
+    ) -> list[dict[str, Any]]:
+        answer = server.ask("POST", "/collective_rpc", {"method": method, "args": list(arguments)}, seconds)
         results = answer.get("results") if isinstance(answer, dict) else None
         if not isinstance(results, list) or not results or not all(isinstance(result, dict) for result in results):
             raise server.fail(f"answered the call of {method} with {str(answer)[:200]!r}.")
@@ -249,7 +253,9 @@ class Servers:
                 or time.monotonic() - self._verified_at.get(server, -_SECONDS_VERIFIED) < _SECONDS_VERIFIED
             ):
                 return
-            version = self._state(server).get("version")
+            if server.is_lost:
+                raise NoAnswerError("it is lost")
+            version = self._state(server, min(server.timeout, _SECONDS_OF_A_STATE)).get("version")
             if version == weights.version:
                 self._verified_at[server] = time.monotonic()
                 return
