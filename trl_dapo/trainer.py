@@ -626,6 +626,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
         num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
         lines = [describe_run(self.args, num_steps, num_rows, plan, self.punishment.names, self.filter_names)]
+        if self.args.use_vllm and isinstance(self.vllm_generation, ServerGeneration):
+            lines.append(self.vllm_generation.describe())
         if not self.args.disable_dropout and has_dropout(self.model):
             lines.append(
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "

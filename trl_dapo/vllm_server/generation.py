@@ -107,6 +107,14 @@ class ServerGeneration(DAPOVLLMGeneration):
         else:
             self.vllm_client = _FolderClient(self.servers, WeightFolder(self.dapo_args.vllm_weight_folder))
 
+    def describe(self) -> str:
+        """Returns a line that says who samples, and how the weights get there."""
+        slots = ", ".join(
+            f"{server.address} ({facts.num_slots} at once)" for server, facts in self.servers.facts.items()
+        )
+        way = "over NCCL" if self.uses_nccl else f"through {self.dapo_args.vllm_weight_folder or 'shared memory'}"
+        return f"  Sampling: vLLM at {slots}; weights {way}"
+
     # Weights
 
     def sync_weights(self) -> None:

@@ -114,7 +114,7 @@ class Servers:
             self.facts[server] = server.ask_patiently(partial(self._read_facts, server))
 
     def _wait_for(self, server: Server, say: Callable[[str], None]) -> None:
-        start, has_said = time.monotonic(), False
+        start, said = time.monotonic(), 0.0
         while True:
             try:
                 server.ask("GET", "/health", seconds=_SECONDS_OF_A_LOOK)
@@ -123,8 +123,8 @@ class Servers:
                 # Where the port is free, no server is about to come up.
                 is_expected = not is_local(server.host) or _is_taken(server.port)
                 limit = server.timeout if is_expected else min(server.timeout, _PATIENCE_WITHOUT_PORT)
-                if not has_said:
-                    has_said = True
+                if said != limit:
+                    said = limit
                     say(f"Waiting for the vLLM server at {server.address} ({error}), up to {limit:g} seconds.")
                 if time.monotonic() - start > limit:
                     raise server.fail(

@@ -7,8 +7,9 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -18,10 +19,16 @@ from trl_dapo.atomic_write import sync_to_disk
 from .weight_loader import INDEX_FILE
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # A file is held in memory until it is full.
 _BYTES_PER_FILE = 2**31
 _SHARED_MEMORY = "/dev/shm"
 _PREFIX = "trl-dapo-weights-"
+_LOCK = "lock"
 
 
 class Weights(NamedTuple):
@@ -67,6 +74,7 @@ class WeightFolder:
         if not self.is_shared_memory:
             # A server on another machine may run as another user: who may read it, the folder above decides.
             self.path.chmod(0o755)
+        self._lock = _locked(self.path)
         self._num_written = 0
         self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
@@ -116,7 +124,7 @@ class WeightFolder:
     def remove_older(self) -> None:
         """Removes all but the last weights. A server that is restarted may need those."""
         for path in self.path.iterdir():
-            if path.name != str(self._num_written):
+            if path.is_dir() and path.name != str(self._num_written):
                 shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
@@ -132,19 +140,22 @@ class WeightFolder:
         return path.name
 
 
+def _locked(folder: Path) -> Any:
+    """Returns a file in a folder that is locked as long as this process lives; it appears under its name when it is."""
+    if fcntl is None:
+        return None
+    new = folder / f"{_LOCK}.new"
+    file = new.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    new.rename(folder / _LOCK)
+    return file
+
+
 def _remove_abandoned(base: str) -> None:
-    """Removes what runs of this machine left that were killed."""
-    for path in Path(base).glob(f"{_PREFIX}*"):
-        number = path.name.removeprefix(_PREFIX).split("-")[0]
-        if number.isdigit() and not _is_running(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Removes what runs left that were killed. Numbers of processes would not tell: another container has the same ones."""
+    if fcntl is None:
+        return
+    for folder in Path(base).glob(f"{_PREFIX}*"):
+        with suppress(OSError), (folder / _LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
