@@ -29,7 +29,7 @@ DOCS_STAMP := $(DOCS_VENV)/.installed
 # The wheel is tested in an environment that has nothing else.
 RELEASE_VENV ?= .venv-release
 
-.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm docs docs-serve wheel release clean
+.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm serve-tiny quickstart-server quality style bench bench-full bench-vllm docs docs-serve wheel release clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +93,16 @@ quickstart-vllm: $(VLLM_STAMP)  ## the quickstart, sampled by vLLM
 	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml \
 		--use_vllm true --vllm_max_model_length 256 --vllm_engine_kwargs '{"enforce_eager": true, "dtype": "float32"}' \
 		--output_dir out/quickstart-vllm $(ARGS)
+
+serve-tiny: $(VLLM_STAMP)  ## a vLLM server for quickstart-server, on the CPU, until it is interrupted
+	test -d out/tiny-model || $(VLLM_VENV)/bin/python examples/word_problems.py out/tiny-model 3
+	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python -m trl_dapo serve out/tiny-model \
+		--enforce-eager --dtype float32 --max-model-len 256 --max-num-seqs 64 $(ARGS)
+
+quickstart-server: $(VLLM_STAMP)  ## the quickstart, sampled by that server
+	$(VLLM_VENV)/bin/python examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml \
+		--use_vllm true --vllm_mode server --vllm_max_model_length 256 --refill stream \
+		--output_dir out/quickstart-server $(ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

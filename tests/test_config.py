@@ -71,6 +71,7 @@ def test_new_fields_are_exactly_these():
         "vllm_check_interval",
         "vllm_max_logp_gap",
         "vllm_request_seeds",
+        "vllm_weight_folder",
     }
 
 
@@ -116,11 +117,7 @@ def test_every_new_field_is_documented_with_its_default():
         ),
         ({"refill": "flow"}, "refill is 'flow', but must be one of 'rounds', 'stream'"),
         ({"refill": "stream"}, 'refill is "stream", but use_vllm is False'),
-        pytest.param(
-            {"refill": "stream", "use_vllm": True, "vllm_mode": "server"},
-            "vllm_mode is 'server'",
-            marks=pytest.mark.refuses("stream_elsewhere"),
-        ),
+        ({"vllm_weight_folder": "/shared"}, "vllm_weight_folder is '/shared', but use_vllm is False"),
         pytest.param(
             {"refill": "stream", "use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2},
             "vllm_tensor_parallel_size is 2",

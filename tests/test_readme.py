@@ -33,6 +33,7 @@ from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.launcher import LaunchArguments
 from trl_dapo.command_line.push import PushArguments
+from trl_dapo.command_line.serve import server_command
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 from trl_dapo.config.departures import departures
 from trl_dapo.recipes import ACCELERATE, find, names, with_path
@@ -94,6 +95,13 @@ NOT_RUN = {
     "make bench": _IS_MINUTES,
     "make quickstart ARGS=--compare_grpo true": _IS_MINUTES,
     "make quickstart-vllm": "needs vLLM",
+    "make serve-tiny": "serves until it is stopped; tests/with_vllm/test_servers.py starts servers",
+    "make quickstart-server": "needs vLLM and a server",
+    "trl-dapo serve": "the beginning of a command",
+    "trl-dapo serve DIR": "DIR stands for a model; tests/with_vllm/test_servers.py starts servers",
+    "trl-dapo train --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm true --vllm_mode server --refill stream": (
+        "needs vLLM and a server"
+    ),
     "make quickstart-vllm ARGS=--refill stream --surplus carry --seed 1": "needs vLLM",
     "python benchmarks/streaming.py": _IS_MINUTES,
     "make style": "changes files",
@@ -138,6 +146,7 @@ NOT_RUN = {
 WITH_VLLM = {
     "dapo/vllm/logp_gap",
     "dapo/vllm/logp_gap_max",
+    "dapo/vllm/server_logp_gap",
     "dapo/stream/groups_suspended",
     "dapo/stream/grading_hidden",
 }
@@ -226,6 +235,8 @@ def check_trl_dapo(words):
         TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
     elif words[1] == "recipes":
         assert not words[2:] or words[2] in names() + names(ACCELERATE)
+    elif words[2:] and words[1] == "serve":
+        server_command(words[2:], {}, has_gpu=False)
     elif words[2:] and words[1] == "migrate":
         assert words[2:4] == ["--from", "verl"]
     elif words[2:]:

@@ -26,6 +26,6 @@ def test_markers_of_functions_and_of_parameters_are_found():
     rows = table().splitlines()[2:]
     assert len(rows) == len(FEATURES)
     states = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1] for row in rows}
-    assert states["vLLM server"].startswith("implemented, not run: ")
+    assert states["vLLM server, weights over NCCL"].startswith("implemented, not run: ")
     assert states["`tools`"].startswith("refused: ")
     assert states["Gradient checkpointing"] == "yes"

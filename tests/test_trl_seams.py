@@ -7,12 +7,14 @@ import pytest
 from transformers import GenerationMixin, Trainer
 from trl import GRPOTrainer
 from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from trl_dapo import DAPOTrainer
 from trl_dapo.trl_seams import OVERRIDDEN, OVERRIDDEN_IN_VLLM_GENERATION, rebound, replaced
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
+from trl_dapo.vllm_server.generation import ServerGeneration
 
 
 SIGNATURES = {
@@ -56,7 +58,8 @@ def overridden(ours, theirs):
 
 def test_every_overridden_method_is_listed_with_its_reason():
     assert overridden(DAPOTrainer, GRPOTrainer) == set(OVERRIDDEN)
-    assert overridden(DAPOVLLMGeneration, VLLMGeneration) == set(OVERRIDDEN_IN_VLLM_GENERATION)
+    ours = overridden(DAPOVLLMGeneration, VLLMGeneration) | overridden(ServerGeneration, VLLMGeneration)
+    assert ours == set(OVERRIDDEN_IN_VLLM_GENERATION)
 
 
 def test_rebound_function_sees_other_names_and_its_module_does_not():
@@ -231,6 +234,18 @@ def test_generation_asks_the_flags_that_keep_the_engine_awake():
     assert "self.enable_sleep_mode and self._llm_weights_sleeping" in source
     assert source.count("if self.enable_sleep_mode:") == 2
     assert "self.llm.sleep(level=2)\n                self._llm_weights_sleeping = True" in source
+
+
+def test_server_mode_calls_what_stands_in_for_the_client():
+    source = inspect.getsource(VLLMGeneration.sync_weights)
+    assert "if self._weight_metadata is None:" in source
+    assert "self.vllm_client.update_named_params(self._weight_metadata, self._iter_named_params())" in source
+    assert source.count("self.vllm_client.") == 2
+    assert "self.vllm_client.reset_prefix_cache()" in source
+    source = inspect.getsource(GRPOTrainer.__init__)
+    assert 'self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"]' in source
+    assert list(inspect.signature(VLLMGeneration.generate).parameters)[1:4] == ["prompts", "images", "num_generations"]
+    assert inspect.signature(VLLMClient).parameters.keys() >= {"base_url", "group_port", "connection_timeout"}
 
 
 def test_backend_without_vllm_has_no_engine_class_to_replace():

@@ -8,6 +8,7 @@ The errors that a user of the package may want to catch, and where each comes fr
 | `RankFailedError` | `ranks/collectives.py`, when another rank failed while it sampled or graded | all other ranks |
 | `NonFiniteGradientError` | `guards/optimizer_steps.py` | all ranks |
 | `StaleEngineError` | `vllm_engine/canary.py` | all ranks |
+| `VLLMServerError` | `vllm_server/` | the rank that asked the server; all ranks where it is the weights |
 | `HubUnreachableError` | `data/hub_access.py`, `publishing/` | the process that loads or pushes |
 | `HubPushError` | `publishing/` | the process that pushes |
 
@@ -97,7 +98,14 @@ class StaleEngineError(RuntimeError):
     """
 
     def __init__(
-        self, engine_logp: float, trainer_logp: float, gap: float, limit: float, num_tokens: int, rank: int = 0
+        self,
+        engine_logp: float,
+        trainer_logp: float,
+        gap: float,
+        limit: float,
+        num_tokens: int,
+        rank: int = 0,
+        engine: str | None = None,
     ):
         self.engine_logp = engine_logp
         self.trainer_logp = trainer_logp
@@ -106,13 +114,30 @@ class StaleEngineError(RuntimeError):
         self.num_tokens = num_tokens
         self.rank = rank
         super().__init__(
-            f"The vLLM engine of rank {rank} does not sample from the weights that train: over {num_tokens} sampled tokens "
+            f"The vLLM {engine or f'engine of rank {rank}'} does not sample from the weights that train: over {num_tokens} sampled tokens "
             f"its mean log-probability is {engine_logp:.4f} and the trained model's {trainer_logp:.4f}; they differ by "
             f"{gap:.4f} on average, and vllm_max_logp_gap allows {limit:.4f}.\n"
             "Either the weight sync does not reach all of the engine's weights (a tied head, a repacked layer, an adapter "
             "that was not merged), or the engine computes much less exactly than the trainer (quantization): then raise "
             "vllm_max_logp_gap, or set it to None."
         )
+
+
+class VLLMServerError(RuntimeError):
+    """
+    A vLLM server does not answer, refuses, or answers with what no such server would.
+
+    Args:
+        address (`str`):
+            The server.
+        cause (`str`):
+            What happened, and what helps.
+    """
+
+    def __init__(self, address: str, cause: str):
+        self.address = address
+        self.cause = cause
+        super().__init__(f"The vLLM server at {address} {cause}")
 
 
 class RankFailedError(RuntimeError):

@@ -64,7 +64,7 @@ from .config.row_checks import (
 from .config.selective_checks import check_selective_columns
 from .config.trl_values import check_use_cpu
 from .data.context_length import ContextLimit
-from .errors import RefillExhaustedError
+from .errors import RankFailedError, RefillExhaustedError, VLLMServerError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard, check_trainable
 from .guards.reward_deadline import RewardCalls
 from .loss.diagnostics import LossDiagnostics
@@ -95,8 +95,11 @@ from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
 from .trl_seams import AddedReward, TrainerSeams
 from .vllm_engine.canary import WeightCanary
-from .vllm_engine.generation import DAPOVLLMGeneration, engine_of
+from .vllm_engine.generation import DAPOVLLMGeneration
 from .vllm_engine.requests import VLLMRequests
+from .vllm_engine.sequence_engine import SequenceEngine
+from .vllm_server.generation import ServerGeneration, engine_of
+from .vllm_server.server_canary import ServerCanary
 
 
 @dataclass
@@ -255,6 +258,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             if args.use_vllm
             else None
         )
+        self._watch_servers()
         self.recorder = self._make_recorder(filter_columns)
         self.dynamic_sampler = self._make_sampler(train_dataset) if args.dynamic_sampling else None
         # The dataset whose prompts the sampler draws.
@@ -295,8 +299,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             scorer = GroupScorer(*scoring, check_images)
             grader = GroupGrader(scorer.score, self.seams.device)
             self.reward_calls.watch.tell = grader.abandon
-            engine = VLLMRequests(self.vllm_generation, self.seams.bring_weights)
-            sampling = LocalGroups(engine, grader, scorer.tokenize)
+            sampling = LocalGroups(self._sequence_engine(), grader, scorer.tokenize)
         else:
             sampling = RolloutSampler(*scoring, self.canary, check_images).sample
         return make_dynamic_sampler(
@@ -313,6 +316,24 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
             row_fault=None if is_read_ahead(train_dataset) else self._prompt_check,
         )
+
+    def _sequence_engine(self) -> SequenceEngine:
+        generation = self.vllm_generation
+        if isinstance(generation, ServerGeneration):
+            generation.requests.load_weights = self.seams.bring_weights
+            return generation.requests
+        return VLLMRequests(generation, self.seams.bring_weights)
+
+    def _watch_servers(self) -> None:
+        generation = self.vllm_generation if self.args.use_vllm else None
+        # Texts that the servers are asked about: of the last batch, and before it prompts.
+        self._watched: list[list[int]] = []
+        if isinstance(generation, ServerGeneration):
+            generation.ranks = self.ranks
+            canary = ServerCanary(self.args, generation, self.policy_scorer.score)
+            generation.after_sync = lambda: self._log_train(canary.check(self._watched))
+            if isinstance(self.train_dataset, Dataset) and self._reads_prompts and not self.seams.is_multimodal:
+                self._watched = self.seams.tokenize(self.train_dataset[:2]["prompt"])
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:
         load = functools.partial(sampler.load_state_dict, restart_stream=self.args.restart_stream)
@@ -376,7 +397,24 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
         """
         check_trainable(self.model)
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        except (VLLMServerError, RankFailedError) as error:
+            self._save_without_servers(error)
+            raise
+
+    def _save_without_servers(self, error: Exception) -> None:
+        """Saves what is trained, if it was servers that ended the run, and nothing else."""
+        failures = self.ranks.failures
+        if not failures or not all(f"{VLLMServerError.__name__}: " in cause for _, cause in failures):
+            return
+        step, folder = self.state.global_step, str(self.args.output_dir)
+        last = self.ranks.from_first(lambda: last_whole_checkpoint(folder)[0])
+        if step and (last is None or last.name != f"checkpoint-{step}"):
+            self._save_checkpoint(self.model, trial=None)
+            last = self.ranks.from_first(lambda: last_whole_checkpoint(folder)[0])
+        resume = "No step was trained" if last is None else f"The run can be resumed from {last}"
+        error.add_note(f"{resume}.")
 
     # Generation-batch refilling
 
@@ -441,6 +479,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.stop_reason is not None:
             self.control.should_save = self.control.should_training_stop = True
         self._pending_extra_logs.update(batch.logged_columns())
+        self._watched = [
+            [*rollout.prompt_ids.tolist(), *rollout.completion_ids.tolist()] for rollout in batch.rollouts[:2]
+        ]
         return batch
 
     def _finish_batch(
@@ -587,6 +628,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             plan = self.dynamic_sampler.refill.planner.plan(self.shape.num_groups)
         num_rows = len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None
         lines = [describe_run(self.args, num_steps, num_rows, plan, self.punishment.names, self.filter_names)]
+        if self.args.use_vllm and isinstance(self.vllm_generation, ServerGeneration):
+            lines.append(self.vllm_generation.describe())
         if not self.args.disable_dropout and has_dropout(self.model):
             lines.append(
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "

@@ -56,10 +56,10 @@ OVERRIDDEN: dict[str, str] = {
 _REWARD_LISTS = ("reward_funcs", "reward_func_names", "reward_processing_classes", "reward_weights")
 # Methods of `VLLMGeneration` that are overridden.
 OVERRIDDEN_IN_VLLM_GENERATION: dict[str, str] = {
-    "_init_vllm": "engine options",
+    "_init_vllm": "engine options; servers",
     "_iter_named_params": "weights that the engine has to pack again",
-    "generate": "a seed for each request; one sleep per batch",
-    "sync_weights": "counts the syncs",
+    "generate": "a seed for each request; one sleep per batch; servers",
+    "sync_weights": "counts the syncs; tells all ranks how they ended",
 }
 
 
@@ -512,3 +512,32 @@ def reload_weights(model_runner: Any, weights: Iterator[tuple[str, torch.Tensor]
 def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
     has_lost_loader = hasattr(built, "weight_loader") and not hasattr(present, "weight_loader")
     return has_lost_loader or built.shape != present.shape or built.dtype != present.dtype
+
+
+def worker_state(worker: Any) -> dict[str, Any]:
+    """Returns what a trainer has to know of the engine that a worker of a vLLM server belongs to, as JSON."""
+    from vllm.platforms import current_platform
+
+    config = worker.vllm_config
+    return {
+        "max_num_seqs": config.scheduler_config.max_num_seqs,
+        "max_model_len": config.model_config.max_model_len,
+        "vocab_size": config.model_config.get_vocab_size(),
+        "logprobs_mode": str(config.model_config.logprobs_mode),
+        "is_cpu": bool(current_platform.is_cpu()),
+        "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
+        "takes_nccl": getattr(config.weight_transfer_config, "backend", None) == "nccl",
+    }
+
+
+def worker_weights_loaded_by(worker: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Loads weights in checkpoint format into a worker of a vLLM server, packed again where it packs them."""
+    from vllm.config import set_current_vllm_config
+
+    with set_current_vllm_config(worker.vllm_config):
+        if not hasattr(worker, "_dapo_repacks"):
+            worker._dapo_repacks = repacks_weights(worker.model_runner)
+        if worker._dapo_repacks:
+            reload_weights(worker.model_runner, weights)
+        else:
+            worker.model_runner.model.load_weights(weights)

@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
+from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError, VLLMServerError
 from trl_dapo.recipes import with_path
 
 from .launcher import is_to_be_launched, launch
@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
     "recipes": "Lists the recipes that come with the package, and copies one.",
+    "serve": "Starts a vLLM server that `train` samples from.",
     "migrate": "Turns a configuration of verl, ms-swift, OpenRLHF or NeMo-RL into a recipe.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
@@ -60,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         importlib.import_module(f".{given[0]}", __name__).run(options)
     except (
-        *(HubPushError, HubUnreachableError, TrainingStoppedError),
+        *(HubPushError, HubUnreachableError, TrainingStoppedError, VLLMServerError),
         *(FileNotFoundError, FileExistsError, BlockingIOError, ValueError),
     ) as error:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
 from .secrets import PickledWithoutToken
 from .selective_checks import check_selective_fields
+from .server_address import server_addresses
 from .trl_values import check_trl_values
 from .vllm_options import check_engine_kwargs, check_resumable, known_engine_options
 
@@ -68,8 +69,8 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             costs of beginning a round and of each prompt in it.
         refill (`str`, *optional*, defaults to `"rounds"`):
             How the batch is refilled. `"rounds"`: in rounds of sampling, each as long as its longest completion.
-            `"stream"`: groups are started, graded and given up one by one, with vLLM in the same process; the batch is the
-            same, the first informative groups in stream order, and a batch may start
+            `"stream"`: groups are started, graded and given up one by one, with vLLM in the same process or on servers; the
+            batch is the same, the first informative groups in stream order, and a batch may start
             `max_generation_rounds * max_prompts_per_round` prompts. With `surplus="carry"`, completions that are still being
             decoded when the batch is decided go on in the next one.
         surplus (`str`, *optional*, defaults to `"requeue"`):
@@ -136,9 +137,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to 1,024,
             and never fewer than those of one generation batch.
         vllm_request_seeds (`bool`, *optional*, defaults to `True`):
-            Whether each training completion of a colocated engine has a random seed of its own, from `seed`, the position
-            of its prompt in the stream and its number in the group. Then what is sampled does not depend on the size of
-            rounds, on which process samples it, nor on whether the run was resumed. Not with tensor parallelism.
+            Whether each training completion of vLLM has a random seed of its own, from `seed`, the position of its prompt in
+            the stream and its number in the group. Then what is sampled does not depend on the size of rounds, on which
+            process or server samples it, nor on whether the run was resumed. Not with tensor parallelism in the same process.
+        vllm_weight_folder (`str`, *optional*):
+            With `vllm_mode="server"`, a folder through which the servers get the weights, on a disk that trainer and servers
+            share. `None`: over NCCL, as TRL does, where there is CUDA, one server and no sharding of the model; else through
+            shared memory, for servers on this machine.
         vllm_check_interval (`int`, *optional*, defaults to `10`):
             After the first weight sync and every so many from then on, the log-probabilities of a few sampled tokens
             are compared between vLLM and the trained model, at the cost of one small forward pass. `0`: never.
@@ -203,7 +208,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     refill: str = field(
         default="rounds",
         metadata={
-            "help": "Refill the batch in rounds of sampling, or group by group (colocated vLLM).",
+            "help": "Refill the batch in rounds of sampling, or group by group (vLLM, colocated or servers).",
             "choices": list(_REFILL),
         },
     )
@@ -303,8 +308,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     )
     vllm_request_seeds: bool = field(
         default=True,
+        metadata={"help": "Seed each training completion of vLLM by `seed`, stream position and number in its group."},
+    )
+    vllm_weight_folder: str | None = field(
+        default=None,
         metadata={
-            "help": "Seed each training completion of colocated vLLM by `seed`, stream position and number in its group."
+            "help": "Folder through which vLLM servers get the weights, on a disk that all machines share. None takes NCCL, or "
+            "shared memory on this machine."
         },
     )
     vllm_check_interval: int = field(
@@ -482,6 +492,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             )
         if self.use_vllm:
             check_engine_kwargs(self.vllm_engine_kwargs, self.vllm_mode, known_engine_options())
+        if self.use_vllm and self.vllm_mode == "server":
+            server_addresses(self.vllm_server_base_url, self.vllm_server_host, self.vllm_server_port)
+        elif self.vllm_weight_folder is not None:
+            raise ValueError(
+                f"vllm_weight_folder is {self.vllm_weight_folder!r}, but use_vllm is {self.use_vllm} and vllm_mode is "
+                f'{self.vllm_mode!r}: there is no server to get weights. Set use_vllm=True and vllm_mode="server", or leave it None.'
+            )
 
     def _check_loss_normalization(self) -> None:
         if self.loss_normalization not in (None, *_LOSS_NORMALIZATION):
@@ -564,15 +581,15 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             raise ValueError(f"refill is {self.refill!r}, but must be one of {', '.join(map(repr, _REFILL))}.")
         if self.refill == "rounds":
             return
-        if not self.use_vllm or self.vllm_mode != "colocate":
+        if not self.use_vllm:
             raise ValueError(
-                f'refill is "stream", but use_vllm is {self.use_vllm} and vllm_mode is {self.vllm_mode!r}: it drives an '
-                'engine of its own by single requests. Set use_vllm=True and vllm_mode="colocate", or refill="rounds".'
+                f'refill is "stream", but use_vllm is {self.use_vllm}: it needs an engine that takes single requests. Set '
+                'use_vllm=True, or refill="rounds".'
             )
-        if self.vllm_tensor_parallel_size != 1:
+        if self.vllm_mode == "colocate" and self.vllm_tensor_parallel_size != 1:
             raise ValueError(
                 f'refill is "stream", but vllm_tensor_parallel_size is {self.vllm_tensor_parallel_size}: the processes of '
-                'one engine would have to take each step together. Set it to 1, or refill="rounds".'
+                'one engine would have to take each step together. Set it to 1, use servers, or set refill="rounds".'
             )
         if self.surplus == "carry":
             check_resumable(self.generation_kwargs, self.vllm_structured_outputs_regex)

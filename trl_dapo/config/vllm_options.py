@@ -67,7 +67,7 @@ def check_engine_kwargs(options: Any, mode: str, known_options: Collection[str] 
     if options and mode != "colocate":
         raise ValueError(
             f"vllm_engine_kwargs is {dict(options)}, but vllm_mode is {mode!r}: the server was started with options of its "
-            'own. Pass them to `vllm serve`, or set vllm_mode="colocate".'
+            'own. Pass them to `trl-dapo serve`, or set vllm_mode="colocate".'
         )
     for name, value in options.items():
         if name in _FIELD_OF_OPTION:

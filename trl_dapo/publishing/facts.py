@@ -39,7 +39,13 @@ _LEFT_OUT = frozenset(
         "vllm_server_host",
         "vllm_server_port",
     }
-    | {"vllm_server_timeout", "vllm_group_port", "vllm_structured_outputs_regex", "pad_to_multiple_of"}
+    | {
+        "vllm_server_timeout",
+        "vllm_group_port",
+        "vllm_weight_folder",
+        "vllm_structured_outputs_regex",
+        "pad_to_multiple_of",
+    }
 )
 # The default of fields that are `None` until `DAPOConfig` computes them from other fields.
 _RESOLVED: dict[str, Callable[[DAPOConfig], Any]] = {

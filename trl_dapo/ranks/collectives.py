@@ -47,6 +47,8 @@ class Ranks:
             World size W.
         device (`torch.device`):
             Where the tensors of an exchange have to lie.
+        failures (`list[tuple[int, str]]`):
+            The ranks that failed when `raise_failure` was called last, with their causes. The same on all ranks.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -54,6 +56,7 @@ class Ranks:
         self.num_ranks: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
         self._accelerator = accelerator
+        self.failures: list[tuple[int, str]] = []
         self._cpu_group: Any = None
 
     def gather_rows(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -100,10 +103,10 @@ class Ranks:
             `RankFailedError`: on all ranks but those that failed, which raise what happened to them.
         """
         mine = [] if failure is None else [(self.rank, f"{type(failure).__name__}: {failure}")]
-        causes = self.gather_objects(mine)
+        self.failures = self.gather_objects(mine)
         if failure is not None:
             raise failure
-        raise RankFailedError(*causes[0])
+        raise RankFailedError(*self.failures[0])
 
     def begin_gather_rows(self, rows: Sequence[Sequence[int]]) -> PendingRows:
         """

@@ -270,4 +270,5 @@ def prepare_tiny_task(script_args, args):
 
 
 if __name__ == "__main__":
-    prepare_tiny_model(sys.argv[1], seed=0)
+    folder, *heads = sys.argv[1:]
+    prepare_tiny_model(folder, 0, *map(int, heads))

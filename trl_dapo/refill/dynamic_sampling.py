@@ -143,6 +143,10 @@ class DynamicSampler:
         try:
             with self.keep_awake():
                 result = self.refill.fill(ledger, policy_step)
+        except Exception:
+            # Nothing of the batch trains, so all of its prompts go back to the stream.
+            self.source.seek(first_position)
+            raise
         finally:
             self.progress.end()
         kept = self._kept | result.kept

@@ -130,4 +130,4 @@ class LocalGroups:
     def _withdraw(self, groups: Iterable[StreamedGroup]) -> None:
         by_key = {key: group for group in groups for key in group.keys}
         for key, decoded in self.engine.withdraw(by_key).items():
-            by_key[key].extend(key.sample, decoded, is_finished=False)
+            by_key[key].extend(key.sample, decoded, decoded.is_finished)

@@ -6,6 +6,7 @@ its news, continues decoding, and reads the news of all ranks when they have arr
 the same order, so all take the same decisions, and all stop at the same exchange.
 """
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -128,6 +129,7 @@ class StreamRefill:
 
     def _begin(self, ledger: RefillLedger, policy_step: int) -> None:
         self._policy_step = policy_step
+        self._before = self._held()
         self._num_judged = [0] * self.ranks.num_ranks
         self._num_idle_slots = 0
         self._draws = {position: draw for position, (draw, _) in self.suspended.items()}
@@ -192,8 +194,16 @@ class StreamRefill:
             self.groups.start(group)
 
     def _raise_failure(self) -> None:
-        failure, self.suspended = self.groups.reset(), {}
+        failure = self.groups.reset()
+        # As if the batch had not been begun, for a checkpoint that is saved before the run ends.
+        self.suspended, self.groups.by_position, planner = self._before
+        self.planner.load_state_dict(planner)
         self.ranks.raise_failure(failure)
+
+    def _held(self) -> tuple[dict[int, tuple[Draw, int]], dict[int, StreamedGroup], dict[str, Any]]:
+        """Returns what there is between two batches."""
+        groups = {position: group.copy() for position, group in self.groups.by_position.items()}
+        return dict(self.suspended), groups, copy.deepcopy(self.planner.state_dict())
 
     def _settle(self, ledger: RefillLedger, start: list[float]) -> RefillResult:
         """Ends the batch."""

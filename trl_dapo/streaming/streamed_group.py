@@ -1,7 +1,7 @@
 """A group while it is sampled sequence by sequence."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -102,6 +102,19 @@ class StreamedGroup:
         """Returns a completion as far as it is decoded."""
         rollout = Rollout.from_lists(self.prompt_ids, self.token_ids[sample], self.logps[sample])
         return rollout.with_old_logps(self.old_logps[sample])
+
+    def copy(self) -> "StreamedGroup":
+        """Returns a group that stays as it is when this one goes on."""
+        return replace(
+            self,
+            token_ids=list(map(list, self.token_ids)),
+            logps=list(map(list, self.logps)),
+            old_logps=list(self.old_logps),
+            unfinished=set(self.unfinished),
+            rewards=list(self.rewards),
+            facts=list(self.facts),
+            rollouts=list(self.rollouts),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the group for a checkpoint, without its dataset row. One that is graded is graded again."""

@@ -108,11 +108,11 @@ class WeightCanary:
         rollouts = rollouts[:_NUM_ROWS]
         trainer = torch.cat(self.score(rollouts)).double()
         engine = torch.cat([logps for rollout in rollouts if (logps := rollout.sampling_logps) is not None]).double()
-        gathered = self.ranks.gather_rows([_as_integers(engine, trainer)])
+        gathered = self.ranks.gather_rows([as_integers(engine, trainer)])
         if not any(num_tokens for num_tokens, *_ in gathered):
             return {}
         self._next_check = self.num_syncs() + self.interval
-        by_rank = [_Comparison(rank, *row) for rank, row in enumerate(gathered) if row[0]]
+        by_rank = [Comparison(rank, *row) for rank, row in enumerate(gathered) if row[0]]
         worst = max(by_rank, key=lambda comparison: comparison.severity)
         if self.limit is not None and worst.severity > self.limit:
             raise StaleEngineError(
@@ -123,8 +123,20 @@ class WeightCanary:
         return {"vllm/logp_gap": worst.gap, "vllm/logp_gap_max": worst.largest_gap}
 
 
-class _Comparison:
-    """The sums of one rank, read back."""
+class Comparison:
+    """
+    The sums of one rank or server, read back.
+
+    Args:
+        rank (`int`):
+            Its number.
+        num_tokens (`int`), num_compared (`int`), num_scored (`int`), *sums (`int`):
+            What [`as_integers`] made.
+
+    Attributes:
+        severity (`float`):
+            The mean gap in nats; infinite where the engine gave no log-probability.
+    """
 
     def __init__(self, rank: int, num_tokens: int, num_compared: int, num_scored: int, *sums: int):
         self.rank = rank
@@ -137,7 +149,7 @@ class _Comparison:
         self.severity = self.gap if num_compared else nothing_known
 
 
-def _as_integers(engine: torch.Tensor, trainer: torch.Tensor) -> list[int]:
+def as_integers(engine: torch.Tensor, trainer: torch.Tensor) -> list[int]:
     """Returns the tokens, those compared, those the trainer scored, and three sums and a maximum over those compared."""
     is_scored = trainer.isfinite()
     is_compared = is_scored & engine.isfinite()
@@ -157,7 +169,6 @@ def _expected_gap(args: DAPOConfig) -> float:
     the trained model's are after temperature alone. Keeping the share `top_p` of the probability adds at most
     -log(top_p) to each.
     """
-    raw_server = args.vllm_mode == "server" and args.temperature != 1.0  # it may report them before temperature
     options: Any = args.generation_kwargs or {}
     is_reshaped = (
         (args.top_k or 0) > 0
@@ -166,6 +177,6 @@ def _expected_gap(args: DAPOConfig) -> float:
         or args.vllm_structured_outputs_regex is not None
         or any(name not in _HARMLESS_OPTIONS for name in options)
     )
-    if raw_server or is_reshaped or args.temperature <= 0:
+    if is_reshaped or args.temperature <= 0:
         return math.inf
     return -math.log(args.top_p)

@@ -7,8 +7,7 @@ them again.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
-from trl_dapo.trl_seams import engine_built_by, model_runner_of, reload_weights, repacks_weights, replaced
+from trl_dapo.trl_seams import model_runner_of, reload_weights, repacks_weights, replaced
 
 
 class DAPOVLLMGeneration(VLLMGeneration):
@@ -164,8 +163,3 @@ class DAPOVLLMGeneration(VLLMGeneration):
     @property
     def _seeds_requests(self) -> bool:
         return self.dapo_args.vllm_request_seeds and self.mode == "colocate" and self.tensor_parallel_size == 1
-
-
-def engine_of(args: DAPOConfig) -> AbstractContextManager[None]:
-    """While TRL's trainer is built inside it, its vLLM backend is ours."""
-    return engine_built_by(partial(DAPOVLLMGeneration, dapo_args=args))

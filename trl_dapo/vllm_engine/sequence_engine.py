@@ -15,10 +15,13 @@ class Decoded(NamedTuple):
             The tokens.
         logps (`list[float | None]`):
             The log-probability of each when it was sampled, in nats; `None` where the engine gave none.
+        is_finished (`bool`):
+            Whether the sequence ends here.
     """
 
     token_ids: list[int]
     logps: list[float | None]
+    is_finished: bool = False
 
 
 class SequenceEngine(Protocol):
@@ -42,4 +45,8 @@ class SequenceEngine(Protocol):
         """Decodes a little, if there is anything to decode, and returns the sequences that finished."""
 
     def withdraw(self, keys: Collection[SequenceKey]) -> Mapping[SequenceKey, Decoded]:
-        """Stops those of the sequences that it has, and returns what was decoded of each."""
+        """
+        Stops those of the sequences that it has, and returns what was decoded of each.
+
+        One that finished meanwhile, in an engine that decodes by itself, says so.
+        """

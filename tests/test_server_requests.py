@@ -1,0 +1,260 @@
+"""Completions from servers: retries that repeat nothing, backpressure, withdrawal, and answers that are none."""
+
+import time
+
+import pytest
+from scripted_server import ScriptedServer, dice
+
+from trl_dapo.errors import VLLMServerError
+from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.vllm_server.server_requests import ServerRequests, run_to_end
+from trl_dapo.vllm_server.servers import Servers
+
+
+PROMPTS = {SequenceKey(group, sample): [3 + group, 4] for group in range(12) for sample in range(4)}
+
+
+def content(key, num_tokens):
+    return {"max_tokens": 8 - num_tokens, "seed": 1000 * key.position + 10 * key.sample + num_tokens}
+
+
+def expected(key, prefix=()):
+    sent = content(key, len(prefix))
+    return dice([*PROMPTS[key], *prefix], sent["seed"], sent["max_tokens"])
+
+
+def engine_on(*served, timeout=20.0, token=None, **options):
+    servers = Servers([one.address for one in served], timeout, token)
+    servers.find()
+    return ServerRequests(servers, content, lambda: None, **options)
+
+
+def assert_all_came(found):
+    assert {key: (one.token_ids, one.logps) for key, one in found.items()} == {key: expected(key) for key in PROMPTS}
+    assert all(one.is_finished for one in found.values())
+
+
+def test_completions_are_those_of_the_server_and_never_more_at_once_than_it_has_slots():
+    with ScriptedServer(num_slots=5, seconds=0.01) as served:
+        engine = engine_on(served)
+        assert engine.num_slots == 5
+        assert_all_came(run_to_end(engine, PROMPTS.items()))
+    assert 1 < served.most_running <= 5
+    assert len(served.asked) == len(PROMPTS)
+
+
+def test_ranks_share_the_slots_of_a_server():
+    with ScriptedServer(num_slots=6) as served:
+        assert engine_on(served, num_ranks=4).num_slots == 1
+
+
+@pytest.mark.fault(
+    "a vLLM server answers with status 500, breaks off, or sends half an answer",
+    "sampling",
+    "asked again with the same seed; each completion comes once",
+)
+@pytest.mark.parametrize("fault", ["500", "reset", "half", "abort", "error"])
+def test_completion_that_breaks_off_is_asked_for_again_with_its_seed_and_comes_once(fault):
+    with ScriptedServer() as served:
+        served.faults += [None, fault, fault, None, fault]
+        assert_all_came(run_to_end(engine_on(served), PROMPTS.items()))
+    seeds = [one["seed"] for one in served.asked]
+    assert len(seeds) == len(PROMPTS) + 3
+    assert set(seeds) == {content(key, 0)["seed"] for key in PROMPTS}
+    # Each attempt has an id of its own, and what the broken one may still decode is ended by its.
+    assert len({one["request_id"] for one in served.asked}) == len(served.asked)
+    sent = {f"cmpl-{one['request_id']}-0" for one in served.asked}
+    assert len(served.ended) == 3
+    assert sent > set(served.ended)
+
+
+@pytest.mark.fault(
+    "a vLLM server sends broken or huge events, too many tokens, tokens of another model, or impossible log-probabilities",
+    "sampling",
+    "`VLLMServerError` that names it",
+)
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("400", "refused a request with status 400"),
+        ("garbage", "an event that is no JSON object"),
+        ("huge", "bytes for one completion"),
+        ("many", "more than the 8 tokens that were asked for"),
+        ("foreign", "a token that the model does not have"),
+        ("positive", "a log-probability that is none"),
+        ("nan", "a log-probability that is none"),
+    ],
+)
+def test_answer_that_no_server_of_the_model_gives_is_an_error_that_names_the_server(fault, message):
+    with ScriptedServer() as served:
+        served.faults += [None, None, fault]
+        with pytest.raises(VLLMServerError, match=message) as raised:
+            run_to_end(engine_on(served), PROMPTS.items())
+    assert served.address in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.fault("a vLLM server hangs", "sampling", "`VLLMServerError` after `vllm_server_timeout`")
+def test_server_that_hangs_is_lost_after_the_timeout_and_the_error_says_how_long():
+    with ScriptedServer(num_slots=2) as served:
+        engine = engine_on(served, timeout=1.0)
+        served.faults += ["hang"] * 2
+        start = time.monotonic()
+        with pytest.raises(VLLMServerError, match=r"has not answered for vllm_server_timeout=1 seconds"):
+            run_to_end(engine, PROMPTS.items())
+        assert time.monotonic() - start < 10
+        assert engine.num_unfinished == 0
+
+
+@pytest.mark.fault("a vLLM server is slow", "sampling", "waited for as long as tokens come")
+def test_slow_server_is_waited_for_as_long_as_tokens_come():
+    with ScriptedServer(num_slots=1, seconds=0.3) as served:
+        few = {key: prompt for key, prompt in PROMPTS.items() if key.position < 2}
+        found = run_to_end(engine_on(served, timeout=1.0), few.items())
+    assert {key: one.token_ids for key, one in found.items()} == {key: expected(key)[0] for key in few}
+
+
+def test_silence_while_nothing_is_asked_is_no_sign_of_a_lost_server():
+    with ScriptedServer(num_slots=2, seconds=0.6) as served:
+        engine = engine_on(served, timeout=1.0)
+        for _ in range(2):
+            for key in list(PROMPTS)[:6]:
+                engine.submit(key, PROMPTS[key], [])
+            engine.step()
+            engine.withdraw(PROMPTS)
+            time.sleep(1.2)
+        found = run_to_end(engine, [(key, PROMPTS[key]) for key in list(PROMPTS)[:2]])
+    assert [one.token_ids for one in found.values()] == [expected(key)[0] for key in found]
+
+
+def test_groups_of_a_server_that_hangs_go_to_the_other_at_once():
+    with ScriptedServer(num_slots=8) as one, ScriptedServer(num_slots=8, seconds=0.05) as other:
+        engine = engine_on(one, other, timeout=1.0)
+        one.faults += ["hang"] * 100
+        start = time.monotonic()
+        assert_all_came(run_to_end(engine, PROMPTS.items()))
+        assert time.monotonic() - start < 10
+        assert [server.is_lost for server in engine.servers.all] == [True, False]
+
+
+def test_server_that_is_started_again_within_the_timeout_goes_on():
+    with ScriptedServer(seconds=0.2) as served:
+        engine = engine_on(served)
+        for key, prompt in PROMPTS.items():
+            engine.submit(key, prompt, [])
+        time.sleep(0.1)
+        served.restart(seconds=0.5)
+        found = {}
+        while engine.num_unfinished:
+            found |= engine.step()
+        assert_all_came(found)
+
+
+def test_each_group_is_on_one_server_and_both_servers_have_some():
+    with ScriptedServer(num_slots=8, seconds=0.02) as one, ScriptedServer(num_slots=8, seconds=0.02) as other:
+        assert_all_came(run_to_end(engine_on(one, other), PROMPTS.items()))
+        groups = [{asked["seed"] // 1000 for asked in served.asked} for served in (one, other)]
+    assert groups[0] | groups[1] == set(range(12))
+    assert not groups[0] & groups[1]
+    assert all(groups)
+
+
+@pytest.mark.fault("one of two vLLM servers dies", "sampling", "its groups are sampled on the other, the same tokens")
+def test_groups_of_a_lost_server_are_sampled_whole_and_alike_on_the_other():
+    with ScriptedServer(num_slots=8, seconds=0.05) as one, ScriptedServer(num_slots=8, seconds=0.05) as other:
+        engine = engine_on(one, other, timeout=1.0)
+        for key, prompt in PROMPTS.items():
+            engine.submit(key, prompt, [])
+        one.close()
+        found = {}
+        while engine.num_unfinished:
+            found |= engine.step()
+        assert_all_came(found)
+        assert [server.is_lost for server in engine.servers.all] == [True, False]
+
+
+def test_withdrawn_completions_keep_what_came_and_end_on_the_server():
+    with ScriptedServer(num_slots=4, seconds=1.0) as served:
+        engine = engine_on(served)
+        for key, prompt in PROMPTS.items():
+            engine.submit(key, prompt, [])
+        deadline = time.monotonic() + 20
+        while not any(one.token_ids for one in engine._completions.values()):
+            assert time.monotonic() < deadline
+            engine.step()
+        withdrawn = engine.withdraw([*PROMPTS, SequenceKey(99, 0)])
+        assert engine.num_unfinished == 0
+        assert withdrawn.keys() == PROMPTS.keys()
+        begun = {key: one for key, one in withdrawn.items() if one.token_ids}
+        assert 1 <= len(begun) <= 4
+        for key, one in begun.items():
+            ids, logps = expected(key)
+            assert (one.token_ids, one.logps) == (ids[: len(one.token_ids)], logps[: len(one.logps)])
+            assert one.is_finished == (one.token_ids == ids)
+        # They go on from there as new requests.
+        later = {key: one for key, one in begun.items() if not one.is_finished}
+        for key, one in later.items():
+            engine.submit(key, PROMPTS[key], one.token_ids)
+        found = {}
+        while engine.num_unfinished:
+            found |= engine.step()
+        assert {key: one.token_ids for key, one in found.items()} == {
+            key: expected(key, one.token_ids)[0] for key, one in later.items()
+        }
+
+
+def test_completion_that_finished_before_it_was_withdrawn_says_so():
+    with ScriptedServer() as served:
+        engine = engine_on(served)
+        key = SequenceKey(1, 2)
+        engine.submit(key, PROMPTS[key], [])
+        completion = engine._completions[key]
+        deadline = time.monotonic() + 20
+        while not completion.is_finished:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert engine.withdraw([key])[key] == (*expected(key), True)
+        assert engine.step() == {}
+
+
+def test_context_of_the_server_ends_a_completion():
+    with ScriptedServer(context=6) as served:
+        engine = engine_on(served)
+        found = run_to_end(engine, [(SequenceKey(0, 0), [3, 4, 5])])
+        assert served.asked[0]["max_tokens"] == 3
+    assert len(found[SequenceKey(0, 0)].token_ids) <= 3
+
+
+def test_token_is_sent_and_its_lack_is_named():
+    with ScriptedServer(token="secret") as served:
+        assert_all_came(run_to_end(engine_on(served, token="secret"), PROMPTS.items()))
+        with pytest.raises(VLLMServerError, match="Set VLLM_API_KEY to the token"):
+            engine_on(served)
+
+
+@pytest.mark.fault(
+    "there is no vLLM server",
+    "start",
+    "a line at once; `VLLMServerError` after 15 s, or after `vllm_server_timeout` where one may come",
+)
+def test_no_server_is_said_at_once_and_with_what_helps(free_port):
+    lines = []
+    servers = Servers([f"http://127.0.0.1:{free_port}"], timeout=0.5)
+    with pytest.raises(VLLMServerError, match="trl-dapo serve MODEL"):
+        servers.find(say=lines.append)
+    assert len(lines) == 1
+    assert f"http://127.0.0.1:{free_port}" in lines[0]
+
+
+def test_server_without_the_extension_is_refused_with_what_helps():
+    with ScriptedServer() as served:
+        served.has_extension = False
+        with pytest.raises(VLLMServerError, match=r"cannot be given weights .*--worker-extension-cls"):
+            engine_on(served)
+
+
+@pytest.fixture
+def free_port():
+    served = ScriptedServer()
+    served.close()
+    return served.port
