@@ -214,6 +214,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         # What TRL generates and scores now: a collected batch is replayed, a drawn one observed.
         self._batch: GenerationBatch | _DrawnBatch = _DrawnBatch()
         self._awaits_old_logps = False
+        self._is_later_turn = False
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
@@ -494,7 +495,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
             )
             completion_ids.extend(part_ids)
+        if self._is_later_turn:
+            # TRL takes one without a token as it is: the completion has others.
+            return completion_ids, logps
         return with_placeholders(completion_ids, logps, self._tokenizer.pad_token_id)
+
+    def _tool_call_loop(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        self._is_later_turn = True
+        try:
+            looped: tuple[Any, ...] = super()._tool_call_loop(*args, **kwargs)
+        finally:
+            self._is_later_turn = False
+        return looped
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]

@@ -40,6 +40,7 @@ OVERRIDDEN: dict[str, str] = {
     "_load_rng_state": "state of the loop, after the loop has reset its counters",
     "_prepare_inputs": "loss denominators of each optimizer step",
     "_push_from_checkpoint": "a checkpoint is whole before it is pushed",
+    "_tool_call_loop": "turns after a call of a tool may be empty",
     "_save_checkpoint": "manifest and state of the run",
     "create_model_card": "the card says what the run did",
     "evaluation_loop": "metrics of this evaluation alone",
