@@ -126,6 +126,40 @@ def correct(completions, solution, **kwargs):
     ]
 
 
+class Counted:
+    """An environment that says how often environments were reset, and has the calculator."""
+
+    num_made = num_resets = 0
+
+    def __init__(self):
+        Counted.num_made += 1
+
+    def reset(self, **row):
+        Counted.num_resets += 1
+        self.row, self.num_calls = row["row"], 0
+        return f" row{self.row} {row['prompt'][-1]['content']}"
+
+    def calculate(self, expression: str) -> str:
+        """
+        Computes.
+
+        Args:
+            expression: What to compute.
+        """
+        self.num_calls += 1
+        return calculate(expression)
+
+    def get_reward(self):
+        return 0.25 * self.num_calls
+
+
+def solved(completions, solution, environments, row, **kwargs):
+    assert [environment.row for environment in environments] == row
+    for environment, turns in zip(environments, completions, strict=True):
+        assert environment.num_calls == sum(turn["role"] == "tool" for turn in turns)
+    return correct(completions, solution)
+
+
 class Scripted:
     """
     Mixin of a trainer: its turns are scripted below what the trainer makes of TRL's generation.
