@@ -22,7 +22,10 @@ SPACE_STAMP := $(SPACE_VENV)/.installed
 DEEPSPEED_VENV ?= .venv-deepspeed
 DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
 
-.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm wheel clean
+# The wheel is tested in an environment that has nothing else.
+RELEASE_VENV ?= .venv-release
+
+.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm quality style bench bench-full bench-vllm wheel release clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -111,8 +114,15 @@ bench-vllm: $(VLLM_STAMP)  ## streaming against rounds on a real vLLM, on the CP
 	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python benchmarks/streaming.py --vllm
 
 wheel: $(STAMP)
+	rm -rf build dist
 	$(BIN)/python -m build
-	$(BIN)/twine check dist/*
+	$(BIN)/twine check --strict dist/*
+
+release: wheel  ## builds, checks, and tests the wheel in an empty environment and folder; uploads nothing
+	rm -rf $(RELEASE_VENV) out/release && mkdir -p out/release
+	$(PYTHON) -m venv $(RELEASE_VENV)
+	$(RELEASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd out/release && $(abspath $(RELEASE_VENV))/bin/python -P $(abspath tests/installed_wheel.py)
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) $(RELEASE_VENV) build dist *.egg-info out

@@ -41,10 +41,10 @@ from measured import Measured  # noqa: E402
 from provenance import provenance  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl.rewards import get_soft_overlong_punishment  # noqa: E402
-from word_problems import Student, make_problems, prepare_tiny_model  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
 from trl_dapo.atomic_write import atomic_write  # noqa: E402
+from trl_dapo.recipes.word_problems import Student, make_problems, prepare_tiny_model  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 
 

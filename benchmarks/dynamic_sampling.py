@@ -35,13 +35,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
 from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach  # noqa: E402
 from provenance import provenance  # noqa: E402
 from trl import ModelConfig, TrlParser  # noqa: E402
-from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
 from trl_dapo import DAPOConfig  # noqa: E402
+from trl_dapo.command_line.training_run import TrainingScriptArguments  # noqa: E402
+from trl_dapo.recipes.word_problems import make_problems, prepare_tiny_model  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan  # noqa: E402
 
@@ -106,7 +106,7 @@ def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
     """Trains one arm and returns its curve."""
     command = ["--config", str(RECIPE), "--output_dir", folder, "--seed", str(seed), "--disable_tqdm", "true"]
     command += ["--eval_strategy", "steps", "--eval_steps", str(EVAL_STEPS)]
-    parser = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig))
+    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
     _, args, _ = parser.parse_args_and_config(command)
     for name, value in arm.overrides.items():
         setattr(args, name, value)

@@ -28,13 +28,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import torch  # noqa: E402
-from dapo_gsm8k import DEFAULT_RECIPE, DAPOScriptArguments  # noqa: E402
+from dapo_gsm8k import DEFAULT_RECIPE  # noqa: E402
 from provenance import provenance  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from trl import GRPOTrainer, ModelConfig, TrlParser, get_peft_config  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
-from trl_dapo.command_line.training_run import load_problems  # noqa: E402
+from trl_dapo.command_line.training_run import TrainingScriptArguments, load_problems  # noqa: E402
 from trl_dapo.rewards import get_reward  # noqa: E402
 from trl_dapo.trl_seams import TrainerSeams, replaced  # noqa: E402
 
@@ -111,7 +111,7 @@ def measure(name: str, num_steps: int, options: list[str]) -> dict[str, Any]:
     """Trains some rollout steps, and returns what each took."""
     if "--config" not in options:
         options = ["--config", str(DEFAULT_RECIPE), *options]
-    parser = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig))
+    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
     with tempfile.TemporaryDirectory() as folder:
         forced = ["--output_dir", folder, "--save_strategy", "no", "--eval_on_start", "false"]
         script_args, args, model_args = parser.parse_args_and_config([*options, *forced])
@@ -185,9 +185,9 @@ def main() -> None:
                 command += ["--num_rollout_steps", str(args.num_rollout_steps), *options]
                 subprocess.run(command, check=True)
                 trainers[name] = json.loads(output.read_text())
-        script_args, _, model_args = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig)).parse_args_and_config(
-            options if "--config" in options else ["--config", str(DEFAULT_RECIPE), *options]
-        )
+        script_args, _, model_args = TrlParser(
+            (TrainingScriptArguments, DAPOConfig, ModelConfig)
+        ).parse_args_and_config(options if "--config" in options else ["--config", str(DEFAULT_RECIPE), *options])
         record[Path(str(model_args.model_name_or_path)).name] = {
             **provenance(),
             **({"hardware": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),

@@ -31,14 +31,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
 from dynamic_sampling import RECIPE, Arm, main_of  # noqa: E402
 from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach  # noqa: E402
 from trl import ModelConfig, TrlParser  # noqa: E402
-from word_problems import make_problems  # noqa: E402
 
 from trl_dapo import DAPOConfig  # noqa: E402
+from trl_dapo.command_line.training_run import TrainingScriptArguments  # noqa: E402
 from trl_dapo.data.held_out import prompt_key, without_prompts  # noqa: E402
+from trl_dapo.recipes.word_problems import make_problems  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 
 
@@ -70,7 +70,7 @@ def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
     """Trains one arm and returns its curve, and the means of what it logged over the second half."""
     command = ["--config", str(RECIPE), "--output_dir", folder, "--seed", str(seed), "--disable_tqdm", "true"]
     command += ["--eval_strategy", "steps", "--lr_scheduler_type", "constant", "--num_groups_to_log", "0"]
-    parser = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig))
+    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
     _, args, _ = parser.parse_args_and_config(command)
     for name, value in arm.overrides.items():
         setattr(args, name, value)

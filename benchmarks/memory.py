@@ -43,14 +43,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from dapo_gsm8k import DAPOScriptArguments  # noqa: E402
 from memory_tables import markdown  # noqa: E402
 from provenance import provenance  # noqa: E402
 from trl import GRPOTrainer, ModelConfig, TrlParser  # noqa: E402
-from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
+from trl_dapo.command_line.training_run import TrainingScriptArguments  # noqa: E402
 from trl_dapo.grading.pool import shared_pool  # noqa: E402
+from trl_dapo.recipes.word_problems import make_problems, prepare_tiny_model  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 
 
@@ -165,7 +165,7 @@ def train(arm: Arm, num_steps: int, model: str, folder: str) -> None:
     """Trains in this process, and writes its memory at each rollout step into the folder."""
     command = ["--config", str(RECIPE), "--output_dir", folder, "--disable_tqdm", "true"]
     command += ["--max_steps", str(num_steps)]
-    parser = TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig))
+    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
     _, args, _ = parser.parse_args_and_config(command)
     for name, value in arm.overrides.items():
         setattr(args, name, value)

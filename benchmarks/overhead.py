@@ -39,10 +39,10 @@ import torch  # noqa: E402
 from provenance import provenance  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from word_problems import make_problems, prepare_tiny_model  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
 from trl_dapo.loss.diagnostics import LossDiagnostics  # noqa: E402
+from trl_dapo.recipes.word_problems import make_problems, prepare_tiny_model  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 from trl_dapo.trl_seams import TrainerSeams  # noqa: E402
 

@@ -7,15 +7,12 @@ Trains a model with DAPO on math word problems. A recipe has the settings; optio
 
     accelerate launch examples/dapo_gsm8k.py                                             # GSM8K recipe, from the Hub
     accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name DIR # local model and data
-    python examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml              # no Hub, no GPU, minutes
+    python examples/dapo_gsm8k.py --config quickstart                                    # no Hub, no GPU, minutes
 """
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
-from word_problems import TinyTaskArguments, prepare_tiny_task
 
 from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError, HubUnreachableError, TrainingStoppedError
 from trl_dapo.command_line.training_run import (
@@ -26,15 +23,12 @@ from trl_dapo.command_line.training_run import (
     train_grpo,
     use_model,
 )
+from trl_dapo.recipes import find, with_path
+from trl_dapo.recipes.word_problems import prepare_tiny_task
 from trl_dapo.rewards import get_reward
 
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "gsm8k_qwen2.5_0.5b.yaml"
-
-
-@dataclass
-class DAPOScriptArguments(TinyTaskArguments, TrainingScriptArguments):
-    """The options of `trl-dapo train`, and those of the quickstart's own task."""
+DEFAULT_RECIPE = find("gsm8k_qwen2.5_0.5b")
 
 
 def main(script_args, args, model_args):
@@ -67,6 +61,7 @@ if __name__ == "__main__":
     if "--config" not in sys.argv:
         sys.argv += ["--config", str(DEFAULT_RECIPE)]
     try:
-        main(*TrlParser((DAPOScriptArguments, DAPOConfig, ModelConfig)).parse_args_and_config())
+        parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
+        main(*parser.parse_args_and_config(with_path(sys.argv[1:])))
     except (HubPushError, HubUnreachableError, TrainingStoppedError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

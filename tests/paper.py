@@ -62,14 +62,8 @@ def paper_gradient(state, rows, by_group=False, eps_low=0.2, eps_high=0.28, make
     model.double()
     groups = {row["key"][0]: [] for row in rows}
     for row in rows:
-        prompt, completion = row["key"]
-        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].double()
-        logps = logits[len(prompt) - 1 : -1].log_softmax(-1)
-        for position, token in enumerate(completion):
-            if not row["own"][position]:
-                continue
-            logp = logps[position, token]
-            old = logp.detach() if row["old_logps"] is None else row["old_logps"][position]
+        prompt, _ = row["key"]
+        for logp, old in zip(*token_logps(model, row), strict=True):
             ratio = torch.exp(logp - old)
             clipped = torch.clamp(ratio, 1 - eps_low, 1 + eps_high)
             groups[prompt].append(torch.minimum(ratio * row["advantage"], clipped * row["advantage"]))
@@ -83,6 +77,27 @@ def paper_gradient(state, rows, by_group=False, eps_low=0.2, eps_high=0.28, make
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
     }
+
+
+def token_logps(model, row):
+    """
+    Returns the log-probabilities of the tokens of a row under the model, and those of the policy that sampled them; tokens that
+    the model did not write are left out.
+    """
+    prompt, completion = row["key"]
+    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].double()
+    logps = logits[len(prompt) - 1 : -1].log_softmax(-1)[range(len(completion)), completion]
+    old = logps.detach() if row["old_logps"] is None else torch.tensor(row["old_logps"], dtype=torch.float64)
+    own = torch.tensor(row["own"], dtype=torch.bool)
+    return logps[own], old[own]
+
+
+def group_rows(rows):
+    """Returns the rows of each prompt."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["key"][0], []).append(row)
+    return list(groups.values())
 
 
 def gradient_error(gradient, exact):

@@ -12,7 +12,7 @@ from checkout import ROOT
 
 
 BENCHMARKS = ROOT / "benchmarks"
-NAMES = ("ablation", "ablation_tables", "ablation_claims", "ablation_figure", "measured", "word_problems")
+NAMES = ("ablation", "ablation_tables", "ablation_claims", "ablation_figure", "measured")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,6 @@ def modules():
     """Returns the benchmark's modules, which are scripts and import each other as such."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        patch.syspath_prepend(str(ROOT / "examples"))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
     for name in NAMES:
         sys.modules.pop(name)

@@ -4,9 +4,9 @@ import re
 
 import pytest
 from test_trainer import all_correct, all_wrong, make_trainer, rare_reward
-from tiny import first_token_reward, training_arguments
+from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 
-from trl_dapo import DAPOConfig, RefillExhaustedError
+from trl_dapo import DAPOConfig, DAPOTrainer, RefillExhaustedError
 from trl_dapo.config.departures import departures
 from trl_dapo.errors import describe_exhaustion
 
@@ -161,14 +161,6 @@ REFUSED = {
     "out of the statistics, but trained": (
         {"truncated_in_statistics": False}, "Set mask_truncated_completions=True", [{"mask_truncated_completions": True}],
     ),
-    "scaled over the batch": (
-        {"scale_rewards": "batch"}, 'use "group" (DAPO) or "none", or set dynamic_sampling=False',
-        [{"scale_rewards": "group"}, {"scale_rewards": "none"}, {"dynamic_sampling": False}],
-    ),
-    "normalised over the batch": (
-        {"multi_objective_aggregation": "normalize_then_sum"}, '"sum_then_normalize": the other normalises over the whole batch',
-        [{"multi_objective_aggregation": "sum_then_normalize"}, {"dynamic_sampling": False}],
-    ),
     "streaming without an engine": (
         {"refill": "stream"}, 'Set use_vllm=True and vllm_mode="colocate", or refill="rounds"',
         [{"use_vllm": True, "vllm_mode": "colocate"}, {"refill": "rounds"}],
@@ -223,3 +215,31 @@ def test_denominator_advice_is_followed_by_a_run_without_it(tmp_path):
     (advice,) = said(loss_normalization="generation_batch")
     assert advice.endswith("Leave it None.")
     assert said() == []
+
+
+def even_rows_are(value):
+    """Of even rows each completion is worth `value`; of odd ones about half are right."""
+
+    def reward(completion_ids, row, **kwargs):
+        values = first_token_reward(completion_ids)
+        return [found if number % 2 else value for number, found in zip(row, values, strict=True)]
+
+    return reward
+
+
+@pytest.mark.parametrize(("value", "advice"), [(0.0, "easier prompts"), (1.0, "harder prompts")])
+def test_other_prompts_help_as_advised(tmp_path, value, advice):
+    def train(parity):
+        trainer = DAPOTrainer(
+            tiny_model(),
+            even_rows_are(value),
+            DAPOConfig(**training_arguments(tmp_path, max_steps=2, on_exhausted="error", max_generation_rounds=4)),
+            numbered_prompts(50).filter(lambda row: row["row"] % 2 == parity),
+            processing_class=tiny_tokenizer(),
+        )
+        trainer.train()
+        return trainer.state.global_step
+
+    with pytest.raises(RefillExhaustedError, match=advice):
+        train(parity=0)
+    assert train(parity=1) == 2

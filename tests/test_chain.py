@@ -18,8 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_model_goes_to_the_hub_and_back_with_the_same_figures(tmp_path):
-    sys.path.insert(0, str(ROOT / "examples"))
-    from word_problems import make_problems
+    from trl_dapo.recipes.word_problems import make_problems
 
     run, problems = tmp_path / "word-problems", tmp_path / "problems.jsonl"
     with LoopbackHub() as hub:

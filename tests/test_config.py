@@ -1,10 +1,12 @@
 import dataclasses
+import functools
 
 import pytest
-from tiny import training_arguments
+import torch
+from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from trl import GRPOConfig, TrlParser
 
-from trl_dapo import DAPOConfig
+from trl_dapo import DAPOConfig, DAPOTrainer
 
 
 def make_config(tmp_path, **overrides):
@@ -27,6 +29,16 @@ def test_defaults_are_those_of_the_paper(tmp_path):
 def test_config_needs_no_more_than_a_folder(monkeypatch):
     monkeypatch.setattr("trl_dapo.config.dapo_config.is_torch_bf16_gpu_available", lambda: False)
     assert DAPOConfig(output_dir="x", epsilon_high=0.28).bf16 is False
+
+
+def test_a_use_cpu_that_comes_after_the_choice_of_a_device_is_refused(tmp_path, monkeypatch):
+    config = make_config(tmp_path, use_cpu=False)
+    config.use_cpu = True
+    build = functools.partial(DAPOTrainer, tiny_model(), first_token_reward, config, numbered_prompts(8))
+    assert build(processing_class=tiny_tokenizer()).args.use_cpu  # The device is the CPU: nothing is wrong.
+    monkeypatch.setattr(DAPOConfig, "device", torch.device("cuda:0"))
+    with pytest.raises(ValueError, match=r"chosen cuda:0 with bf16=False.*DAPOConfig\(use_cpu=True"):
+        build(processing_class=tiny_tokenizer())
 
 
 def test_new_fields_are_exactly_these():
@@ -136,12 +148,6 @@ def test_every_new_field_is_documented_with_its_default():
         ({"vllm_check_interval": -1}, "vllm_check_interval is -1, but must be 0"),
         ({"vllm_max_logp_gap": 0.0}, "vllm_max_logp_gap is 0.0, but must be above 0"),
         ({"use_vllm": True, "vllm_mode": "colocate", "vllm_engine_kwargs": "eager"}, "vllm_engine_kwargs is 'eager'"),
-        pytest.param({"scale_rewards": "batch"}, 'scale_rewards is "batch"', marks=pytest.mark.refuses("scale_batch")),
-        pytest.param(
-            {"multi_objective_aggregation": "normalize_then_sum"},
-            "multi_objective_aggregation is",
-            marks=pytest.mark.refuses("normalize_then_sum"),
-        ),
         pytest.param(
             {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
             r"steps_per_generation is 3, but must be a multiple of gradient_accumulation_steps \(2\)",
@@ -154,14 +160,8 @@ def test_bad_value_is_refused_with_its_name_and_range(tmp_path, overrides, messa
         make_config(tmp_path, **overrides)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"scale_rewards": "batch"},
-        {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
-    ],
-)
-def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path, overrides):
+def test_what_only_dynamic_sampling_forbids_is_allowed_without_it(tmp_path):
+    overrides = {"steps_per_generation": 3, "gradient_accumulation_steps": 2}
     assert not make_config(tmp_path, dynamic_sampling=False, **overrides).dynamic_sampling
 
 

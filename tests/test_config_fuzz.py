@@ -7,6 +7,7 @@ import traceback
 from unittest import mock
 
 import pytest
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trl import GRPOConfig
@@ -82,6 +83,9 @@ FIELDS = {
 }
 
 
+PROBLEMS = Dataset.from_dict({"prompt": ["?"] * 50, "rate": [0.5] * 50, "level": ["easy", "hard"] * 25})
+
+
 def dry_run(args):
     """The arithmetic that a run would do with it before the first token."""
     assert args.num_groups_per_batch >= 1
@@ -109,9 +113,7 @@ def dry_run(args):
     plan = None
     if args.dynamic_sampling:
         judge = GroupJudge([0], args.filter_bounds)
-        planner = make_dynamic_sampler(
-            args, AloneRank(), [{"prompt": "?"}] * 50, mock.Mock(), judge, 2, mock.Mock()
-        ).refill.planner
+        planner = make_dynamic_sampler(args, AloneRank(), PROBLEMS, mock.Mock(), judge, 2, mock.Mock()).refill.planner
         plan = planner.plan(args.num_groups_per_batch, args.max_generation_rounds)
         assert 1 <= plan.num_prompts <= max(args.max_prompts_per_round, 1)
         assert 0 <= plan.fill_probability <= 1

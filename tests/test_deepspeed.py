@@ -43,3 +43,6 @@ def test_steps_on_deepspeed_are_those_of_ddp(tmp_path, copied, zero_stage):
     for mine, its in zip(results, copied, strict=True):
         assert_same_weights(mine, its)
         assert_same_log(mine, its)
+        # Under DeepSpeed gradients are not checked, so no share of them is logged.
+        assert any("dapo/frac_non_finite_steps" in entry for entry in its["logs"])
+        assert not any("dapo/frac_non_finite_steps" in entry for entry in mine["logs"])

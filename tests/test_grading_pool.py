@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from trl_dapo.grading import cpus
 from trl_dapo.grading import pool as pool_module
 from trl_dapo.grading.equivalence import grade, is_equivalent
 from trl_dapo.grading.grades import Comparison, Grade
@@ -254,6 +255,34 @@ def test_the_workers_are_shared_among_the_ranks_of_a_machine(monkeypatch: pytest
     for num_ranks, num_workers in {"1": 8, "4": 3, "64": 1, "": 8}.items():
         monkeypatch.setenv("LOCAL_WORLD_SIZE", num_ranks)
         assert default_num_workers() == num_workers
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)))
+    for num_ranks, num_workers in {"1": 8, "2": 8, "4": 4, "8": 2}.items():
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", num_ranks)
+        assert default_num_workers() == num_workers
+
+
+@pytest.mark.parametrize(
+    ("files", "of_task", "num_cpus"),
+    [
+        ({}, "", 12),
+        ({"cpu.max": "max 100000"}, "", 12),
+        ({"cpu.max": "350000 100000"}, "", 4),
+        ({"cpu.max": "5000 100000"}, "", 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "", 12),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, "", 2),
+        ({"cpu.max": "800000 100000"}, "3", 3),
+        ({}, "64", 12),
+        ({"cpu.max": "nonsense"}, "none", 12),
+    ],
+)
+def test_cpus_are_those_of_the_container_and_of_the_job(monkeypatch, tmp_path, files, of_task, num_cpus):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(cpus, "CGROUPS", tmp_path)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
+    assert cpus.usable_cpus() == num_cpus
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,7 @@ def test_trainer_says_which_prompts_it_also_trains_and_their_metrics_are_no_resu
 
 
 def test_quickstart_measures_no_prompt_that_it_trains(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend("examples")
-    import word_problems
+    from trl_dapo.recipes import word_problems
 
     monkeypatch.setattr(word_problems, "prepare_tiny_model", lambda *args, **kwargs: None)
     from trl_dapo import DAPOConfig

@@ -15,6 +15,7 @@ ROOMS = [
     "__main__",
     "command_line",  # parse, call, print
     "__init__",
+    "recipes",  # recipes by name, and the task of the quickstart
     "trainer",  # replay, loss, log: the overrides of TRL
     "publishing",  # facts of a run, model card, push
     "report",  # metrics, record, tables, curves

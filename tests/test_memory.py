@@ -81,7 +81,7 @@ def test_figures_of_processes_are_read_in_their_units(tables):
 
 @pytest.mark.slow
 def test_memory_of_a_run_is_flat(memory, tables, tmp_path):
-    from word_problems import prepare_tiny_model
+    from trl_dapo.recipes.word_problems import prepare_tiny_model
 
     prepare_tiny_model(str(tmp_path), seed=0)
     series = memory.run("DAPOTrainer", 80, str(tmp_path))

@@ -8,17 +8,19 @@ from tiny import tiny_model, training_arguments
 from trl import ModelConfig, TrlParser
 
 from trl_dapo import DAPOConfig
-from trl_dapo.command_line import main, option_check
+from trl_dapo.command_line import main, option_sources
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
-from trl_dapo.command_line.option_check import check_options, option_fields
+from trl_dapo.command_line.launcher import LaunchArguments
+from trl_dapo.command_line.option_check import check_options
+from trl_dapo.command_line.option_sources import read_options
 from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 from trl_dapo.config.field_types import check_choices
 
 
 TYPES = {
-    "train": (TrainingScriptArguments, DAPOConfig, ModelConfig),
+    "train": (TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments),
     "eval": (EvaluationArguments, ModelConfig),
     "grade": (GradeArguments,),
     "push": (PushArguments,),
@@ -28,7 +30,7 @@ TYPES = {
 @pytest.mark.parametrize("command", TYPES)
 def test_names_read_from_the_sources_are_those_of_the_parser(command):
     actions = TrlParser(TYPES[command])._actions
-    assert set(option_fields(command)) == {action.dest for action in actions} - {"help"}
+    assert set(read_options(command)) == {action.dest for action in actions} - {"help"}
     # Those defaults that the check computes with.
     parsed = {action.dest: action.default for action in actions}
     for name in (
@@ -38,7 +40,7 @@ def test_names_read_from_the_sources_are_those_of_the_parser(command):
         "generation_batch_size",
     ):
         if command == "train":
-            assert option_fields(command)[name] == parsed[name]
+            assert read_options(command)[name].default == parsed[name]
 
 
 def wrong_options(folder):
@@ -120,6 +122,46 @@ def test_other_commands_name_the_nearest_option_too(command, options, message):
 REST = ["--model_name_or_path", "some/model", "--dataset_name", "some/data"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--learning_rate", "fast"), "learning_rate is 'fast', but must be a number"),
+        (("--max_steps", "1e3"), "max_steps is '1e3', but must be a whole number"),
+        (("--use_cpu", "maybe"), "use_cpu is 'maybe', but must be true or false"),
+        (("--dataset_name", "./nowhere.jsonl"), r"--dataset_name is '\./nowhere.jsonl', .* no such file"),
+        (("--eval_dataset_name", "a/b/c"), "--eval_dataset_name is 'a/b/c', which looks like a local path"),
+        (("--model_name_or_path", "../nowhere"), r"--model_name_or_path is '\.\./nowhere', .* no such file"),
+    ],
+)
+def test_values_and_paths_are_checked_before_anything_is_loaded(options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check_options("train", [*REST, *options])
+
+
+def test_numbers_of_a_recipe_are_read_as_the_parser_reads_them(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    # YAML 1.1 reads 1e-6 as a text, and the parser takes it for a number.
+    recipe.write_text("learning_rate: 1e-6\nuse_cpu: yes\nbf16: 'false'\nmax_steps: -1\neval_steps: null\n")
+    check_options("train", [*REST, "--config", str(recipe)])
+    recipe.write_text("max_steps: 1.5e\n")
+    with pytest.raises(ValueError, match=r"max_steps is '1\.5e', but must be a whole number"):
+        check_options("train", [*REST, "--config", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("eval", (), "--output_dir and --dataset_name are not set"),
+        ("grade", (), "--dataset_name is not set"),
+        ("push", ("--output_dir", "nowhere"), "There is no folder nowhere"),
+        ("grade", ("--dataset_name", "nowhere.jsonl"), "--dataset_name is 'nowhere.jsonl'"),
+    ],
+)
+def test_what_a_command_needs_is_said_at_once(command, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check_options(command, options)
+
+
 @pytest.mark.parametrize("missing", ["model_name_or_path", "dataset_name"])
 def test_missing_model_or_data_is_said_at_once(missing):
     number = REST.index(f"--{missing}")
@@ -161,14 +203,13 @@ def test_right_options_pass(tmp_path):
         "false",
     ]
     check_options("train", [str(option) for option in options])
-    check_options("train", ["--loss_type", "nonsense", "--help"])
 
 
 def test_sources_that_cannot_be_read_leave_the_names_to_the_parser(monkeypatch):
-    option_fields.cache_clear()
-    monkeypatch.setitem(option_check._SOURCES, "train", [("trl", "nowhere.py", "X")])
+    read_options.cache_clear()
+    monkeypatch.setitem(option_sources.SOURCES, "train", [("trl", "nowhere.py", "X")])
     check_options("train", ["--xyzzy", "1"])
-    option_fields.cache_clear()
+    read_options.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +222,7 @@ def test_sources_that_cannot_be_read_leave_the_names_to_the_parser(monkeypatch):
     ],
 )
 def test_what_the_parser_finds_is_one_line_too(tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.setattr("trl_dapo.command_line.check_options", lambda *args: None)
+    monkeypatch.setattr("trl_dapo.command_line.check_options", lambda *args: {})
     fixed = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
     with pytest.raises(SystemExit) as ended:
         main(["train", *fixed, *options])

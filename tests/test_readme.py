@@ -31,14 +31,16 @@ from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
+from trl_dapo.command_line.launcher import LaunchArguments
 from trl_dapo.command_line.push import PushArguments
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 from trl_dapo.config.departures import departures
+from trl_dapo.recipes import ACCELERATE, find, names, with_path
 from trl_dapo.report.batch_metrics import always_zero_metrics
 
 
 sys.path.insert(0, str(ROOT / "examples"))
-from dapo_gsm8k import DEFAULT_RECIPE, DAPOScriptArguments
+from dapo_gsm8k import DEFAULT_RECIPE
 
 
 # Commands that a test runs, with the same options or with less to do.
@@ -52,6 +54,20 @@ TESTED_BY = {
     "trl-dapo push --output_dir out/quickstart --hub_model_id me/my-model --license apache-2.0": (
         "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else"
     ),
+    "trl-dapo train --help": (
+        "tests/test_option_help.py::test_help_begins_with_dapos_own_and_help_all_adds_every_option_once"
+    ),
+    "trl-dapo train --help-all": (
+        "tests/test_option_help.py::test_help_begins_with_dapos_own_and_help_all_adds_every_option_once"
+    ),
+    "trl-dapo recipes fsdp2 my_fsdp2.yaml": (
+        "tests/test_recipes_by_name.py::test_copy_is_the_recipe_and_overwrites_nothing"
+    ),
+    "trl-dapo recipes": "tests/test_recipes_by_name.py::test_list_has_every_recipe_with_what_it_trains",
+    "trl-dapo recipes gsm8k_qwen2.5_0.5b my_recipe.yaml": (
+        "tests/test_recipes_by_name.py::test_copy_is_the_recipe_and_overwrites_nothing"
+    ),
+    "trl-dapo train --config quickstart": "tests/test_recipes_by_name.py::test_quickstart_trains_by_name_in_any_folder",
     "trl-dapo migrate": "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed",
     "trl-dapo migrate --from verl CONFIG.yaml --output RECIPE.yaml": (
         "tests/test_migrate.py::test_recipe_parses_and_every_option_is_translated_or_listed"
@@ -80,23 +96,25 @@ NOT_RUN = {
     "pip install -e .[curves,vllm]": "changes the environment",
     "pip install -e .[vllm]": "changes the environment",
     "accelerate launch examples/dapo_gsm8k.py": _NEEDS_GPU,
-    "accelerate launch examples/dapo_gsm8k.py --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm false": (
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b --model_name_or_path DIR --dataset_name FILE_OR_DIR --use_vllm false": (
         "DIR and FILE_OR_DIR stand for a model and data"
     ),
     "trl-dapo grade --dataset_name rows.jsonl": "rows.jsonl stands for a file; tests/test_grade_command.py runs the command",
     "python tests/perturbations.py": _IS_MINUTES,
     "trl-dapo train": _NEEDS_GPU,
-    "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --output_dir OUT": _NEEDS_GPU,
-    "trl-dapo train --config examples/recipes/gsm8k_qwen2.5_0.5b.yaml --reward_names accuracy_reward my_rewards.brevity": (
-        _NEEDS_GPU
-    ),
-    "accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/dapo_gsm8k.py "
-    "--config examples/recipes/dapo_math_qwen2.5_7b.yaml": _NEEDS_GPU,
-    "accelerate launch --config_file examples/accelerate/deepspeed_zero3.yaml --num_machines 8 --num_processes 64 "
-    "examples/dapo_gsm8k.py --config examples/recipes/dapo_qwen2.5_32b_paper.yaml": _NEEDS_GPU,
-    "accelerate launch examples/dapo_gsm8k.py --per_device_train_batch_size 4 --gradient_accumulation_steps 16 "
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b": _NEEDS_GPU,
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b --output_dir OUT": _NEEDS_GPU,
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b --reward_names accuracy_reward my_rewards.brevity": _NEEDS_GPU,
+    "trl-dapo train --config my_recipe.yaml": _NEEDS_GPU,
+    "trl-dapo train --num_processes 8": _NEEDS_GPU,
+    "accelerate launch -m trl_dapo train ...": "the beginning of a command; tests/test_launcher.py starts two processes",
+    "pip install deepspeed": "changes the environment",
+    "trl-dapo train --config dapo_math_qwen2.5_7b --accelerate_config fsdp2": _NEEDS_GPU,
+    "trl-dapo train --config dapo_qwen2.5_32b_paper --accelerate_config deepspeed_zero3 --num_processes 64 --num_machines 8 "
+    "--machine_rank RANK --main_process_ip ADDRESS --main_process_port 29500": _NEEDS_GPU,
+    "trl-dapo train --config gsm8k_qwen2.5_0.5b --per_device_train_batch_size 4 --gradient_accumulation_steps 16 "
     "--steps_per_generation 64": _NEEDS_GPU,
-    "accelerate launch examples/dapo_gsm8k.py --config examples/recipes/dapo_math_qwen2.5_7b.yaml --use_peft true "
+    "trl-dapo train --config dapo_math_qwen2.5_7b --use_peft true "
     "--lora_r 32 --learning_rate 1e-5 --generation_batch_size 512 --gradient_accumulation_steps 16": _NEEDS_GPU,
     "accelerate launch --cpu --num_processes 2": "named as what does not work",
     "torchrun --nproc_per_node 2": "the beginning of a command; tests/two_ranks.py runs two processes",
@@ -130,19 +148,24 @@ SELDOM = WITH_VLLM | {
 PRINTED = {"docs/grading.md": "Grade.CORRECT", "docs/data.md": "1 x empty prompt\n    row 1: "}
 
 
-def parse_script(options, script_arguments=DAPOScriptArguments):
+def parse_script(options):
     if "--config" not in options:
         options = ["--config", str(DEFAULT_RECIPE), *options]
     options = [str(ROOT / word) if word.startswith("examples/") else word for word in options]
-    parser = TrlParser((script_arguments, DAPOConfig, ModelConfig))
+    options = [word for word in options if not word.startswith("--help")]
+    options = with_path([str(find("quickstart")) if word == "my_recipe.yaml" else word for word in options])
+    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments))
     return parser.parse_args_and_config([*options, "--use_cpu", "true"])
 
 
 def check_accelerate(words):
-    args = launch_command_parser().parse_args(words[2:] if "examples/dapo_gsm8k.py" in words else [*words[2:], "x.py"])
+    is_whole = "examples/dapo_gsm8k.py" in words or "-m" in words
+    args = launch_command_parser().parse_args(words[2:] if is_whole else [*words[2:], "x.py"])
     assert words[1] == "launch"
     assert args.config_file is None or (ROOT / args.config_file).exists()
-    if args.training_script != "x.py":
+    if args.module:
+        assert args.training_script == "trl_dapo"
+    elif args.training_script != "x.py":
         assert (ROOT / args.training_script).exists()
         parse_script(args.training_script_args)
 
@@ -159,6 +182,8 @@ def check_make(words):
 
 
 def check_pip(words):
+    if words[1:] == ["install", "deepspeed"]:
+        return
     (extras,) = re.fullmatch(r"install -e \.\[([\w,]+)\]", " ".join(words[1:])).groups()
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras.split(",")) <= known.keys()
@@ -176,11 +201,13 @@ def check_torchrun(words):
 def check_trl_dapo(words):
     assert words[1] in COMMANDS
     if words[2:] and words[1] == "train":
-        parse_script(words[2:], TrainingScriptArguments)
+        parse_script(["0" if word == "RANK" else word for word in words[2:]])
     elif words[2:] and words[1] == "push":
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
     elif words[2:] and words[1] == "grade":
         TrlParser((GradeArguments,)).parse_args_and_config(words[2:])
+    elif words[1] == "recipes":
+        assert not words[2:] or words[2] in names() + names(ACCELERATE)
     elif words[2:] and words[1] == "migrate":
         assert words[2:4] == ["--from", "verl"]
     elif words[2:]:
@@ -334,8 +361,8 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
 
 
 def test_every_option_named_in_the_text_exists():
-    types = (DAPOScriptArguments, DAPOConfig, ModelConfig, EvaluationArguments, PushArguments)
-    options = {field.name for arguments in types for field in dataclasses.fields(arguments)}
+    types = (TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments, EvaluationArguments, PushArguments)
+    options = {field.name for arguments in types for field in dataclasses.fields(arguments)} | {"help", "version"}
     options |= {name.lstrip("-") for name in launch_command_parser()._option_string_actions}
     named = {
         name

@@ -1,5 +1,6 @@
 """Resuming with other data, another order or another kind of model: refused with what differs, or the stream begins anew."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import IterableDataset
@@ -13,12 +14,14 @@ from trl_dapo.refill.prompt_source import PromptSource
 
 LORA = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
 STREAM = {"is_iterable": True}
+SELECTIVE = {"selective_rollout": True}
 # Saved run, resumed run, what the error says differs.
 DATA = {
     "dataset to stream": ({}, STREAM, "train_dataset is an IterableDataset, but was a Dataset"),
     "stream to dataset": (STREAM, {}, "train_dataset is a Dataset, but was an IterableDataset"),
     "more rows": ({}, {"num_rows": 60}, "train_dataset has 60 rows, but had 50"),
     "fewer rows": ({}, {"num_rows": 40}, "train_dataset has 40 rows, but had 50"),
+    "more rows with pass rates": (SELECTIVE, SELECTIVE | {"num_rows": 60}, "train_dataset has 60 rows, but had 50"),
     "seed": ({}, {"seed": 8}, "seed is 8, but was 7"),
     "seed of a stream": (STREAM, STREAM | {"seed": 8}, "seed is 8, but was 7"),
     "shuffling": ({}, {"shuffle_dataset": False}, "shuffle_dataset is False, but was True"),
@@ -26,15 +29,26 @@ DATA = {
 }
 
 
-def saved(folder, **options):
-    make_trainer(folder, max_steps=2, **CARRY, steps_per_generation=4, **options).train()
-    return str(folder / "checkpoint-2")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Returns the last checkpoint of a run with these options, which is made once."""
+    checkpoints = {}
+
+    def checkpoint(**options):
+        key = tuple(options)
+        if key not in checkpoints:
+            folder = tmp_path_factory.mktemp("saved")
+            make_trainer(folder, max_steps=2, **CARRY, steps_per_generation=4, **options).train()
+            checkpoints[key] = str(folder / "checkpoint-2")
+        return checkpoints[key]
+
+    return checkpoint
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, kind, caplog):
+def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, saved, kind, caplog):
     before, after, difference = DATA[kind]
-    checkpoint = saved(tmp_path / "a", **before)
+    checkpoint = saved(**before)
     shape = CARRY | {"steps_per_generation": 4, "max_steps": 3} | after
     with pytest.raises(ValueError, match=difference) as raised:
         make_trainer(tmp_path / "b", **shape).train(resume_from_checkpoint=checkpoint)
@@ -48,10 +62,14 @@ def test_other_data_are_refused_or_begin_a_stream_anew(tmp_path, kind, caplog):
     fresh = make_trainer(tmp_path / "d", **shape).dynamic_sampler.source
     assert resumed.batches[0][0][0][0][0] == fresh.row(fresh.draw(1)[0])["row"]
     assert len(resumed.batches) == 1
+    if after.get("selective_rollout"):
+        # Nothing is known of rows but what was sampled here.
+        known = np.flatnonzero(resumed.dynamic_sampler.source.selection.rates._levels)
+        assert set(known) <= {row for rows, _, _ in resumed.batches[0][0] for row in rows}
 
 
-def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path):
-    checkpoint = saved(tmp_path / "a")
+def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path, saved):
+    checkpoint = saved()
     resumed = make_trainer(tmp_path / "b", num_rows=60, max_steps=3, restart_stream=True)
     seen = {}
 
@@ -76,8 +94,10 @@ def test_stream_that_begins_anew_keeps_weights_optimizer_and_schedule(tmp_path):
     ],
 )
 @pytest.mark.parametrize("restart_stream", [False, True])
-def test_adapter_and_whole_model_do_not_resume_from_each_other(tmp_path, before, after, difference, restart_stream):
-    checkpoint = saved(tmp_path / "a", **before)
+def test_adapter_and_whole_model_do_not_resume_from_each_other(
+    tmp_path, saved, before, after, difference, restart_stream
+):
+    checkpoint = saved(**before)
     with pytest.raises(ValueError, match=difference):
         make_trainer(tmp_path / "b", **after, restart_stream=restart_stream).train(resume_from_checkpoint=checkpoint)
 

@@ -11,7 +11,7 @@ import traceback
 
 import pytest
 import torch
-from checkout import ROOT
+from forked import run_program
 
 from trl_dapo import RewardTimeoutError
 from trl_dapo.guards.reward_deadline import RewardWatch
@@ -195,15 +195,16 @@ print("went on")
 @pytest.mark.skipif(sys.platform != "linux", reason="a mutex of zeros is one of Linux")
 @pytest.mark.parametrize("thread", ["main", "another"])
 @pytest.mark.parametrize("function", ["swallows_everything", "deadlocks_in_c", "keeps_the_lock"])
-def test_function_that_cannot_be_interrupted_ends_its_process(function, thread):
-    command = [sys.executable, "-c", PROGRAM, function, thread]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 1, finished.stderr
-    assert "went on" not in finished.stdout
-    assert f"in {function}" in finished.stderr
+def test_function_that_cannot_be_interrupted_ends_its_process(tmp_path, function, thread):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    status, printed = run_program(program, [function, thread], tmp_path / "printed.txt", max_seconds=120)
+    assert status == 1, printed
+    assert "went on" not in printed
+    assert f"in {function}" in printed
     if function == "keeps_the_lock":
         # No Python code can run any more: what ends the process is a thread in C, which knows no names.
-        assert "Timeout (0:00:02.500000)!" in finished.stderr
+        assert "Timeout (0:00:02.500000)!" in printed
     else:
-        assert f"{function} cannot be interrupted, so that this process ends here." in finished.stderr
-        assert "the rewards of 8 completions" in finished.stderr
+        assert f"{function} cannot be interrupted, so that this process ends here." in printed
+        assert "the rewards of 8 completions" in printed

@@ -89,7 +89,7 @@ def test_evicted_prompts_are_not_drawn_any_more(tmp_path):
 def test_known_pass_rates_spare_the_first_pass(tmp_path):
     def share_of_even_rows(dataset, name, **options):
         # A share of 0.05, so that few draws of prompts that are known to fail are sampled.
-        trainer = trainer_on(tmp_path / name, dataset, max_steps=12, exploration_share=0.05, **options)
+        trainer = trainer_on(tmp_path / name, dataset, exploration_share=0.05, **options)
         trainer.train()
         assert trainer.dynamic_sampler.source.metrics["data_passes"] <= 1
         rows = rows_of(trainer)

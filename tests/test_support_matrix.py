@@ -20,7 +20,9 @@ def test_every_row_has_a_test_or_says_that_it_was_not_run():
 def test_markers_of_functions_and_of_parameters_are_found():
     found = marked_tests()
     assert "tests/test_distributed.py::test_two_ranks_train_the_batches_of_one" in found["supports"]["ddp"]
-    assert "tests/test_config.py::test_bad_value_is_refused_with_its_name_and_range" in found["refuses"]["scale_batch"]
+    assert (
+        "tests/test_config.py::test_bad_value_is_refused_with_its_name_and_range" in found["refuses"]["ragged_steps"]
+    )
     rows = table().splitlines()[2:]
     assert len(rows) == len(FEATURES)
     states = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1] for row in rows}

@@ -62,6 +62,7 @@ from .config.row_checks import (
     refuse_rows,
 )
 from .config.selective_checks import check_selective_columns
+from .config.trl_values import check_use_cpu
 from .data.context_length import ContextLimit
 from .errors import RefillExhaustedError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard, check_trainable
@@ -186,6 +187,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             raise TypeError(
                 f"`args` must be a `DAPOConfig`, got `{type(args).__name__}`. It takes all of GRPOConfig's fields."
             )
+        check_use_cpu(args)
         reward_funcs = find_rewards(reward_funcs)
         # Of these the prompts are not, or not all, in the dataset.
         self._reads_prompts = not (kwargs.get("environment_factory") or kwargs.get("rollout_func"))

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context, profiling_decorator
 from trl.models.utils import disable_gradient_checkpointing
@@ -290,9 +291,14 @@ class TrainerSeams:
         return list(self._trainer.reward_func_names)
 
     @property
-    def scales_gradients(self) -> bool:
-        """Whether a gradient scaler looks after gradients that are not finite (float16)."""
-        return self._trainer.accelerator.scaler is not None
+    def sees_gradients(self) -> bool:
+        """
+        Whether the gradients of an optimizer step can be looked at before it.
+
+        A gradient scaler (float16) looks after those that are not finite itself, and DeepSpeed keeps its own.
+        """
+        accelerator = self._trainer.accelerator
+        return accelerator.scaler is None and accelerator.distributed_type != DistributedType.DEEPSPEED
 
     def micro_batches_of_step(self) -> list[dict[str, Any]]:
         """Returns the micro-batches of this rank that the optimizer step about to be taken trains, as far as they are kept."""

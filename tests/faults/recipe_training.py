@@ -15,7 +15,7 @@ from trl_dapo.rewards import accuracy_reward
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from word_problems import build_model, build_tokenizer, make_problems, prepare_tiny_model, warm_up  # noqa: E402
+from trl_dapo.recipes.word_problems import build_model, build_tokenizer, make_problems, prepare_tiny_model, warm_up  # noqa: E402
 
 
 RECIPE = EXAMPLES / "recipes" / "quickstart.yaml"

@@ -1,12 +1,18 @@
 """The entry point `trl-dapo`: its first argument names a module with `run(arguments)`."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError
+from trl_dapo.recipes import with_path
 
+from .launcher import is_to_be_launched, launch
 from .option_check import check_options
+from .option_help import command_list, help_text
+from .option_sources import SOURCES
+from .version import versions
 
 
 # The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
@@ -14,6 +20,7 @@ COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
+    "recipes": "Lists the recipes that come with the package, and copies one.",
     "migrate": "Turns a configuration of verl, ms-swift, OpenRLHF or NeMo-RL into a recipe.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
@@ -28,19 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             The command and its options. `None`: those of the command line.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print("usage: trl-dapo COMMAND [options]    (trl-dapo COMMAND --help lists the options)\n")
-        print("\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+    if not given or given[0] in ("-h", "--help", "--help-all"):
+        print(command_list(COMMANDS), end="")
+        return
+    if given[0] == "--version":
+        print(versions())
         return
     if given[0] not in COMMANDS:
-        print(f"trl-dapo: there is no command {given[0]!r}, only {', '.join(COMMANDS)}.", file=sys.stderr)
+        near = difflib.get_close_matches(given[0], COMMANDS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        print(f"trl-dapo: there is no command {given[0]!r}{hint}, only {', '.join(COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
+    asked = [argument.replace("_", "-") for argument in given[1:] if argument.startswith("-")]
+    if given[0] in SOURCES and {"-h", "--help", "--help-all"} & set(asked):
+        text = help_text(given[0], COMMANDS[given[0]], "--help-all" in asked)
+        if text is not None:
+            print(text, end="")
+            return
     try:
-        check_options(given[0], given[1:])
-        importlib.import_module(f".{given[0]}", __name__).run(given[1:])
+        options = with_path(given[1:]) if given[0] == "train" else given[1:]
+        values = check_options(given[0], options)
+        if given[0] == "train" and is_to_be_launched(values):
+            launch(options, values)
+            return
+        importlib.import_module(f".{given[0]}", __name__).run(options)
     except (
         *(HubPushError, HubUnreachableError, TrainingStoppedError),
-        *(FileNotFoundError, BlockingIOError, ValueError),
+        *(FileNotFoundError, FileExistsError, BlockingIOError, ValueError),
     ) as error:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise

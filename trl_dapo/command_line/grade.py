@@ -34,13 +34,14 @@ class GradeArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a folder or Hub dataset."})
     gold_column: str | None = field(
-        default=None, metadata={"help": f"Column of the golds. Unset: the first of {', '.join(_GOLD_COLUMNS)}."}
+        default=None,
+        metadata={"help": "Column of the golds. Unset: the first of solution, gold, answer, reward_model."},
     )
     completion_column: str | None = field(
         default=None,
         metadata={
-            "help": f"Column of the completions. Unset: the first of {', '.join(_COMPLETION_COLUMNS)}; without one, each "
-            "gold is graded against itself."
+            "help": "Column of the completions. Unset: the first of completion, completions, response, output; without one, "
+            "each gold is graded against itself."
         },
     )
     num_rows: int | None = field(default=None, metadata={"help": "Grade only the first so many rows."})

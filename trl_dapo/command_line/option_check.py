@@ -1,39 +1,23 @@
 """
 Checks the options of a command before torch and TRL are imported, which takes seconds.
 
-The names of the options are read from the source of the dataclasses that define them: nothing is imported for it.
+Names, types and defaults of the options are read from the source of the dataclasses that define them.
 """
 
-import ast
 import difflib
-import functools
-import importlib.util
-import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from trl_dapo.config.field_types import check_choices
+from trl_dapo.config.local_paths import require_existing
+
+from .launcher import num_processes
+from .option_sources import SOURCES, Option, read_options
 
 
-# Package, file and name of the dataclasses of each command, bases included.
-_MODEL = ("trl", "trainer/model_config.py", "ModelConfig")
-_SOURCES = {
-    "train": [
-        ("transformers", "training_args.py", "TrainingArguments"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/grpo_config.py", "GRPOConfig"),
-        ("trl_dapo", "config/dapo_config.py", "DAPOConfig"),
-        ("trl", "scripts/utils.py", "ScriptArguments"),
-        ("trl_dapo", "command_line/training_run.py", "TrainingScriptArguments"),
-        _MODEL,
-    ],
-    "eval": [("trl_dapo", "command_line/eval.py", "EvaluationArguments"), _MODEL],
-    "grade": [("trl_dapo", "command_line/grade.py", "GradeArguments")],
-    "push": [("trl_dapo", "command_line/push.py", "PushArguments")],
-}
 # Beside the fields: TRL's parser reads them.
 _OF_THE_PARSER = ("config", "help")
 # TRL's script options that have no effect here.
@@ -43,9 +27,26 @@ _WITHOUT_EFFECT = {
     "ignore_bias_buffers": "no model of today has such buffers",
 }
 _FALSE = ("false", "0", "no", "n", "f")
+_TRUE = ("true", "1", "yes", "y", "t")
+# Options that name a local path or a repository of the Hub.
+_LOCAL_OR_HUB = ("model_name_or_path", "dataset_name", "eval_dataset_name")
 
 
-def check_options(command: str, arguments: Sequence[str]) -> None:
+def _truth(value: Any) -> bool:
+    if str(value).lower() not in (*_FALSE, *_TRUE):
+        raise ValueError(value)
+    return str(value).lower() in _TRUE
+
+
+# How the values of a type are read, and what to call them.
+_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": (_truth, "true or false"),
+}
+
+
+def check_options(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     """
     Checks names of options and keys of a `--config` file, and what of their values can be checked without loading anything.
 
@@ -55,15 +56,16 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
         arguments (`Sequence[str]`):
             Its options.
 
+    Returns:
+        `dict[str, Any]`: Values of the options that are set, as texts or as the file has them.
+
     Raises:
         `ValueError`, `FileNotFoundError`: one line that says what is wrong and what to write instead.
     """
-    if any(argument in ("-h", "--help") for argument in arguments):
-        return
     # Other commands have no dataclass, and a parser that is quick.
-    fields = option_fields(command) if command in _SOURCES else {}
+    fields = read_options(command) if command in SOURCES else {}
     if not fields:
-        return  # the sources are not there: the parser will say what it does not know
+        return {}  # the sources are not there: the parser will say what it does not know
     config = _config_of(arguments)
     given = _options_of(arguments)
     known = [*fields, *(f"no_{name}" for name in fields), *_OF_THE_PARSER]
@@ -74,14 +76,19 @@ def check_options(command: str, arguments: Sequence[str]) -> None:
     )
     _refuse_unknown([(name, f"there is no option --{name}") for name in unknown], fields)
     values = config | {_full_name(name, fields): value for name, value in given.items()}
+    missing = [f"--{name}" for name, option in fields.items() if option.is_required and values.get(name) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, but needed.")
     refuse_without_effect(values)
-    _check_paths(values)
+    _check_numbers(values, fields)
+    _check_paths(values, command)
     if command == "train":
         check_choices(values)
-        _check_groups(fields | values)
+        _check_groups({name: option.default for name, option in fields.items()} | values)
         for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
-            if values.get(name) is None:
+            if values.get(name) is None and not _is_true(values.get("tiny_task")):
                 raise ValueError(f"--{name} is not set. Give {what} or a Hub id.")
+    return values
 
 
 def refuse_without_effect(values: Mapping[str, Any]) -> None:
@@ -92,49 +99,13 @@ def refuse_without_effect(values: Mapping[str, Any]) -> None:
         `ValueError`: naming the option.
     """
     for name, reason in _WITHOUT_EFFECT.items():
-        if values.get(name) and str(values[name]).lower() not in _FALSE:
+        if _is_true(values.get(name)):
             raise ValueError(f"{name} is set, but has no effect: {reason}. Leave it out.")
 
 
-@functools.cache
-def option_fields(command: str) -> dict[str, Any]:
-    """
-    Returns the options of a command with their defaults, as far as those are constants.
-
-    Args:
-        command (`str`):
-            The command.
-
-    Returns:
-        `dict[str, Any]`: empty where a source file cannot be read.
-    """
-    found: dict[str, Any] = {}
-    for package, file, name in _SOURCES[command]:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            return {}
-        try:
-            tree = ast.parse(Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8"))
-        except OSError:
-            return {}
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                found |= _fields_of(node)
-    return found
-
-
-def _fields_of(node: ast.ClassDef) -> dict[str, Any]:
-    fields = {}
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            keywords = (
-                {word.arg: word.value for word in item.value.keywords} if isinstance(item.value, ast.Call) else {}
-            )
-            if isinstance(keywords.get("init"), ast.Constant):
-                continue
-            default = keywords.get("default", item.value)
-            fields[item.target.id] = default.value if isinstance(default, ast.Constant) else None
-    return fields
+def _is_true(value: Any) -> bool:
+    """Whether a value of a YAML file or of a command line switches an option on."""
+    return bool(value) and str(value).lower() not in _FALSE
 
 
 def _config_of(arguments: Sequence[str]) -> dict[str, Any]:
@@ -192,8 +163,28 @@ def _refuse_unknown(faults: Sequence[tuple[str, str]], known: Collection[str]) -
         raise ValueError(f"{text[0].upper()}{text[1:]}.")
 
 
-def _check_paths(values: Mapping[str, Any]) -> None:
+def _check_numbers(values: Mapping[str, Any], fields: Mapping[str, Option]) -> None:
+    """Checks that what must be a number or a truth value is one. Texts of a recipe are read as those of a command line."""
+    for name, value in values.items():
+        if name not in fields or value is None:
+            continue
+        kind = next((kind for kind in _KINDS if fields[name].types == {kind}), None)
+        if kind is None:
+            continue
+        convert, words = _KINDS[kind]
+        try:
+            convert(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} is {value!r}, but must be {words}.") from None
+
+
+def _check_paths(values: Mapping[str, Any], command: str) -> None:
     model, output = values.get("model_name_or_path"), values.get("output_dir")
+    for name in _LOCAL_OR_HUB:
+        if values.get(name) is not None:
+            require_existing(str(values[name]), f"--{name}")
+    if command == "push" and not Path(str(output)).expanduser().is_dir():
+        raise FileNotFoundError(f"There is no folder {output}. Give the output_dir of a run.")
     if model is not None:
         folder = Path(str(model)).expanduser()
         if folder.is_file():
@@ -212,7 +203,7 @@ def _check_paths(values: Mapping[str, Any]) -> None:
 def _check_groups(values: Mapping[str, Any]) -> None:
     """Checks that a generation batch holds whole groups. Values that are no numbers are left to the parser."""
     try:
-        rows = int(values["per_device_train_batch_size"]) * int(os.environ.get("WORLD_SIZE", "1"))
+        rows = int(values["per_device_train_batch_size"]) * num_processes(values)
         steps = int(values["steps_per_generation"] or values["gradient_accumulation_steps"])
         batch = int(values["generation_batch_size"] or rows * steps)
         num_generations = int(values["num_generations"])

@@ -6,6 +6,7 @@ from trl import ModelConfig
 
 from trl_dapo.config.dapo_config import DAPOConfig
 
+from .launcher import LaunchArguments
 from .option_parser import parse_options
 from .training_run import TrainingScriptArguments, run_training
 
@@ -18,4 +19,5 @@ def run(arguments: Sequence[str]) -> None:
         arguments (`Sequence[str]`):
             The options, such as `["--config", "recipe.yaml", ...]`.
     """
-    run_training(*parse_options("train", (TrainingScriptArguments, DAPOConfig, ModelConfig), arguments))
+    types = (TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments)
+    run_training(*parse_options("train", types, arguments)[:3])

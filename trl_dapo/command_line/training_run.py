@@ -24,6 +24,7 @@ from trl_dapo.data.source import DataSource
 from trl_dapo.errors import TrainingStoppedError
 from trl_dapo.publishing.card import CURVES_FILE
 from trl_dapo.publishing.push import PushOptions, push_run
+from trl_dapo.recipes.word_problems import TinyTaskArguments, prepare_tiny_task
 from trl_dapo.report.curves import plot_curves
 from trl_dapo.report.reliability_plot import RELIABILITY_FILE, plot_reliability
 from trl_dapo.rewards import get_reward
@@ -38,7 +39,7 @@ _DEFAULT_TEST_SPLIT: str = ScriptArguments.dataset_test_split
 
 
 @dataclass
-class TrainingScriptArguments(ScriptArguments):
+class TrainingScriptArguments(TinyTaskArguments, ScriptArguments):
     """Options of a training run that are in neither `DAPOConfig` nor TRL's `ModelConfig`."""
 
     reward_names: list[str] = field(
@@ -214,8 +215,13 @@ def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_a
     """
     # First of all: a misspelt name should not wait for data and model.
     reward_funcs: Any = [get_reward(name) for name in script_args.reward_names]
-    train_dataset, eval_dataset, split = load_problems(script_args)
-    model = use_model(args, model_args)
+    split: HeldOut | None
+    if script_args.tiny_task:
+        model, train_dataset, eval_dataset = prepare_tiny_task(script_args, args)
+        split = None
+    else:
+        train_dataset, eval_dataset, split = load_problems(script_args)
+        model = use_model(args, model_args)
     trainer = DAPOTrainer(
         model=model,
         args=args,

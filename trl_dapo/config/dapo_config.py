@@ -583,18 +583,6 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 "remove_unused_columns is True, but reward functions read the columns beside the prompt, and evaluation would "
                 "be without them. Set remove_unused_columns=False."
             )
-        # Both aggregate rewards over the whole batch, which dynamic sampling selects: the statistics would be those of
-        # the selection, not of the policy.
-        if self.scale_rewards == "batch":
-            raise ValueError(
-                'scale_rewards is "batch", but dynamic_sampling needs statistics within the group: use "group" (DAPO) or '
-                '"none", or set dynamic_sampling=False.'
-            )
-        if self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                f"multi_objective_aggregation is {self.multi_objective_aggregation!r}, but dynamic_sampling needs "
-                '"sum_then_normalize": the other normalises over the whole batch. Or set dynamic_sampling=False.'
-            )
         ragged = self._describe_ragged_steps()
         if ragged:
             raise ValueError(f"{ragged}, or dynamic_sampling=False.")

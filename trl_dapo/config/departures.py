@@ -143,6 +143,9 @@ def departures(args: DAPOConfig) -> list[str]:
         f"beta is {args.beta}: a KL term, which DAPO has not. Set beta=0.0.": args.beta != 0.0,
         f"scale_rewards is {args.scale_rewards!r}: advantages are not divided by the std of the group. Set "
         "scale_rewards='group'.": args.scale_rewards not in ("group", True),
+        "multi_objective_aggregation is 'normalize_then_sum': each reward is normalized in its group, and their sum over the "
+        "generation batch. Set multi_objective_aggregation='sum_then_normalize'.": args.multi_objective_aggregation
+        == "normalize_then_sum",
         "Neither the soft overlong punishment nor overlong filtering: truncated completions count as wrong and train. Set "
         "soft_punish_cache or mask_truncated_completions.": not args.soft_punish_cache
         and not args.mask_truncated_completions,

@@ -30,6 +30,24 @@ def check_trl_values(config: Any) -> None:
     )
 
 
+def check_use_cpu(config: Any) -> None:
+    """
+    Refuses a `use_cpu` that was set after the configuration had chosen its device and its precision.
+
+    Args:
+        config (`DAPOConfig`):
+            The configuration, as a trainer receives it.
+
+    Raises:
+        `ValueError`: naming field, device and fix.
+    """
+    if config.use_cpu and config.device.type != "cpu":
+        raise ValueError(
+            f"use_cpu was set to True after the configuration was made, which had chosen {config.device} with "
+            f"bf16={config.bf16}. It must be given when the configuration is made: DAPOConfig(use_cpu=True, ...)."
+        )
+
+
 def _check(config: Any, name: str, is_good: Callable[[Any], bool], expected: str) -> None:
     value = getattr(config, name)
     if value is not None and not is_good(value):

@@ -1,17 +1,13 @@
 """Checks within 5 seconds whether the Hugging Face Hub can be reached. Libraries try for a minute before they fail."""
 
-import os
-from pathlib import Path
-
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
+from trl_dapo.config.local_paths import require_existing
 from trl_dapo.errors import HubUnreachableError
 
 
 _TIMEOUT_SECONDS = 5.0
-# A name that ends with one of these is a file, even without a slash.
-_DATA_SUFFIXES = frozenset({".jsonl", ".json", ".parquet"})
 
 
 def require_local_or_hub(name: str, repo_type: str, option: str) -> None:
@@ -33,14 +29,8 @@ def require_local_or_hub(name: str, repo_type: str, option: str) -> None:
         `HubUnreachableError`: `name` is not a local path, and the Hub does not answer within 5 seconds.
         `huggingface_hub.errors.RepositoryNotFoundError`: the Hub has no such repository, or the token may not read it.
     """
-    if Path(name).expanduser().exists():
+    if require_existing(name, option):
         return
-    is_path_like = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix in _DATA_SUFFIXES
-    if is_path_like:
-        raise FileNotFoundError(
-            f"{option} is {name!r}, which looks like a local path, but there is no such file or folder. Correct the path, or "
-            "give the id of a Hub repository (`name` or `namespace/name`)."
-        )
     if constants.HF_HUB_OFFLINE:
         return
     try:
@@ -52,5 +42,5 @@ def require_local_or_hub(name: str, repo_type: str, option: str) -> None:
         raise HubUnreachableError(
             f"{option} is {name!r}, which is not a local path, and the Hugging Face Hub did not answer within "
             f"{_TIMEOUT_SECONDS:g} seconds. Pass a local file or folder with `{option}`, or set HF_HUB_OFFLINE=1 to use the "
-            "files in your cache. `make quickstart` trains without the Hub."
+            "files in your cache. `trl-dapo train --config quickstart` needs neither Hub nor data."
         ) from error

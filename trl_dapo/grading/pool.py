@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
+from .cpus import usable_cpus
 from .grades import Comparison
 from .worker_process import CPU_LIMIT_SIGNALS, WorkerLostError, WorkerNotStartedError, WorkerProcess
 
@@ -27,6 +28,7 @@ WALL_FACTOR = 60.0
 MAX_TRIES = 3
 MAX_PAIRS_PER_REQUEST = 64
 MAX_WORKERS = 8
+MAX_WORKERS_OF_MACHINE = 16
 # Groups share their golds and often their answers, so comparisons are remembered; two short texts each.
 MAX_KNOWN_PAIRS = 16_384
 
@@ -48,8 +50,8 @@ class GradingPool:
 
     Args:
         num_workers (`int`, *optional*):
-            Number of worker processes; at least 1. `None`: one per CPU that this process may use, shared among the
-            ranks of the machine (`LOCAL_WORLD_SIZE`), at most 8.
+            Number of worker processes; at least 1. `None`: one per CPU that this process may use, at most 8, and at most
+            16 on a machine, shared among its ranks (`LOCAL_WORLD_SIZE`).
         cpu_seconds (`float`, *optional*, defaults to `2.0`):
             CPU time, in seconds, for parsing a gold, and again for comparing one answer. The operating system counts
             and enforces it, so load does not change a grade.
@@ -303,10 +305,10 @@ class GradingPool:
 
 
 def default_num_workers() -> int:
-    """Return the CPUs that this process may use, shared among the ranks of the machine; from 1 to 8."""
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(MAX_WORKERS, num_cpus // (int(num_ranks) if num_ranks.isdecimal() and int(num_ranks) else 1)))
+    """Return this rank's share of the workers of the machine, of which there are at most 16; from 1 to 8."""
+    local_world_size = os.environ.get("LOCAL_WORLD_SIZE", "")
+    num_ranks = max(1, int(local_world_size)) if local_world_size.isdecimal() else 1
+    return max(1, min(MAX_WORKERS, min(MAX_WORKERS_OF_MACHINE, usable_cpus()) // num_ranks))
 
 
 _pools: "weakref.WeakSet[GradingPool]" = weakref.WeakSet()

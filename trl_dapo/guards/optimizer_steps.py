@@ -52,7 +52,7 @@ class NonFiniteGuard(TrainerCallback):
     `dapo/frac_non_finite_steps` is the share of such steps. After `max_non_finite_steps` consecutive ones the run stops.
 
     With float16 the gradient scaler meets such steps now and then, and skips them itself; under DeepSpeed the gradients
-    are not visible. In both cases the guard does nothing.
+    are not visible. In both cases the guard does nothing, and the metric is not logged.
 
     Args:
         seams (`TrainerSeams`):
@@ -80,7 +80,7 @@ class NonFiniteGuard(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: torch.nn.Module | None = None, **kwargs: Any
     ) -> None:
         """Drops gradients that are not finite on any rank."""
-        if model is None or self.limit is None or self.seams.scales_gradients:
+        if model is None or self.limit is None or not self.seams.sees_gradients:
             return
         # A rank may hold a part of the gradients only, so all of them decide together.
         faults = self.ranks.gather_rows([[not _has_finite_gradients(model)]])

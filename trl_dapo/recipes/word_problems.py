@@ -6,7 +6,7 @@ a wrong result, and the solution goes on from it. So the model knows how to solv
 errors, and more of them in longer problems. Reinforcement learning can remove these errors. The model solves one family of
 problems nearly always and another one never: their groups have no learning signal, and dynamic sampling rejects them.
 
-    python examples/word_problems.py out/tiny-model
+    python -m trl_dapo.recipes.word_problems out/tiny-model
 """
 
 import random
