@@ -94,6 +94,7 @@ from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
 from .trl_seams import AddedReward, Generated, TrainerSeams
+from .turns.environments import Environments
 from .turns.episode import is_unanswered
 from .turns.tool_loop import ToolLoop
 from .vllm_engine.canary import WeightCanary
@@ -221,6 +222,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.shape = args.shape
         self.seams = TrainerSeams(self)
         self.tool_loop = ToolLoop(self.seams, self.ranks)
+        self.environments_of_rounds = Environments(
+            self.seams, self.ranks, args.env_timeout, args.generation_end.max_completion_length
+        )
+        if args.dynamic_sampling:
+            self.environments_of_rounds.hide_closing()
         measures = self._reads_prompts and not self.seams.is_multimodal
         self.context_limit = ContextLimit(self.model, args, self.seams.tokenize if measures else None)
         if self._reads_prompts:
@@ -311,7 +317,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             engine = VLLMRequests(self.vllm_generation, self.seams.bring_weights)
             sampling = LocalGroups(engine, grader, scorer.tokenize)
         else:
-            sampling = RolloutSampler(*scoring, self.canary, check_images, self.tool_loop).sample
+            sampling = RolloutSampler(
+                *scoring, self.canary, check_images, self.tool_loop, self.environments_of_rounds
+            ).sample
         return make_dynamic_sampler(
             self.args,
             self.ranks,
@@ -391,7 +399,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
         """
         check_trainable(self.model)
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.environments_of_rounds.close()
 
     # Generation-batch refilling
 
