@@ -48,7 +48,9 @@ from .config.dataset_checks import (
     check_train_dataset,
     check_turns,
     find_filter_columns,
+    has_turns,
     numbered_names,
+    seeded_tasks,
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
@@ -192,6 +194,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         reward_funcs = find_rewards(reward_funcs)
         # Of these the prompts are not, or not all, in the dataset.
         self._reads_prompts = not (kwargs.get("environment_factory") or kwargs.get("rollout_func"))
+        invents_tasks = args.dynamic_sampling and train_dataset is None and bool(kwargs.get("environment_factory"))
+        if invents_tasks:
+            train_dataset = seeded_tasks(kwargs, args)
         if args.dynamic_sampling:
             check_turns(kwargs, args)
             self._check_sampled(train_dataset, reward_funcs, args)
@@ -202,7 +207,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 check_columns(name, rows, reward_funcs, bool(args.remove_unused_columns))
                 check_rows(name, rows)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
-        check_image_dataset(train_dataset, args)
+        check_image_dataset(train_dataset, args, has_turns(kwargs))
         check_evaluation_shape(args, kwargs.get("eval_dataset"))
         check_best_metric(args, kwargs.get("eval_dataset"))
         with engine_of(args):
@@ -227,6 +232,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         )
         if args.dynamic_sampling:
             self.environments_of_rounds.hide_closing()
+        if invents_tasks:
+            self.environments_of_rounds.check_seeded()
         measures = self._reads_prompts and not self.seams.is_multimodal
         self.context_limit = ContextLimit(self.model, args, self.seams.tokenize if measures else None)
         if self._reads_prompts:
@@ -349,7 +356,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             check_rows("train_dataset", dataset)
             self._check_prompts("train_dataset", dataset)
         check_selective_columns(dataset, self.args)
-        check_image_dataset(dataset, self.args)
+        check_image_dataset(dataset, self.args, self.seams.has_turns)
         planner = self.dynamic_sampler.refill.planner.state_dict()
         self.dynamic_sampler = self._make_sampler(dataset)
         self.dynamic_sampler.refill.planner.load_state_dict(planner)

@@ -410,6 +410,12 @@ class TrainerSeams:
             shown = [tool for tools in trainer._env_tools.values() for tool in tools]
             trainer.tools = [tool for tool in trainer.tools if tool in shown]
 
+    @property
+    def pooled_environments(self) -> list[Any]:
+        """All environments that were made, and not taken away."""
+        pools = vars(self._trainer).get("_environment_pool", {})
+        return [environment for pool in pools.values() for environment in pool]
+
     def take_environments(self, are_taken: Callable[[Any], bool]) -> list[Any]:
         """Returns environments that TRL shall not use again. It makes new ones where it needs them."""
         taken = []

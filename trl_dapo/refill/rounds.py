@@ -21,7 +21,7 @@ from trl_dapo.turns.tool_loop import ToolLoop
 from trl_dapo.vllm_engine.canary import WeightCanary
 
 from .assembly import ObserveGroups, RefillResult
-from .image_prompts import IMAGE_COLUMNS, images_of, prepared_prompts
+from .image_prompts import IMAGE_COLUMNS, check_no_images, prepared_prompts
 from .progress import BatchSoFar, SamplingProgress
 from .prompt_source import PromptSource
 
@@ -147,10 +147,7 @@ class RolloutSampler:
     def _prompts(self, inputs: list[dict[str, Any]]) -> list[Any]:
         """Returns the prompts as they are sampled from."""
         if self.seams.has_turns:
-            prompts = self.environments.prepare(inputs)
-            if images_of(prompts) is not None:
-                self.check_images()
-            return prompts
+            return self.environments.prepare(inputs, check_no_images)
         # A text model has no images, unless the dataset has a column of them: then this says what is wrong.
         has_images = self.seams.is_multimodal or not IMAGE_COLUMNS.isdisjoint(inputs[0])
         return prepared_prompts(inputs, self.check_images) if has_images else [row["prompt"] for row in inputs]
@@ -159,7 +156,7 @@ class RolloutSampler:
         """Samples completions for these rows of a round."""
         if not self.seams.has_turns:
             return self.seams.generate(prompts, keys)
-        self.tool_loop.keys = keys
+        self.tool_loop.keys, self.tool_loop.takes_images = keys, False
         try:
             with (
                 self.seams.only_rows(rows),
@@ -167,7 +164,7 @@ class RolloutSampler:
             ):
                 return self.seams.generate(prompts, keys)
         finally:
-            self.tool_loop.keys = ()
+            self.tool_loop.keys, self.tool_loop.takes_images = (), True
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,13 +80,32 @@ class Environments:
         """Takes methods that close environments out of the tools that the model is shown."""
         self.seams.hide_environment_tools(is_closing)
 
-    def prepare(self, inputs: list[dict[str, Any]]) -> list[Any]:
+    def check_seeded(self) -> None:
+        """
+        Checks that environments that invent their tasks give the completions of a group the same one.
+
+        Raises:
+            `ValueError`: `reset` takes no seed.
+        """
+        for environment in self.seams.pooled_environments:
+            signature = _signature(environment.reset)
+            if signature is None or "seed" not in signature.parameters:
+                raise ValueError(
+                    f"train_dataset is None, and `reset` of {type(environment).__name__} has no parameter `seed`. The completions "
+                    "of a group must be of one task: otherwise dynamic sampling would keep groups whose tasks differ, not their "
+                    "answers. Let reset(self, seed, **row) make the task from the seed, or pass a train_dataset with a row for "
+                    "each task."
+                )
+
+    def prepare(self, inputs: list[dict[str, Any]], check: Callable[[list[Any]], None]) -> list[Any]:
         """
         Returns the prompts of a round as TRL would sample from them, with environments reset. A collective.
 
         Args:
             inputs (`list[dict]`):
                 Dataset rows of this rank.
+            check (`Callable[[list], None]`):
+                Raises an error for prompts that cannot be sampled.
 
         Raises:
             `RankFailedError`: no environment could be made on another rank. A rank that failed itself raises its own failure.
@@ -97,6 +116,7 @@ class Environments:
         failure: Exception | None = None
         try:
             prompts = self.seams.prepare(inputs, self._reset, self._guarded)
+            check(prompts)
         except Exception as error:
             failure = error
         self._tell(failure)
