@@ -1,5 +1,9 @@
 """Which environments, tools and prompts can be sampled, and what is refused."""
 
+import itertools
+import json
+
+import pandas as pd
 import pytest
 from datasets import Dataset
 from tiny_tools import (
@@ -223,3 +227,28 @@ def test_other_results_than_texts_are_shown_as_text(tmp_path, monkeypatch):
     assert {turn["content"] for turns in trainer.rounds[0][2] for turn in turns if turn["role"] == "tool"} == {
         "[1, 2, 3]"
     }
+
+
+def test_the_record_tells_the_conversation_the_prompt_as_it_was_and_who_wrote_what(tmp_path):
+    trainer = make_chat_trainer(
+        tmp_path, rewards=solved, environment_factory=Counted, max_steps=1, num_groups_to_log=100
+    )
+    trainer.train()
+    record = pd.read_parquet(tmp_path / "rollouts")
+    sampled = {}
+    for inputs, prompts, completions, _, (generated,) in trainer.rounds:
+        for number, row in enumerate(inputs):
+            key = row["row"], number % NUM_GENERATIONS
+            sampled[key] = prompts[number], completions[number], generated.tool_mask[number]
+    assert len(record) == len(sampled)
+    for line in record.itertuples():
+        prompt, completion, mask = sampled[line.row, line.sample]
+        assert json.loads(line.prompt) == prompt
+        said = json.loads(line.completion) if line.completion.startswith("[{") else line.completion
+        assert said == (completion if len(completion) > 1 else completion[0]["content"])
+        lengths = [len(list(stretch)) for _, stretch in itertools.groupby(mask)]
+        assert json.loads(line.stretches) == lengths
+        assert line.num_turns == (len(lengths) + 1) // 2
+        assert line.num_tool_tokens == mask.count(0)
+        assert line.length == len(mask)
+    assert record["num_turns"].max() > 1

@@ -289,7 +289,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             return None
         rewards = RewardColumns(self.punishment.names, self.punishment.weights.tolist(), filter_columns)
         sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
-        return RolloutRecorder(self.shape, self.ranks, sample, rewards, str(self.args.output_dir))
+        return RolloutRecorder(
+            self.shape, self.ranks, sample, rewards, str(self.args.output_dir), self.seams.has_turns
+        )
 
     def _check_prompts(self, name: str, dataset: Any) -> None:
         """Refuses prompts that the tokenizer, or the context of the model, has nothing for."""

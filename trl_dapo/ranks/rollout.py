@@ -1,5 +1,6 @@
 """Rollouts between generation and training: unpadded, on the CPU, and ready to travel between ranks."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -78,6 +79,16 @@ class Rollout:
     def num_tool_tokens(self) -> int:
         """Completion tokens that the model did not write."""
         return 0 if self.tool_mask is None else int((~self.tool_mask).sum())
+
+    @property
+    def stretches(self) -> list[int]:
+        """Tokens of the model, of others, of the model, and so on, in the order of the completion."""
+        if self.tool_mask is None:
+            return [len(self.completion_ids)]
+        cuts = (self.tool_mask[1:] != self.tool_mask[:-1]).nonzero().flatten() + 1
+        ends = [0, *cuts.tolist(), len(self.tool_mask)]
+        lengths = [end - start for start, end in itertools.pairwise(ends)]
+        return lengths if self.tool_mask[0] else [0, *lengths]
 
     def truncated(self, num_tokens: int) -> "Rollout":
         """Returns the rollout with only the first `num_tokens` tokens of its completion."""
