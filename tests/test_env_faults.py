@@ -95,6 +95,9 @@ def returns_far_too_much():
     return "x" * 10_000_000
 
 
+@pytest.mark.fault(
+    "a tool raises, hangs, exits or returns far too much", "sampling", "its completion has no reward; training goes on"
+)
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
@@ -148,6 +151,7 @@ def test_what_the_model_did_wrong_is_scored(tmp_path, monkeypatch):
     assert {text.split(":")[0] for text in calls} == {"{'error'"}
 
 
+@pytest.mark.fault("an async tool hangs", "sampling", "its completion has no reward; training goes on")
 def test_async_tools_have_the_deadline_too(tmp_path, monkeypatch):
     async def calculate_slowly(expression: str) -> str:
         """
@@ -166,6 +170,23 @@ def test_async_tools_have_the_deadline_too(tmp_path, monkeypatch):
     assert [fault == EnvFault.TIMED_OUT for _, _, fault, _ in judged(trainer)] == [
         sample == 2 for _, sample, _, _ in judged(trainer)
     ]
+
+
+@pytest.mark.fault(
+    "an async tool blocks the event loop", "sampling", "`EnvTimeoutError` that names it, after twice `env_timeout`"
+)
+def test_an_async_tool_that_blocks_the_event_loop_ends_the_run(tmp_path, monkeypatch):
+    async def calculate(expression: str) -> str:
+        """
+        Computes.
+
+        Args:
+            expression: What to compute.
+        """
+        time.sleep(5)
+
+    with pytest.raises(EnvTimeoutError, match="calculate did not return within env_timeout=0"):
+        train(tmp_path, monkeypatch, always_calls, tools=[calculate])
 
 
 class Fragile:
@@ -229,6 +250,11 @@ CAUSES = {
 }
 
 
+@pytest.mark.fault(
+    "an environment raises or hangs, in `reset`, a method or `get_reward`",
+    "sampling",
+    "its completion has no reward, and another environment takes its place",
+)
 def test_seeded_faults_of_environments_are_never_wrong_answers_and_environments_are_closed(tmp_path, monkeypatch):
     chance, chosen = random.Random(0), []
 
@@ -306,6 +332,7 @@ def test_what_a_rollout_function_returns_is_checked(tmp_path, monkeypatch, outpu
         train(tmp_path, monkeypatch, rollout_func=lambda prompts, trainer: output)
 
 
+@pytest.mark.fault("a rollout function hangs", "sampling", "`EnvTimeoutError`; environments are closed")
 def test_a_rollout_function_that_hangs_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(EnvTimeoutError, match=r"The rollout function did not return within env_timeout=0\.3 seconds"):
         train(tmp_path, monkeypatch, rollout_func=lambda prompts, trainer: time.sleep(600))

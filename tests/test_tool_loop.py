@@ -100,6 +100,11 @@ def test_ranks_that_generate_together_take_the_same_turns(turns, seams):
         assert [rank[turn] for rank in sizes] == expected
 
 
+@pytest.mark.fault(
+    "generation fails between two turns on one of two ranks",
+    "sampling",
+    "its error there, `RankFailedError` with the cause on the other",
+)
 @pytest.mark.parametrize("seams", [{}, {"shares_engine": True}], ids=str)
 def test_a_rank_that_fails_between_turns_tells_the_others(seams):
     errors = [None, None]

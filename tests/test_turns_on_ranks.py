@@ -77,6 +77,11 @@ def test_a_resumed_run_with_half_a_batch_and_carried_groups_equals_one_never_int
     assert max(entry.get("dapo/carried", 0) for entry in whole[0]["logs"]) > 0
 
 
+@pytest.mark.fault(
+    "no environment can be made on one of two ranks",
+    "sampling",
+    "its error there, `RankFailedError` with the cause on the other",
+)
 def test_a_rank_without_environments_tells_the_others(tmp_path):
     results = run(tmp_path, 2, kind="licensed", per_device_train_batch_size=4)
     assert results[1]["failure"] == "OSError('no license is left')"

@@ -283,6 +283,11 @@ class TrainerSeams:
         return bool(self._trainer.tools)
 
     @property
+    def has_async_tools(self) -> bool:
+        """Whether a tool is awaited."""
+        return any(inspect.iscoroutinefunction(tool) for tool in self._trainer.tools)
+
+    @property
     def has_turns(self) -> bool:
         """Whether a completion may hold tokens that the model did not write."""
         return self.has_tools or self.has_environments or self.has_rollout_function

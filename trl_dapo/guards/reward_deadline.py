@@ -284,13 +284,15 @@ class RewardWatch:
         self._computation: _Computation | None = None
 
     @contextlib.contextmanager
-    def computation(self, where: str) -> Iterator[None]:
+    def computation(self, where: str, patience: float = 1.0) -> Iterator[None]:
         """
         Inside it rewards are computed, in this thread or for it.
 
         Args:
             where (`str`):
                 Which rewards, for the message.
+            patience (`float`, *optional*, defaults to `1.0`):
+                How many times the limit a call may take.
 
         Raises:
             `RewardTimeoutError`: a call in it took too long.
@@ -298,13 +300,20 @@ class RewardWatch:
         if self.seconds is None:
             yield
             return
+        before = self._computation
         computation = self._computation = _Computation(
-            self.seconds, self.grace_seconds, where, self.tell, self.make_error, prints_stacks=self.stacks_left > 0
+            self.seconds * patience,
+            self.grace_seconds,
+            where,
+            self.tell,
+            self.make_error,
+            prints_stacks=self.stacks_left > 0,
         )
         try:
             with computation.watched():
                 yield
         finally:
+            self._computation = before
             self.stacks_left -= computation.error is not None
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +158,7 @@ class RolloutSampler:
         if not self.seams.has_turns:
             return self.seams.generate(prompts, keys)
         self.tool_loop.keys, self.tool_loop.takes_images = keys, False
+        self.tool_loop.around = self.environments.watching_loop
         try:
             with (
                 self.seams.only_rows(rows),
@@ -165,6 +167,7 @@ class RolloutSampler:
                 return self.seams.generate(prompts, keys)
         finally:
             self.tool_loop.keys, self.tool_loop.takes_images = (), True
+            self.tool_loop.around = nullcontext
 
 
 @dataclass(frozen=True, slots=True)

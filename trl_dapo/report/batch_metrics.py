@@ -243,15 +243,11 @@ def turn_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
         size = len(group.lengths)
         turns += group.num_turns or [1] * size
         faults += group.env_faults or [EnvFault.NONE] * size
-    by_cause = {
-        f"frac_env_failed/{fault.name.lower()}": _mean([found == fault for found in faults])
-        for fault in EnvFault
-        if fault is not EnvFault.NONE
-    }
+    causes = {"raised": EnvFault.RAISED, "timed_out": EnvFault.TIMED_OUT, "not_reset": EnvFault.NOT_RESET}
     return {
         "turns/mean": _mean(turns),
         "frac_env_failed": _mean([fault != EnvFault.NONE for fault in faults]),
-        **by_cause,
+        **{f"frac_env_failed/{name}": _mean([fault == cause for fault in faults]) for name, cause in causes.items()},
     }
 
 

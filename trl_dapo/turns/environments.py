@@ -27,6 +27,8 @@ from trl_dapo.trl_seams import TrainerSeams
 
 logger = get_logger(__name__)
 
+# Within its deadline an async tool is interrupted by the event loop; one that blocks the loop ends the run somewhat later.
+_PATIENCE_WITH_LOOP = 2.0
 # A longer answer of a tool or an environment has more characters for each token of a completion than texts have.
 _MAX_CHARACTERS_PER_TOKEN = 16
 _DEFAULT_MAX_CHARACTERS = 1_000_000
@@ -148,6 +150,18 @@ class Environments:
         self._tell(failure)
         return output
 
+    def watching_loop(self) -> contextlib.AbstractContextManager[None]:
+        """
+        Inside it TRL calls tools, and waits for async ones.
+
+        Raises:
+            `EnvTimeoutError`: an async tool blocks the event loop, which could interrupt it otherwise.
+        """
+        if not self.seams.has_async_tools:
+            return contextlib.nullcontext()
+        where = f"completions at optimizer step {self.seams.step} on rank {self.ranks.rank}, and blocks the event loop"
+        return self.watch.computation(where, _PATIENCE_WITH_LOOP)
+
     def close(self) -> None:
         """Closes all environments, if they can be. TRL makes new ones where it needs them."""
         for environment in self.seams.take_environments(lambda environment: True):
@@ -200,7 +214,8 @@ class Environments:
         async def awaited(**arguments: Any) -> Any:
             check(arguments)
             try:
-                result = await asyncio.wait_for(tool(**arguments), self.watch.seconds)
+                with self.watch.call(name):
+                    result = await asyncio.wait_for(tool(**arguments), self.watch.seconds)
                 return self._answer(name, result)
             except BadToolCallError:
                 raise

@@ -6,6 +6,7 @@ the others with rows that nobody reads; and where tools fail on one rank, it tel
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from trl_dapo.errors import RankFailedError
@@ -46,6 +47,8 @@ class ToolLoop:
             Names of the completions that are sampled next, from which a vLLM engine derives their seeds. Empty: none have any.
         takes_images (`bool`):
             Whether tools may return images.
+        around (`Callable[[], AbstractContextManager]`):
+            Opened around TRL's loop.
         is_running (`bool`):
             Whether a turn that is sampled now is one after a call of a tool.
         is_collective (`bool`):
@@ -59,6 +62,7 @@ class ToolLoop:
         self.ranks = ranks
         self.keys: Sequence[SequenceKey] = ()
         self.takes_images = True
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.is_running = False
         self.num_calls = self.num_failed_calls = 0
         # Of a row with images there is no filler.
@@ -96,7 +100,8 @@ class ToolLoop:
         failure: Exception | None = None
         self.is_running = True
         try:
-            looped = loop(prompts, prompt_ids, *rest)
+            with self.around():
+                looped = loop(prompts, prompt_ids, *rest)
             if not self.takes_images and any(looped[6]):
                 raise ValueError(
                     "A tool returned an image, but with dynamic sampling a completion is kept as its tokens alone. Have the tool "
