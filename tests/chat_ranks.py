@@ -7,7 +7,16 @@ from pathlib import Path
 
 import torch
 from paper import rows_of
-from tiny_tools import Counted, ScriptedDAPO, calculate, make_chat_trainer, scripted_turn, solved
+from tiny_tools import (
+    Counted,
+    ScriptedDAPO,
+    calculate,
+    make_chat_trainer,
+    noted,
+    rollout_function,
+    scripted_turn,
+    solved,
+)
 from trl import GRPOTrainer
 
 from trl_dapo import RankFailedError
@@ -46,7 +55,8 @@ def main(folder, overrides):
         "tools": {"tools": [calculate]},
         "environments": {"environment_factory": Counted, "rewards": solved},
         "licensed": {"environment_factory": Licensed, "rewards": solved},
-        "rollouts": {"rollout_func": rollout_or_fail},
+        "no rollouts": {"rollout_func": rollout_or_fail},
+        "rollouts": {"rollout_func": rollout_function, "rewards": noted},
     }
     trainer = make_chat_trainer(folder, ScriptedDAPO, **kinds[kind], **options)
     failure = None

@@ -252,3 +252,40 @@ def test_the_record_tells_the_conversation_the_prompt_as_it_was_and_who_wrote_wh
         assert line.num_tool_tokens == mask.count(0)
         assert line.length == len(mask)
     assert record["num_turns"].max() > 1
+
+
+class AsyncReward(Counted):
+    async def get_reward(self):
+        if self.row % 5 == 0:
+            raise OSError("no reward")
+        return 0.5
+
+
+def test_async_rewards_of_environments_that_fail_leave_their_completions_without_a_reward(tmp_path):
+    trainer = make_chat_trainer(
+        tmp_path, rewards=solved, environment_factory=AsyncReward, max_steps=1, max_generation_rounds=1
+    )
+    trainer.train()
+    for group in trainer.collected.ledger.sampled:
+        has_failed = group.draw.index % 5 == 0
+        assert [bool(fault) for fault in group.env_faults or [0] * NUM_GENERATIONS] == [has_failed] * NUM_GENERATIONS
+        assert all((reward[1] == 0.5) != has_failed for reward in group.rewards)
+
+
+def test_evaluation_and_a_second_training_get_environments_anew(tmp_path):
+    Closing.num_closed = 0
+    trainer = make_chat_trainer(
+        tmp_path,
+        rewards=solved,
+        environment_factory=Closing,
+        max_steps=1,
+        eval_dataset=problems(4),
+        per_device_eval_batch_size=8,
+    )
+    trainer.train()
+    assert Closing.num_closed == sum(len(inputs) for inputs, *_ in trainer.rounds)
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_rewards/solved/mean"] <= 1
+    assert metrics["eval_tools/call_frequency"] > 0
+    trainer.train()
+    assert len(trainer.batches) == 2

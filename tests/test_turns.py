@@ -13,8 +13,9 @@ from tiny_tools import (
     calculate,
     call,
     chat_model,
-    digest,
     make_chat_trainer,
+    noted,
+    rollout_function,
     scripted_dapo,
     solved,
 )
@@ -118,12 +119,18 @@ def test_batches_and_gradients_with_tools_are_those_of_the_recorded_rounds(tmp_p
         {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
         {"steps_per_generation": 2, "num_iterations": 2},
         {"steps_per_generation": 2, "loss_normalization": "group"},
+        {"steps_per_generation": 2, "max_generation_rounds": 1, "max_prompts_per_round": 4},
+        {"steps_per_generation": 2, "selective_rollout": True},
     ],
     ids=str,
 )
 def test_every_optimizer_step_with_tools_has_the_gradient_of_the_paper(tmp_path, shape):
     trainer = train(tmp_path, tools=[calculate], max_steps=4, **shape)
-    assert check_batches(trainer) > 300
+    is_partial, is_selective = "max_generation_rounds" in shape, "selective_rollout" in shape
+    if is_partial:
+        assert max(entry.get("dapo/exhausted", 0) for entry in trainer.state.log_history) == 1
+    elif not is_selective:
+        assert check_batches(trainer) > 300
     check_gradients(trainer, by_group=shape.get("loss_normalization") == "group")
 
 
@@ -169,28 +176,6 @@ def test_batches_with_environments_are_those_of_the_recorded_rounds_and_the_repl
     # The prompts are those that were sampled from, with what the environment said.
     made = {prompt[-1]["content"] for rounds, *_ in trainer.batches for _, prompts, *_ in rounds for prompt in prompts}
     assert {prompt[-1]["content"] for prompt in trainer._logs["prompt"]} <= made
-
-
-def rollout_function(prompts, trainer):
-    """Two turns of the model, with a note between them that it did not write."""
-    tokenizer = trainer._tokenizer
-    output = {name: [] for name in ("prompt_ids", "completion_ids", "env_mask", "note")}
-    for number, prompt in enumerate(prompts):
-        user, sample = prompt[-1]["content"], number % NUM_GENERATIONS
-        kind = digest(user) % 3
-        is_right = kind == 0 or (kind == 1 and digest(user, sample) % 2 == 0)
-        parts = [f"think {sample}<|im_end|>", "[note 7]", ("good" if is_right else "bad") + "<|im_end|>"]
-        ids = [tokenizer(part)["input_ids"] for part in parts]
-        output["prompt_ids"].append(tokenizer.apply_chat_template(prompt, return_dict=True)["input_ids"])
-        output["completion_ids"].append([token for tokens in ids for token in tokens])
-        output["env_mask"].append([int(part != 1) for part, tokens in enumerate(ids) for _ in tokens])
-        output["note"].append("good" if is_right else "bad")
-    return output | {"logprobs": None, "game": "notes"}
-
-
-def noted(completions, note, game, **kwargs):
-    assert set(game) == {"notes"}
-    return [float(text == "good") for text in note]
 
 
 @pytest.mark.supports("rollout_func")

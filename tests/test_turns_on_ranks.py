@@ -34,6 +34,7 @@ def batches(results):
     [
         {"kind": "tools", "log_completions": True},
         {"kind": "environments"},
+        {"kind": "rollouts"},
         {"kind": "tools", "surplus": "carry", "refill_confidence": 0.99, "max_prompts_per_round": 60},
         {"kind": "tools", "together": "engine"},
         {"kind": "environments", "together": "parts"},
@@ -58,7 +59,7 @@ def test_two_ranks_train_the_batches_of_one(tmp_path, options):
     if "together" in options:
         # `chat_ranks.together` has checked each call. Without it the ranks take different numbers of turns.
         assert len(sizes[0]) == len(sizes[1])
-    else:
+    elif options["kind"] != "rollouts":
         assert sizes[0] != sizes[1]
     if options.get("log_completions"):
         assert sorted(map(json.dumps, alone[0]["completions"])) == sorted(map(json.dumps, both[0]["completions"]))
@@ -91,5 +92,5 @@ def test_a_rank_without_environments_tells_the_others(tmp_path):
 
 
 def test_a_rollout_function_that_fails_on_each_rank_ends_each_with_its_own_error(tmp_path):
-    results = run(tmp_path, 2, kind="rollouts", per_device_train_batch_size=4)
+    results = run(tmp_path, 2, kind="no rollouts", per_device_train_batch_size=4)
     assert [result["failure"] for result in results] == [f"OSError('no rollouts for {rank}')" for rank in range(2)]

@@ -160,6 +160,29 @@ def solved(completions, solution, environments, row, **kwargs):
     return correct(completions, solution)
 
 
+def rollout_function(prompts, trainer):
+    """Two turns of the model, with a note between them that it did not write."""
+    tokenizer = trainer._tokenizer
+    output = {name: [] for name in ("prompt_ids", "completion_ids", "env_mask", "note")}
+    for number, prompt in enumerate(prompts):
+        user = prompt[-1]["content"]
+        sample = (trainer.accelerator.process_index * len(prompts) + number) % NUM_GENERATIONS
+        kind = digest(user) % 3
+        is_right = kind == 0 or (kind == 1 and digest(user, sample) % 2 == 0)
+        parts = [f"think {sample}<|im_end|>", "[note 7]", ("good" if is_right else "bad") + "<|im_end|>"]
+        ids = [tokenizer(part)["input_ids"] for part in parts]
+        output["prompt_ids"].append(tokenizer.apply_chat_template(prompt, return_dict=True)["input_ids"])
+        output["completion_ids"].append([token for tokens in ids for token in tokens])
+        output["env_mask"].append([int(part != 1) for part, tokens in enumerate(ids) for _ in tokens])
+        output["note"].append("good" if is_right else "bad")
+    return output | {"logprobs": None, "game": "notes"}
+
+
+def noted(completions, note, game, **kwargs):
+    assert set(game) == {"notes"}
+    return [float(text == "good") for text in note]
+
+
 class Scripted:
     """
     Mixin of a trainer: its turns are scripted below what the trainer makes of TRL's generation.

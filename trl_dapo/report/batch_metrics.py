@@ -45,7 +45,8 @@ class BatchReporter:
     def metrics(self, batch: GenerationBatch) -> dict[str, float]:
         """Returns the metrics of a batch that dynamic sampling collected, by their names below `dapo/`."""
         ledger, refill = batch.ledger, batch.refill
-        metrics = ledger_metrics(ledger) | self._overlong_metrics(ledger.sampled) | self._turn_metrics(ledger.sampled)
+        metrics = ledger_metrics(ledger) | self._overlong_metrics(ledger.sampled)
+        metrics |= turn_metrics(ledger.sampled) if self.has_turns else {}
         metrics |= batch.source_metrics
         metrics["seconds_sampling"] = refill.seconds
         metrics |= refill.metrics
@@ -56,7 +57,8 @@ class BatchReporter:
 
     def drawn_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
         """Returns the metrics of a batch that was drawn without dynamic sampling."""
-        return group_metrics(groups) | self._overlong_metrics(groups) | self._turn_metrics(groups)
+        turns = {"turns/mean": turn_metrics(groups)["turns/mean"]} if self.has_turns else {}
+        return group_metrics(groups) | self._overlong_metrics(groups) | turns
 
     def drop_always_zero(self, metrics: MutableMapping[str, Any]) -> None:
         """
@@ -102,9 +104,6 @@ class BatchReporter:
         """Continues from a saved state."""
         self._has_warned = set(state["has_warned"])
         self._num_empty_batches = state["num_empty_batches"]
-
-    def _turn_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
-        return turn_metrics(groups) if self.has_turns else {}
 
     def _overlong_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
         if self.penalty_column is None or self.free_length is None:
