@@ -162,6 +162,11 @@ SELDOM = WITH_VLLM | {
     "dapo/clip_high/token_prob_max",
     "dapo/clip_low/token_prob_mean",
     "dapo/frac_non_finite_steps",
+    "dapo/turns/mean",
+    "dapo/frac_env_failed",
+    "dapo/frac_env_failed/raised",
+    "dapo/frac_env_failed/timed_out",
+    "dapo/frac_env_failed/not_reset",
 }
 # What Python blocks print.
 PRINTED = {
@@ -325,7 +330,7 @@ def run_blocks(tmp_path_factory):
 
 def test_python_blocks_run(run_blocks):
     pages = {place.partition(":")[0]: printed for place, (_, printed) in run_blocks.items()}
-    assert {"README.md", "docs/rollouts.md", "docs/vllm.md", *PRINTED} == pages.keys()
+    assert {"README.md", "docs/agents.md", "docs/rollouts.md", "docs/vllm.md", *PRINTED} == pages.keys()
     for page, text in PRINTED.items():
         assert text in pages[page]
     streaming = [scope["args"] for place, (scope, _) in run_blocks.items() if place.startswith("docs/vllm.md")]
@@ -386,7 +391,16 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
         name for page in PAGES for code in names_in_backticks(page) for name in re.findall(r"(\w+)=(?!=)", code)
     }
     # Of rewards and data, environment variables, make, and the options of vLLM's engine.
-    assert settings - fields <= {"wrong", "k", "output_dir", "drop_duplicates", "HF_HUB_OFFLINE", "ARGS", "RUNS"}
+    assert settings - fields <= {
+        "wrong",
+        "k",
+        "output_dir",
+        "drop_duplicates",
+        "HF_HUB_OFFLINE",
+        "ARGS",
+        "RUNS",
+        "tools",
+    }
 
 
 def test_every_option_named_in_the_text_exists():

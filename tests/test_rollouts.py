@@ -55,3 +55,33 @@ def test_each_token_keeps_the_log_probability_of_the_policy_that_sampled_it():
     assert first.old_logps.tolist() == [-1.0, -2.0, -3.0]
     later = rollout.with_old_logps(torch.tensor([-1.0, -2.0]), torch.tensor([-10.0, -20.0, -30.0]))
     assert later.old_logps.tolist() == [-1.0, -2.0, -30.0]
+
+
+def test_tokens_that_the_model_did_not_write_travel_with_their_ids():
+    rollout = Rollout.from_lists([5, 6], [0, 7, 0, 9], [-0.1, 0.0, 0.0, -0.2], tool_mask=[1, 0, 0, 1])
+    packed = rollout.pack()
+    assert len(packed) == packed_size(prompt_length=2, completion_length=4, num_logps=1)
+    arrived = Rollout.unpack(packed, 2, 4, has_sampling_logps=True)
+    assert arrived.completion_ids.tolist() == [0, 7, 0, 9]
+    assert arrived.tool_mask.tolist() == [True, False, False, True]
+    assert (rollout.num_tool_tokens, arrived.num_tool_tokens) == (2, 2)
+    assert torch.equal(arrived.sampling_logps, rollout.sampling_logps)
+    assert Rollout.unpack(Rollout.from_lists([5], [0, 1], None, tool_mask=[1, 1]).pack(), 1, 2).tool_mask is None
+
+
+def test_stretches_are_the_lengths_of_what_the_model_and_others_wrote_in_turn():
+    def stretches(mask):
+        return Rollout.from_lists([5], [7] * len(mask), None, tool_mask=mask).stretches
+
+    assert stretches([1, 1, 0, 1]) == [2, 1, 1]
+    assert stretches([0, 0, 1]) == [0, 2, 1]
+    assert stretches([1, 1]) == [2]
+
+
+def test_rollouts_with_turns_survive_a_checkpoint_and_a_cut():
+    prompt = [{"role": "user", "content": "2 + 2 = ?"}]
+    rollout = Rollout.from_lists([5], [7, 8, 9], None, tool_mask=[1, 0, 1], prompt=prompt)
+    restored = Rollout.from_state_dict(rollout.state_dict())
+    assert restored.tool_mask.tolist() == [True, False, True]
+    assert restored.prompt == prompt
+    assert rollout.truncated(2).tool_mask.tolist() == [True, False]

@@ -11,11 +11,13 @@ Three kinds of seams:
 `tests/test_trl_seams.py` compares them with the installed releases.
 """
 
+import asyncio
 import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +43,7 @@ OVERRIDDEN: dict[str, str] = {
     "_load_rng_state": "state of the loop, after the loop has reset its counters",
     "_prepare_inputs": "loss denominators of each optimizer step",
     "_push_from_checkpoint": "a checkpoint is whole before it is pushed",
+    "_tool_call_loop": "turns after a call of a tool: seeds; empty ones; ranks that take more of them than others",
     "_save_checkpoint": "manifest and state of the run",
     "create_model_card": "the card says what the run did",
     "evaluation_loop": "metrics of this evaluation alone",
@@ -142,6 +145,27 @@ class Generated(NamedTuple):
     extra_fields: dict[str, Any]
     images: list[Any] | None
     tool_images: list[Any]
+
+
+class _Prepared(BaseException):
+    """Not an error: how TRL's method is left once it has the prompts."""
+
+    def __init__(self, prompts: list[Any]):
+        self.prompts = prompts
+
+
+@dataclass(frozen=True, slots=True)
+class _Resetting:
+    """Stands in for an environment that TRL resets, and does nothing else with."""
+
+    call: Callable[[Mapping[str, Any]], Any]
+
+    def reset(self, **row: Any) -> Any:
+        return self.call(row)
+
+
+# What TRL keeps for each row of the batch that it generates.
+_PER_ROW = ("environments", "_batch_environments", "_sync_tool_dicts", "_async_tool_dicts")
 
 
 class AddedReward:
@@ -254,6 +278,31 @@ class TrainerSeams:
         return bool(self._trainer._is_vlm)
 
     @property
+    def has_tools(self) -> bool:
+        """Whether the model may call tools, of an environment or not."""
+        return bool(self._trainer.tools)
+
+    @property
+    def has_async_tools(self) -> bool:
+        """Whether a tool is awaited."""
+        return any(inspect.iscoroutinefunction(tool) for tool in self._trainer.tools)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether a completion may hold tokens that the model did not write."""
+        return self.has_tools or self.has_environments or self.has_rollout_function
+
+    @property
+    def has_rollout_function(self) -> bool:
+        """Whether a function of the caller generates."""
+        return self._trainer.rollout_func is not None
+
+    @property
+    def has_environments(self) -> bool:
+        """Whether each completion has an environment."""
+        return self._trainer.environment_factories is not None
+
+    @property
     def reward_names(self) -> list[str]:
         """Names of the reward functions."""
         return list(self._trainer.reward_func_names)
@@ -298,6 +347,117 @@ class TrainerSeams:
         prompt_ids, _, _ = self._trainer._tokenize_prompts(list(prompts))
         return [list(ids) for ids in prompt_ids]
 
+    def prepare(
+        self,
+        inputs: list[dict[str, Any]],
+        reset: Callable[[int, Any, Mapping[str, Any]], Any],
+        guarded: Callable[[int, Callable[..., Any]], Callable[..., Any] | None],
+    ) -> list[Any]:
+        """
+        Has TRL do what it does before it generates, and returns the prompts from which it would generate.
+
+        It hands out an environment for each row and resets it, adds what it shows to the prompt, puts images in, and notes
+        the tools of each row.
+
+        Args:
+            inputs (`list[dict]`):
+                Dataset rows.
+            reset (`Callable[[int, Any, Mapping], Any]`):
+                Resets an environment: is given the number of the row, the environment and the arguments, and returns what it
+                shows.
+            guarded (`Callable[[int, Callable], Callable]`):
+                Is given the number of a row and a tool of it, and returns what TRL calls instead; `None`: there is no such tool.
+        """
+        trainer = self._trainer
+
+        def stop(prompts: list[Any]) -> Any:
+            raise _Prepared(prompts)
+
+        # TRL goes through prompts, environments and rows side by side, to reset.
+        def side_by_side(*columns: Any, strict: bool = False) -> Iterator[Any]:
+            for number, row in enumerate(zip(*columns, strict=strict)):
+                if len(columns) > 1 and columns[1] is trainer.environments:
+                    yield row[0], _Resetting(functools.partial(reset, number, row[1])), row[2]
+                else:
+                    yield row
+
+        prepare = rebound(GRPOTrainer._generate_and_score_completions, zip=side_by_side)
+        with replaced(trainer, "_generate", stop):
+            try:
+                prepare(trainer, inputs)
+            except _Prepared as prepared:
+                prompts = prepared.prompts
+        for tools_by_row in (vars(trainer).get("_sync_tool_dicts"), vars(trainer).get("_async_tool_dicts")):
+            for number, tools in enumerate(tools_by_row or ()):
+                calls = {name: guarded(number, tool) for name, tool in tools.items()}
+                tools.clear()
+                tools.update({name: call for name, call in calls.items() if call is not None})
+        return prompts
+
+    @contextmanager
+    def only_rows(self, rows: Sequence[int]) -> Iterator[None]:
+        """Inside it, TRL has environments and tools of these of the prepared rows alone."""
+        with ExitStack() as stack:
+            for name in _PER_ROW:
+                values = vars(self._trainer).get(name)
+                if values is not None:
+                    stack.enter_context(replaced(self._trainer, name, [values[row] for row in rows]))
+            yield
+
+    def hide_environment_tools(self, is_hidden: Callable[[Callable[..., Any]], bool]) -> None:
+        """Takes methods of environments out of the tools that the model is shown."""
+        trainer = self._trainer
+        if self.has_environments:
+            trainer._env_tools = {
+                name: [tool for tool in tools if not (hasattr(tool, "__self__") and is_hidden(tool))]
+                for name, tools in trainer._env_tools.items()
+            }
+            shown = [tool for tools in trainer._env_tools.values() for tool in tools]
+            trainer.tools = [tool for tool in trainer.tools if tool in shown]
+
+    @property
+    def pooled_environments(self) -> list[Any]:
+        """All environments that were made, and not taken away."""
+        pools = vars(self._trainer).get("_environment_pool", {})
+        return [environment for pool in pools.values() for environment in pool]
+
+    def take_environments(self, are_taken: Callable[[Any], bool]) -> list[Any]:
+        """Returns environments that TRL shall not use again. It makes new ones where it needs them."""
+        taken = []
+        for pool in vars(self._trainer).get("_environment_pool", {}).values():
+            taken += [environment for environment in pool if are_taken(environment)]
+            pool[:] = [environment for environment in pool if not are_taken(environment)]
+        return taken
+
+    def environment_of(self, row: int, tool: Callable[..., Any]) -> Any:
+        """Returns the environment of a prepared row if the tool is a method of it, else `None`."""
+        owner = getattr(tool, "__self__", None)
+        environments = self._trainer.environments
+        return owner if environments and owner is environments[row] else None
+
+    @contextmanager
+    def rollout_function_called_by(self, call: Callable[[Callable[..., Any], list[Any]], Any]) -> Iterator[None]:
+        """Inside it, `call` is given the rollout function of the caller and the prompts, if there is one, and calls it."""
+        function = self._trainer.rollout_func
+        if function is None:
+            yield
+            return
+
+        def called(prompts: list[Any], trainer: Any) -> Any:
+            return call(lambda prompts: function(prompts, trainer), prompts)
+
+        with replaced(self._trainer, "rollout_func", called):
+            yield
+
+    @contextmanager
+    def without_environments(self) -> Iterator[None]:
+        """Inside it, TRL hands out no environment and resets none: those of the rows have done their part."""
+        with (
+            replaced(self._trainer, "environment_factories", None),
+            replaced(self._trainer, "environments", None),
+        ):
+            yield
+
     def generate(self, prompts: list[Any], keys: Sequence[Any] = ()) -> Generated:
         """
         Samples a completion for each prompt. A collective.
@@ -312,6 +472,41 @@ class TrainerSeams:
         if engine is not None and keys:
             engine.name_requests(keys)
         return Generated(*GRPOTrainer._generate(self._trainer, prompts))
+
+    def name_requests(self, keys: Sequence[Any], lengths: Sequence[int]) -> None:
+        """
+        Names the completions that are sampled next, if a vLLM engine of ours samples them.
+
+        Args:
+            keys (`Sequence[SequenceKey]`):
+                The completions. Empty: they have no names.
+            lengths (`Sequence[int]`):
+                Tokens that each of them has so far.
+        """
+        engine = getattr(self._trainer, "vllm_generation", None)
+        if engine is not None and keys:
+            engine.name_requests(keys, lengths)
+
+    @property
+    def shares_engine(self) -> bool:
+        """Whether ranks generate with one engine: a call is of all of them, each with as many rows."""
+        trainer, args = self._trainer, self._trainer.args
+        if not trainer.use_vllm:
+            return False
+        # Of pictures the first rank asks for all; else each rank asks servers for its own.
+        return bool(self.is_multimodal if args.vllm_mode == "server" else args.vllm_tensor_parallel_size > 1)
+
+    @property
+    def calls_together(self) -> bool:
+        """
+        Whether a call of generation is of all ranks, each with rows of its own.
+
+        Without vLLM each may have a part of the model; with servers they tell each other whether one failed.
+        """
+        trainer = self._trainer
+        if trainer.use_vllm:
+            return bool(trainer.args.vllm_mode == "server")
+        return bool(trainer._dist.is_fsdp or trainer._dist.is_zero3)
 
     def bring_weights(self) -> None:
         """Brings the weights to vLLM, if the policy has changed since they came. A collective."""
@@ -332,6 +527,7 @@ class TrainerSeams:
         around_call: Callable[[str], AbstractContextManager[object]],
         clean_logged: Callable[[dict[str, list[Any]], dict[str, list[Any]], int], None],
         check: Callable[[str, Any, int], Any],
+        on_env_fault: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
         """
         Returns the rewards of this rank's completions. No collective, from any thread.
@@ -346,6 +542,9 @@ class TrainerSeams:
                 TRL reads them.
             check (`Callable[[str, Any, int], Any]`):
                 Is given the name of a function, what it returned, and R; TRL reads what this returns instead.
+            on_env_fault (`Callable[[int], None]`, *optional*):
+                Is told the number of a completion whose environment raised something instead of its reward; it gets none.
+                `None`: what it raised is raised.
 
         Returns:
             `torch.Tensor`: shape `(R, F)`, float32. NaN: no reward.
@@ -366,6 +565,8 @@ class TrainerSeams:
             for row in zip(*columns, strict=strict):
                 if columns[0] is self._trainer.reward_funcs:
                     function, processing_class, name = row
+                    if on_env_fault is not None and _is_of_environments(function):
+                        function = _reward_of_each(function, on_env_fault)
                     yield _checked(function, functools.partial(check, name), len(prompts)), processing_class, name
                 else:
                     yield row
@@ -379,6 +580,14 @@ class TrainerSeams:
         if columns or metrics:
             clean_logged(columns, metrics, len(prompts))
         return rewards
+
+    def spread_logged_columns(self, rows: Sequence[int], num_rows: int) -> None:
+        """Puts the values of logged columns, one for each of these of `num_rows` completions, beside them; None elsewhere."""
+        pending = self._trainer._pending_extra_logs
+        for column, values in pending.items():
+            if len(values) == len(rows) < num_rows:
+                by_row = dict(zip(rows, values, strict=True))
+                pending[column] = [by_row.get(row) for row in range(num_rows)]
 
     def logged_columns(self, num_completions: int) -> dict[str, list[Any]]:
         """Returns the columns that reward functions logged since the last flush, those with one value a completion."""
@@ -419,6 +628,39 @@ class TrainerSeams:
                 batch_size=trainer.args.per_device_train_batch_size,
             )[0]
         return logps
+
+
+def _is_of_environments(function: Any) -> bool:
+    """Returns whether TRL made a reward function of the method `get_reward` of environments."""
+    name = getattr(function, "__qualname__", "")
+    return getattr(function, "__module__", "") == grpo_trainer.__name__ and name.endswith("<locals>.get_reward")
+
+
+def _reward_of_each(function: Any, on_env_fault: Callable[[int], None]) -> Any:
+    """Returns a reward function that asks one environment at a time, so that one that fails leaves the others their rewards."""
+    if not grpo_trainer.is_async_callable(function):
+
+        def rewards(environments: Sequence[Any], **arguments: Any) -> list[Any]:
+            found = []
+            for number, environment in enumerate(environments):
+                try:
+                    found += function(environments=[environment], **arguments)
+                except Exception:
+                    on_env_fault(number)
+                    found.append(None)
+            return found
+
+        return rewards
+
+    async def awaited(environments: Sequence[Any], **arguments: Any) -> list[Any]:
+        calls = [function(environments=[environment], **arguments) for environment in environments]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        for number, reward in enumerate(found):
+            if isinstance(reward, Exception):
+                on_env_fault(number)
+        return [None if isinstance(reward, BaseException) else reward[0] for reward in found]
+
+    return awaited
 
 
 def _checked(function: Any, check: Callable[[Any, int], Any], num_completions: int) -> Any:

@@ -582,7 +582,7 @@ NEMO = Framework(
     {
         "defaults": "the file that it names is not read: merge both, or the defaults of grpo_math_1B.yaml are taken",
         "grpo.batch_multiplier": _ROUND_SIZE,
-        "grpo.max_rollout_turns": "dynamic sampling is single-turn",
+        "grpo.max_rollout_turns": "max_tool_calling_iterations, with tools or environments",
         "grpo.val_batch_size": "per_device_eval_batch_size",
         "grpo.async_grpo.*": "sampling is not asynchronous here",
         "grpo.reward_scaling.*": "rewards are not rescaled",

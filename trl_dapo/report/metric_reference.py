@@ -63,6 +63,11 @@ METRICS: dict[str, dict[str, Metric]] = {
             f"{_COLOCATED}, every `vllm_check_interval` syncs",
         ),
         "dapo/vllm/logp_gap_max": Metric("the largest of these distances", f"{_COLOCATED}, as `dapo/vllm/logp_gap`"),
+        "dapo/vllm/server_logp_gap": Metric(
+            "distance of the log-probabilities of texts that each vLLM server is asked about right after a weight sync; the "
+            "largest of the servers",
+            "vLLM server",
+        ),
     },
     "Cost by what became of a group": {
         "dapo/tokens/trained": Metric("generated tokens of the groups that train"),

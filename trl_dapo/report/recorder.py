@@ -18,7 +18,7 @@ from trl_dapo.sampling.prompt_stream import Draw
 from trl_dapo.sampling.refill_ledger import RefillLedger
 
 from .group_sample import GroupSample
-from .shards import RolloutShards, as_text, completion_columns
+from .shards import RolloutShards, as_text, completion_columns, turn_columns
 
 
 logger = get_logger(__name__)
@@ -54,14 +54,14 @@ class _Kept:
     Attributes:
         group (`SampledGroup`):
             The group, as every rank knows it.
-        texts (`list[tuple[int, Any, Mapping]]`):
-            Number, completion and logged columns of each completion that this rank generated.
+        texts (`list[tuple[int, Rollout]]`):
+            Number and rollout of each completion that this rank generated.
         row (`Mapping`, *optional*):
             The dataset row, on the rank that generated the first completion.
     """
 
     group: SampledGroup
-    texts: list[tuple[int, Any, Mapping[str, Any]]]
+    texts: list[tuple[int, Rollout]]
     row: Mapping[str, Any] | None
 
 
@@ -85,6 +85,8 @@ class RolloutRecorder:
             The reward functions.
         output_dir (`str`):
             The run's folder.
+        has_turns (`bool`, *optional*, defaults to `False`):
+            Whether tools, environments or a rollout function take part in completions.
 
     Attributes:
         latest (`list[dict]`):
@@ -93,12 +95,21 @@ class RolloutRecorder:
             What is known of that batch as a whole.
     """
 
-    def __init__(self, shape: BatchShape, ranks: Ranks, sample: GroupSample, rewards: RewardColumns, output_dir: str):
+    def __init__(
+        self,
+        shape: BatchShape,
+        ranks: Ranks,
+        sample: GroupSample,
+        rewards: RewardColumns,
+        output_dir: str,
+        has_turns: bool = False,
+    ):
         self.shape = shape
         self.ranks = ranks
         self.sample = sample
         self.rewards = rewards
         self.output_dir = output_dir
+        self.has_turns = has_turns
         self.filter_reward = rewards.names[rewards.filter_columns[0]]
         self._shards: RolloutShards | None = None
         self.latest: list[dict[str, Any]] = []
@@ -138,7 +149,7 @@ class RolloutRecorder:
             ]
             self._kept[position] = _Kept(
                 group,
-                [(sample, rollout.completion, rollout.extra_logs) for sample, rollout in mine],
+                [(sample, _shown(rollout)) for sample, rollout in mine],
                 row_of(group.draw) if mine and mine[0][0] == 0 else None,
             )
 
@@ -255,9 +266,14 @@ class RolloutRecorder:
         num_informative = counts.pop(GroupVerdict.INFORMATIVE.value, 0)
         texts = self.ranks.gather_objects(
             [
-                (at, sample, as_text(completion), _as_json(extra), *(_row_texts(kept.row) if sample == 0 else ()))
+                (
+                    at,
+                    sample,
+                    self._texts(rollout),
+                    *(_row_texts(kept.row) if sample == 0 else ()),
+                )
                 for at, kept in final.items()
-                for sample, completion, extra in kept.texts
+                for sample, rollout in kept.texts
             ]
         )
         if self.ranks.rank:
@@ -265,11 +281,12 @@ class RolloutRecorder:
         rows = []
         prompt: str | None = None
         solution: str | None = None
-        for at, sample, completion, extra, *row_texts in sorted(texts, key=lambda text: text[:2]):
+        for at, sample, of_rollout, *row_texts in sorted(texts, key=lambda text: text[:2]):
             if row_texts:
                 prompt, solution = row_texts
             columns = {"step": step, "fate": fates[at].value, "advantage": advantage_of.get((at, sample))}
-            columns |= {"prompt": prompt, "solution": solution, "completion": completion, "extra": extra}
+            columns |= {"prompt": prompt, "solution": solution, **of_rollout}
+            columns |= turn_columns(final[at].group, sample) if self.has_turns else {}
             rows.append(
                 columns | completion_columns(final[at].group, sample, self.rewards.names, self.rewards.weights)
             )
@@ -283,17 +300,31 @@ class RolloutRecorder:
         self._on_disk(lambda shards: shards.add(rows, facts))
         self.latest, self.latest_facts = rows, facts
 
+    def _texts(self, rollout: Rollout) -> dict[str, str | None]:
+        """Returns the columns that are the text of a completion; the prompt where an environment added to it."""
+        columns = {"completion": as_text(rollout.completion), "extra": _as_json(rollout.extra_logs)}
+        if rollout.prompt is not None:
+            columns["prompt"] = as_text(rollout.prompt)
+        if self.has_turns and len(rollout.completion_ids):
+            columns["stretches"] = json.dumps(rollout.stretches)
+        return columns
+
     def _on_disk(self, write: Callable[[RolloutShards], object]) -> None:
         """Writes on the first rank. A full disk ends the record, not the run."""
         if self.ranks.rank or self._has_failed:
             return
         try:
             if self._shards is None:
-                self._shards = RolloutShards(self.output_dir, self.rewards.names)
+                self._shards = RolloutShards(self.output_dir, self.rewards.names, self.has_turns)
             write(self._shards)
         except OSError as error:
             self._has_failed = True
             logger.warning(f"The record of rollout groups ends here, because it could not be written: {error}.")
+
+
+def _shown(rollout: Rollout) -> Rollout:
+    """Returns what the record keeps of a rollout until it is written: no log-probabilities."""
+    return replace(rollout, sampling_logps=None, old_logps=None)
 
 
 def _row_texts(row: Mapping[str, Any] | None) -> tuple[str | None, str | None]:

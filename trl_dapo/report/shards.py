@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trl_dapo.atomic_write import atomic_write
+from trl_dapo.sampling.env_faults import EnvFault
 from trl_dapo.sampling.judge import SampledGroup
 
 
@@ -48,6 +49,13 @@ _COLUMNS: dict[str, pa.DataType] = {
     "is_truncated": pa.bool_(),
     "extra": pa.string(),
 }
+# Of completions in which tools, an environment or a rollout function took part.
+_TURN_COLUMNS: dict[str, pa.DataType] = {
+    "num_turns": pa.int32(),
+    "num_tool_tokens": pa.int32(),
+    "stretches": pa.string(),
+    "env_fault": _REPEATED,
+}
 
 
 class RolloutShards:
@@ -59,20 +67,23 @@ class RolloutShards:
             The folder of the run.
         reward_names (`Sequence[str]`):
             Names of the reward functions. Each has a column `rewards/<name>`.
+        has_turns (`bool`, *optional*, defaults to `False`):
+            Whether there are columns for turns.
 
     Attributes:
         start (`int`):
             Number of earlier starts with a record in this folder.
     """
 
-    def __init__(self, output_dir: str | Path, reward_names: Sequence[str]):
+    def __init__(self, output_dir: str | Path, reward_names: Sequence[str], has_turns: bool = False):
         self.folder = Path(output_dir, ROLLOUTS_FOLDER)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.reward_names = list(reward_names)
         starts = [int(name[1]) for name in map(_SHARD_NAME.fullmatch, os.listdir(self.folder)) if name]
         self.start = max(starts, default=-1) + 1
         self.num_batches = 0
-        columns = dict(_COLUMNS) | {f"rewards/{name}": pa.float64() for name in self.reward_names}
+        columns = _COLUMNS | (_TURN_COLUMNS if has_turns else {})
+        columns |= {f"rewards/{name}": pa.float64() for name in self.reward_names}
         self._schema = pa.schema(list(columns.items()))
 
     def add(self, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Path:
@@ -137,6 +148,24 @@ def completion_columns(
         "prompt_length": group.lengths[sample][0],
         "is_truncated": group.is_truncated[sample],
     } | {f"rewards/{name}": reward for name, reward in zip(reward_names, rewards, strict=True)}
+
+
+def turn_columns(group: SampledGroup, sample: int) -> dict[str, Any]:
+    """
+    Returns the columns that tell the turns of a completion.
+
+    Args:
+        group (`SampledGroup`):
+            Its group.
+        sample (`int`):
+            Its number in the group.
+    """
+    fault = EnvFault(group.env_faults[sample] if group.env_faults else 0)
+    return {
+        "num_turns": group.num_turns[sample] if group.num_turns else 1,
+        "num_tool_tokens": group.num_tool_tokens[sample] if group.num_tool_tokens else 0,
+        "env_fault": None if fault is EnvFault.NONE else fault.name.lower(),
+    }
 
 
 def as_text(value: Any) -> str | None:

@@ -44,6 +44,8 @@ class ServerGeneration(DAPOVLLMGeneration):
     def _init_vllm(self) -> None:
         args = self.dapo_args
         self.after_sync: Callable[[], None] | None = None
+        # Of a completion whose next turn is sampled: its tokens in the turns before.
+        self._tokens_before: dict[SequenceKey, int] = {}
         self.ranks = Ranks(self.accelerator)
         addresses = server_addresses(self.server_base_url, self.server_host, self.server_port)
         self.servers = Servers(addresses, self.server_timeout, server_token())
@@ -151,9 +153,10 @@ class ServerGeneration(DAPOVLLMGeneration):
             self._keys = []
             return super().generate(prompts, images, num_generations, profiler)
         keys, self._keys = self._keys, []
-        if not keys:
-            # Below the stream, where no completion of it is.
-            keys = [SequenceKey(-1 - row // num_generations, row % num_generations) for row in range(len(prompts))]
+        self._tokens_before = dict(zip(keys, self._lengths, strict=True)) if keys else {}
+        # Rows that were not named have names below the stream, where no completion of it is.
+        unnamed = range(len(keys), len(prompts))
+        keys += [SequenceKey(-1 - row // num_generations, row % num_generations) for row in unnamed]
         found: dict[SequenceKey, Any] = {}
 
         def sample() -> None:
@@ -183,7 +186,8 @@ class ServerGeneration(DAPOVLLMGeneration):
         if self.structured_outputs_regex is not None:
             content["structured_outputs"] = {"regex": self.structured_outputs_regex}
         content["max_tokens"] -= num_tokens
-        seed = self.request_seed(key, num_tokens) if key.position >= 0 else None
+        num_before = self._tokens_before.get(key, 0) + num_tokens
+        seed = self.request_seed(key, num_before) if key.position >= 0 else None
         return content if seed is None else content | {"seed": seed}
 
     def prompt_logps(self, server_number: int, token_ids: Sequence[int]) -> list[float | None]:
