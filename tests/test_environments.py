@@ -119,6 +119,15 @@ def test_rows_choose_among_several_environments(tmp_path):
     assert {name for name, _ in texts} == {"one", "two"}
     assert all(said[name] in text for name, text in texts)
     assert any(0 in row for row in trainer.batches[0][2]["tool_mask"].tolist())
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry, (_, batch, _) in zip(entries, trainer.batches, strict=True):
+        for number, name in enumerate(("one", "two")):
+            groups = [group for group in batch.ledger.sampled if group.draw.index % 2 == number]
+            turns = [count for group in groups for count in group.num_turns or [1] * NUM_GENERATIONS]
+            mixed = [len(set(group.filter_rewards)) > 1 for group in groups]
+            logged = {key: entry[f"dapo/environments/{name}/{key}"] for key in ("acceptance_rate", "turns/mean")}
+            expected = {"acceptance_rate": sum(mixed) / len(mixed), "turns/mean": sum(turns) / len(turns)}
+            assert logged == pytest.approx(expected)
 
 
 def image_tool(expression: str) -> list:

@@ -80,7 +80,14 @@ from .refill.dynamic_sampling import DynamicSampler
 from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
-from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, tool_metrics, without_value
+from .report.batch_metrics import (
+    BatchReporter,
+    completion_metrics,
+    drop_without_value,
+    environment_metrics,
+    tool_metrics,
+    without_value,
+)
 from .report.callbacks import RunAnnouncement, RunRecord, progress_of_run, shorten_log_lines
 from .report.completion_table import columns_in_step, level_columns
 from .report.evaluation_metrics import EvaluationMetrics
@@ -513,11 +520,14 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.canary is not None and batch.refill.unchecked is not None:
             self._log_train(self.canary.check_rollouts(batch.refill.unchecked))
         # TRL logged the lengths of each round by itself: one value over all completions replaces them.
-        for name, value in (
-            completion_metrics(batch.ledger.sampled) | self._tool_metrics(batch, *calls_before)
-        ).items():
+        merged = completion_metrics(batch.ledger.sampled) | self._tool_metrics(batch, *calls_before)
+        for name, value in merged.items():
             metrics[name][num_logged.get(name, 0) :] = [value]
         self._log_train(self.reporter.metrics(batch))
+        if self.seams.chooses_environments and isinstance(self.train_dataset, Dataset):
+            # Rows of a stream are not kept so long.
+            rows = sampler.source.rows([group.draw for group in batch.ledger.sampled])
+            self._log_train(environment_metrics(batch.ledger.sampled, [row["environment"] for row in rows]))
         self.stop_reason = self.reporter.warn(batch.ledger)
         if self.stop_reason is not None:
             self.control.should_save = self.control.should_training_stop = True
@@ -594,6 +604,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             # TRL takes a turn without a token as it is: the completion has others.
             return self.tool_loop.sample(sample, prompt_ids)
         completion_ids, logps = sample(prompt_ids)
+        if self.seams.has_rollout_function:
+            # It called this method, and does with an empty completion what it wants.
+            return completion_ids, logps
         return with_placeholders(completion_ids, logps, self._tokenizer.pad_token_id)
 
     def _sample_turn(

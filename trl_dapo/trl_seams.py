@@ -303,6 +303,11 @@ class TrainerSeams:
         return self._trainer.environment_factories is not None
 
     @property
+    def chooses_environments(self) -> bool:
+        """Whether each row names its environment."""
+        return bool(self._trainer._multi_environment)
+
+    @property
     def reward_names(self) -> list[str]:
         """Names of the reward functions."""
         return list(self._trainer.reward_func_names)

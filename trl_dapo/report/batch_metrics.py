@@ -250,6 +250,27 @@ def turn_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
     }
 
 
+def environment_metrics(groups: Sequence[SampledGroup], environments: Sequence[str]) -> dict[str, float]:
+    """
+    Returns by environment what tells which of them teaches: acceptance, accuracy, length, turns and faults.
+
+    Args:
+        groups (`Sequence[SampledGroup]`):
+            The sampled groups.
+        environments (`Sequence[str]`):
+            The environment of each.
+    """
+    metrics: dict[str, float] = {}
+    for name in sorted(set(environments)):
+        own = [group for group, environment in zip(groups, environments, strict=True) if environment == name]
+        of_groups, of_turns = group_metrics(own), turn_metrics(own)
+        found = {name: of_groups[name] for name in ("acceptance_rate", "sampled_accuracy")}
+        found["mean_length"] = _mean([length for group in own for length in group.generated_lengths])
+        found |= {name: of_turns[name] for name in ("turns/mean", "frac_env_failed")}
+        metrics |= {f"environments/{name}/{metric}": value for metric, value in found.items()}
+    return metrics
+
+
 def tool_metrics(calls: Sequence[Sequence[int]], num_completions: int) -> dict[str, float]:
     """
     Returns TRL's metrics of calls of tools.
