@@ -218,7 +218,7 @@ class LoneRun:
             order = deal_prompts(len(self._draws), self.setting.num_ranks)
             positions = [self._draws[number] for number in order]
             lengths = [length for position in positions for length in self.outcomes.lengths(position)]
-            facts = torch.tensor([[PROMPT_TOKENS, length, 0, 10**6] for length in lengths])
+            facts = torch.tensor([[*RowFacts(PROMPT_TOKENS, length, 0), 10**6] for length in lengths])
             self.ranks.others = lambda mine: facts
             rewards = torch.tensor([reward for position in positions for reward in self.rewards(position)])
             rollouts = [self.rollout(*key) for key in keys]
@@ -272,7 +272,8 @@ class LoneRun:
         gathered[1:, 0, 2] = 10**6
         for rank, positions in self._judged.items():
             for place, position in enumerate(positions, start=1):
-                facts = [number for length in self.outcomes.lengths(position) for number in (PROMPT_TOKENS, length, 0)]
+                lengths = self.outcomes.lengths(position)
+                facts = [number for length in lengths for number in RowFacts(PROMPT_TOKENS, length, 0)]
                 rewards = torch.tensor(self.rewards(position), dtype=torch.float64).flatten().view(torch.int64)
                 step = self.sampler.refill._policy_step
                 gathered[rank, place] = torch.cat([torch.tensor([position, step, *facts]), rewards])

@@ -42,21 +42,22 @@ def rows_of(part):
         live = part["completion_mask"][number].bool()
         completion = part["completion_ids"][number][live].tolist()
         old = part["old_per_token_logps"][number][live].tolist() if "old_per_token_logps" in part else None
+        own = part["tool_mask"][number][live].tolist() if "tool_mask" in part else [1] * len(completion)
         if completion:
             advantage = part["advantages"][number].item()
-            row = {"key": (tuple(prompt), tuple(completion)), "advantage": advantage, "old_logps": old}
+            row = {"key": (tuple(prompt), tuple(completion)), "advantage": advantage, "old_logps": old, "own": own}
             rows.append(row)
     return rows
 
 
-def paper_gradient(state, rows, by_group=False, eps_low=0.2, eps_high=0.28):
+def paper_gradient(state, rows, by_group=False, eps_low=0.2, eps_high=0.28, make_model=tiny_model):
     """
     Returns the gradient of the negative of DAPO Eq. 8 by each parameter, in float64.
 
     With Eq. 12's denominator, the tokens of all rows; or `by_group`, with those of each group and the mean over groups. The
-    rows of a group are those of one prompt.
+    rows of a group are those of one prompt. Tokens that the model did not write are in neither.
     """
-    model = tiny_model()
+    model = make_model()
     model.load_state_dict(state)
     model.double()
     groups = {row["key"][0]: [] for row in rows}
@@ -79,11 +80,16 @@ def paper_gradient(state, rows, by_group=False, eps_low=0.2, eps_high=0.28):
 
 
 def token_logps(model, row):
-    """Returns the log-probabilities of the tokens of a row under the model, and those of the policy that sampled them."""
+    """
+    Returns the log-probabilities of the tokens of a row under the model, and those of the policy that sampled them; tokens that
+    the model did not write are left out.
+    """
     prompt, completion = row["key"]
     logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].double()
     logps = logits[len(prompt) - 1 : -1].log_softmax(-1)[range(len(completion)), completion]
-    return logps, logps.detach() if row["old_logps"] is None else torch.tensor(row["old_logps"], dtype=torch.float64)
+    old = logps.detach() if row["old_logps"] is None else torch.tensor(row["old_logps"], dtype=torch.float64)
+    own = torch.tensor(row["own"], dtype=torch.bool)
+    return logps[own], old[own]
 
 
 def group_rows(rows):

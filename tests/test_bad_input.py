@@ -61,17 +61,17 @@ def test_unknown_reward_name_lists_the_known_ones():
         get_reward("acuracy_reward")
 
 
-@pytest.mark.refuses("tools", "rollout_func", "environments")
+@pytest.mark.refuses("turns_stream")
 @pytest.mark.parametrize("name", ["tools", "rollout_func", "environment_factory"])
-def test_multi_turn_generation_is_refused_with_dynamic_sampling(tmp_path, name):
-    with pytest.raises(ValueError, match=f"`{name}` is set, but dynamic sampling supports single-turn"):
-        make_trainer(tmp_path, **{name: [print]})
+def test_turns_are_refused_where_groups_are_refilled_one_by_one(tmp_path, name):
+    with pytest.raises(ValueError, match=f'`{name}` is set, but refill is "stream", which has no place for'):
+        make_trainer(tmp_path, refill="stream", use_vllm=True, vllm_mode="colocate", **{name: [print]})
 
 
 @pytest.mark.parametrize("name", ["rollout_func", "environment_factory"])
-def test_multi_turn_generation_without_a_dataset_is_refused_by_its_own_name(tmp_path, name):
+def test_dynamic_sampling_needs_a_dataset(tmp_path, name):
     args = DAPOConfig(**training_arguments(tmp_path))
-    with pytest.raises(ValueError, match=f"`{name}` is set, but dynamic sampling supports single-turn"):
+    with pytest.raises(ValueError, match="train_dataset is None, but must be"):
         DAPOTrainer(tiny_model(), first_token_reward, args, processing_class=tiny_tokenizer(), **{name: print})
 
 

@@ -22,6 +22,7 @@ ROOMS = [
     "evaluation",  # avg@k, maj@k, pass@k
     "streaming",  # refill without rounds
     "refill",  # prompt source, rounds, assembly
+    "turns",  # tools, environments, rollout functions
     "vllm_engine",  # generation, requests, canary
     "guards",  # deadlines of rewards, non-finite steps, empty updates
     "checkpoints",  # manifest, state, resume

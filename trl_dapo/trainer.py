@@ -45,8 +45,8 @@ from .config.dataset_checks import (
     check_best_metric,
     check_columns,
     check_evaluation_shape,
-    check_single_turn,
     check_train_dataset,
+    check_turns,
     find_filter_columns,
     numbered_names,
 )
@@ -78,7 +78,7 @@ from .refill.dynamic_sampling import DynamicSampler
 from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
 from .refill.rounds import RolloutSampler, SampleRound
-from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, without_value
+from .report.batch_metrics import BatchReporter, completion_metrics, drop_without_value, tool_metrics, without_value
 from .report.callbacks import RunAnnouncement, RunRecord, progress_of_run, shorten_log_lines
 from .report.completion_table import columns_in_step, level_columns
 from .report.evaluation_metrics import EvaluationMetrics
@@ -93,7 +93,9 @@ from .streaming.dynamic_sampler import make_dynamic_sampler
 from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
-from .trl_seams import AddedReward, TrainerSeams
+from .trl_seams import AddedReward, Generated, TrainerSeams
+from .turns.episode import is_unanswered
+from .turns.tool_loop import ToolLoop
 from .vllm_engine.canary import WeightCanary
 from .vllm_engine.generation import DAPOVLLMGeneration, engine_of
 from .vllm_engine.requests import VLLMRequests
@@ -187,13 +189,12 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             )
         check_use_cpu(args)
         reward_funcs = find_rewards(reward_funcs)
-        if args.dynamic_sampling:
-            # First: with an environment there may be no dataset.
-            check_single_turn(kwargs)
-            check_train_dataset(train_dataset, reward_funcs, args.num_groups_per_batch, args.selective_rollout)
-            check_selective_columns(train_dataset, args)
         # Of these the prompts are not, or not all, in the dataset.
         self._reads_prompts = not (kwargs.get("environment_factory") or kwargs.get("rollout_func"))
+        if args.dynamic_sampling:
+            check_turns(kwargs, args)
+            self._check_sampled(train_dataset, reward_funcs, args)
+            check_selective_columns(train_dataset, args)
         eval_datasets = datasets_by_name("eval_dataset", kwargs.get("eval_dataset"))
         if self._reads_prompts:
             for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
@@ -219,6 +220,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self._forward: _Forward | None = None
         self.shape = args.shape
         self.seams = TrainerSeams(self)
+        self.tool_loop = ToolLoop(self.seams, self.ranks)
         measures = self._reads_prompts and not self.seams.is_multimodal
         self.context_limit = ContextLimit(self.model, args, self.seams.tokenize if measures else None)
         if self._reads_prompts:
@@ -237,7 +239,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.group_judge = GroupJudge(
             filter_columns, args.filter_bounds, args.mask_truncated_completions, args.truncated_in_statistics
         )
-        self.reporter = BatchReporter(args, penalty_column, self.ranks.num_ranks)
+        self.reporter = BatchReporter(args, penalty_column, self.ranks.num_ranks, self.seams.has_turns)
         self.diagnostics = LossDiagnostics(
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
@@ -281,6 +283,17 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         refuse_rows(name, find_empty_texts(dataset, self.seams.tokenize))
         self.context_limit.refuse(name, dataset)
 
+    def _check_sampled(self, dataset: Any, reward_funcs: Any, args: DAPOConfig) -> None:
+        """Refuses datasets from which dynamic sampling could not draw."""
+        check_train_dataset(
+            dataset,
+            reward_funcs,
+            args.num_groups_per_batch,
+            args.selective_rollout,
+            self._reads_prompts,
+            not self._reads_prompts,
+        )
+
     @property
     def _prompt_check(self) -> PromptCheck:
         """Judges the prompts that are not read before they are drawn."""
@@ -298,7 +311,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             engine = VLLMRequests(self.vllm_generation, self.seams.bring_weights)
             sampling = LocalGroups(engine, grader, scorer.tokenize)
         else:
-            sampling = RolloutSampler(*scoring, self.canary, check_images).sample
+            sampling = RolloutSampler(*scoring, self.canary, check_images, self.tool_loop).sample
         return make_dynamic_sampler(
             self.args,
             self.ranks,
@@ -306,12 +319,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             sampling,
             self.group_judge,
             num_rewards=len(self.punishment.names),
+            has_sampling_logps=self.use_vllm or self.rollout_func is not None,
             score=self.policy_scorer.score,
             observe=None if self.recorder is None else self.recorder.observe,
             keep_awake=self.vllm_generation.kept_awake if self.args.use_vllm else nullcontext,
             reward_names=self.reward_func_names,
             progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
-            row_fault=None if is_read_ahead(train_dataset) else self._prompt_check,
+            row_fault=None if is_read_ahead(train_dataset) or not self._reads_prompts else self._prompt_check,
         )
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:
@@ -322,9 +336,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _sample_from(self, dataset: Dataset | IterableDataset) -> None:
         """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""
         assert self.dynamic_sampler is not None
-        check_train_dataset(dataset, self.reward_funcs, self.args.num_groups_per_batch, self.args.selective_rollout)
-        check_rows("train_dataset", dataset)
-        self._check_prompts("train_dataset", dataset)
+        self._check_sampled(dataset, self.reward_funcs, self.args)
+        if self._reads_prompts:
+            check_rows("train_dataset", dataset)
+            self._check_prompts("train_dataset", dataset)
         check_selective_columns(dataset, self.args)
         check_image_dataset(dataset, self.args)
         planner = self.dynamic_sampler.refill.planner.state_dict()
@@ -390,7 +405,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         # The dataloader's `inputs` only pace the steps.
         batch = self._collect_batch(self.dynamic_sampler)
         has_carried = batch.ledger.num_carried > 0
-        with self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps):
+        for row in batch.inputs:
+            # As TRL does it where an environment says everything.
+            row.setdefault("prompt", [{"role": "user", "content": ""}])
+        with (
+            self.seams.without_environments(),
+            self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps),
+        ):
             output = super()._generate_and_score_completions(batch.inputs)
         if has_carried and not self.args.trl_computes_old_logps:
             output["old_per_token_logps"] = restore_old_logps(self.seams.score(output), batch.rollouts)
@@ -422,6 +443,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _collect_batch(self, sampler: DynamicSampler) -> GenerationBatch:
         metrics = self._metrics["train"]
         num_logged = {name: len(values) for name, values in metrics.items()}
+        calls_before = self.tool_loop.num_calls, self.tool_loop.num_failed_calls
         try:
             batch = sampler.collect(self.state.global_step, self.args.on_exhausted == "error")
         except RefillExhaustedError:
@@ -434,7 +456,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.canary is not None and batch.refill.unchecked is not None:
             self._log_train(self.canary.check_rollouts(batch.refill.unchecked))
         # TRL logged the lengths of each round by itself: one value over all completions replaces them.
-        for name, value in completion_metrics(batch.ledger.sampled).items():
+        for name, value in (
+            completion_metrics(batch.ledger.sampled) | self._tool_metrics(batch, *calls_before)
+        ).items():
             metrics[name][num_logged.get(name, 0) :] = [value]
         self._log_train(self.reporter.metrics(batch))
         self.stop_reason = self.reporter.warn(batch.ledger)
@@ -442,6 +466,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self.control.should_save = self.control.should_training_stop = True
         self._pending_extra_logs.update(batch.logged_columns())
         return batch
+
+    def _tool_metrics(self, batch: GenerationBatch, num_calls: int, num_failed_calls: int) -> dict[str, float]:
+        """Returns TRL's metrics of the calls since there were so many of them, over all completions sampled for a batch."""
+        if not self.seams.has_tools:
+            return {}
+        calls = [self.tool_loop.num_calls - num_calls, self.tool_loop.num_failed_calls - num_failed_calls]
+        return tool_metrics(self.ranks.gather_rows([calls]), len(batch.ledger.sampled) * self.num_generations)
 
     def _finish_batch(
         self,
@@ -473,11 +504,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if isinstance(self._batch, GenerationBatch):
-            return self._batch.as_generated(self._tokenizer, prompts, self.seams.is_multimodal)
-        generated: tuple[Any, ...] = super()._generate(prompts)
+            return self._batch.as_generated(
+                self._tokenizer, prompts, self.seams.is_multimodal, self.seams.has_turns, bool(self.use_vllm)
+            )
+        generated = Generated(*super()._generate(prompts))
         if self.canary is not None and self.model.training:
             self._log_train(self.canary.check(generated))
-        self._batch.facts = self.truncation_rule.facts(generated[0], generated[1])
+        self._batch.facts = self.truncation_rule.facts(
+            generated.prompt_ids,
+            generated.completion_ids,
+            generated.tool_mask,
+            [is_unanswered(completion) for completion in generated.completions] if generated.tool_mask else None,
+        )
         return generated
 
     def _generate_single_turn(
@@ -489,6 +527,25 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
+        def sample(prompt_ids: list[Any]) -> Any:
+            return self._sample_turn(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
+
+        if self.tool_loop.is_running:
+            # TRL takes a turn without a token as it is: the completion has others.
+            return self.tool_loop.sample(sample, prompt_ids)
+        completion_ids, logps = sample(prompt_ids)
+        return with_placeholders(completion_ids, logps, self._tokenizer.pad_token_id)
+
+    def _sample_turn(
+        self,
+        prompt_ids: list[Any],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[list[list[int]], list[list[float | None]] | None]:
+        """Samples a turn for each prompt, in parts that `generate` can hold."""
         part = self.seams.rows_at_once(len(prompt_ids))
         completion_ids: list[list[int]] = []
         for start in range(0, len(prompt_ids), part):
@@ -496,7 +553,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
             )
             completion_ids.extend(part_ids)
-        return with_placeholders(completion_ids, logps, self._tokenizer.pad_token_id)
+        return completion_ids, logps
+
+    def _tool_call_loop(self, prompts: list[Any], prompt_ids: list[Any], *args: Any) -> tuple[Any, ...]:
+        def sample_filler(prompt_ids: list[Any]) -> Any:
+            return self._sample_turn(prompt_ids, None, {}, 1)
+
+        return self.tool_loop.run(super()._tool_call_loop, prompts, prompt_ids, *args, sample_filler=sample_filler)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]

@@ -15,7 +15,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +41,7 @@ OVERRIDDEN: dict[str, str] = {
     "_load_rng_state": "state of the loop, after the loop has reset its counters",
     "_prepare_inputs": "loss denominators of each optimizer step",
     "_push_from_checkpoint": "a checkpoint is whole before it is pushed",
+    "_tool_call_loop": "turns after a call of a tool: seeds; empty ones; ranks that take more of them than others",
     "_save_checkpoint": "manifest and state of the run",
     "create_model_card": "the card says what the run did",
     "evaluation_loop": "metrics of this evaluation alone",
@@ -142,6 +143,17 @@ class Generated(NamedTuple):
     extra_fields: dict[str, Any]
     images: list[Any] | None
     tool_images: list[Any]
+
+
+class _Prepared(BaseException):
+    """Not an error: how TRL's method is left once it has the prompts."""
+
+    def __init__(self, prompts: list[Any]):
+        self.prompts = prompts
+
+
+# What TRL keeps for each row of the batch that it generates.
+_PER_ROW = ("environments", "_batch_environments", "_sync_tool_dicts", "_async_tool_dicts")
 
 
 class AddedReward:
@@ -254,6 +266,26 @@ class TrainerSeams:
         return bool(self._trainer._is_vlm)
 
     @property
+    def has_tools(self) -> bool:
+        """Whether the model may call tools, of an environment or not."""
+        return bool(self._trainer.tools)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether a completion may hold tokens that the model did not write."""
+        return self.has_tools or self.has_environments or self.has_rollout_function
+
+    @property
+    def has_rollout_function(self) -> bool:
+        """Whether a function of the caller generates."""
+        return self._trainer.rollout_func is not None
+
+    @property
+    def has_environments(self) -> bool:
+        """Whether each completion has an environment."""
+        return self._trainer.environment_factories is not None
+
+    @property
     def reward_names(self) -> list[str]:
         """Names of the reward functions."""
         return list(self._trainer.reward_func_names)
@@ -298,6 +330,47 @@ class TrainerSeams:
         prompt_ids, _, _ = self._trainer._tokenize_prompts(list(prompts))
         return [list(ids) for ids in prompt_ids]
 
+    def prepare(self, inputs: list[dict[str, Any]]) -> list[Any]:
+        """
+        Has TRL do what it does before it generates, and returns the prompts from which it would generate.
+
+        It hands out an environment for each row and resets it, adds what it shows to the prompt, puts images in, and notes
+        the tools of each row.
+
+        Args:
+            inputs (`list[dict]`):
+                Dataset rows.
+        """
+
+        def stop(prompts: list[Any]) -> Any:
+            raise _Prepared(prompts)
+
+        with replaced(self._trainer, "_generate", stop):
+            try:
+                GRPOTrainer._generate_and_score_completions(self._trainer, inputs)
+            except _Prepared as prepared:
+                return prepared.prompts
+        raise AssertionError("TRL did not generate")
+
+    @contextmanager
+    def only_rows(self, rows: slice) -> Iterator[None]:
+        """Inside it, TRL has environments and tools of these of the prepared rows alone."""
+        with ExitStack() as stack:
+            for name in _PER_ROW:
+                values = vars(self._trainer).get(name)
+                if values is not None:
+                    stack.enter_context(replaced(self._trainer, name, values[rows]))
+            yield
+
+    @contextmanager
+    def without_environments(self) -> Iterator[None]:
+        """Inside it, TRL hands out no environment and resets none: those of the rows have done their part."""
+        with (
+            replaced(self._trainer, "environment_factories", None),
+            replaced(self._trainer, "environments", None),
+        ):
+            yield
+
     def generate(self, prompts: list[Any], keys: Sequence[Any] = ()) -> Generated:
         """
         Samples a completion for each prompt. A collective.
@@ -312,6 +385,32 @@ class TrainerSeams:
         if engine is not None and keys:
             engine.name_requests(keys)
         return Generated(*GRPOTrainer._generate(self._trainer, prompts))
+
+    def name_requests(self, keys: Sequence[Any], lengths: Sequence[int]) -> None:
+        """
+        Names the completions that are sampled next, if a vLLM engine of ours samples them.
+
+        Args:
+            keys (`Sequence[SequenceKey]`):
+                The completions. Empty: they have no names.
+            lengths (`Sequence[int]`):
+                Tokens that each of them has so far.
+        """
+        engine = getattr(self._trainer, "vllm_generation", None)
+        if engine is not None and keys:
+            engine.name_requests(keys, lengths)
+
+    @property
+    def shares_engine(self) -> bool:
+        """Whether ranks generate with one engine: a call is of all of them, each with as many rows."""
+        args = self._trainer.args
+        return bool(self._trainer.use_vllm and (args.vllm_mode == "server" or args.vllm_tensor_parallel_size > 1))
+
+    @property
+    def generates_sharded(self) -> bool:
+        """Whether the model generates by itself and each rank has a part of it: a call is of all of them."""
+        trainer = self._trainer
+        return not trainer.use_vllm and bool(trainer._dist.is_fsdp or trainer._dist.is_zero3)
 
     def bring_weights(self) -> None:
         """Brings the weights to vLLM, if the policy has changed since they came. A collective."""

@@ -72,23 +72,42 @@ def numbered_names(names: Sequence[str]) -> list[str]:
     return numbered
 
 
-def check_single_turn(trainer_arguments: Mapping[str, Any]) -> None:
+_TURNS = ("tools", "environment_factory", "rollout_func")
+
+
+def has_turns(trainer_arguments: Mapping[str, Any]) -> bool:
     """
-    Checks that completions are of one turn.
+    Returns whether completions may hold tokens that the model did not write.
 
     Args:
         trainer_arguments (`Mapping[str, Any]`):
             Keyword arguments of the trainer.
 
-    Raises:
-        `ValueError`: naming the argument that asks for more.
+    >>> has_turns({"tools": [print]}), has_turns({"tools": []})
+    (True, False)
     """
-    for name in ("tools", "environment_factory", "rollout_func"):
-        if trainer_arguments.get(name) is not None:
-            raise ValueError(
-                f"`{name}` is set, but dynamic sampling supports single-turn generation only. Remove it, or set "
-                "dynamic_sampling=False."
-            )
+    return any(trainer_arguments.get(name) for name in _TURNS)
+
+
+def check_turns(trainer_arguments: Mapping[str, Any], args: Any) -> None:
+    """
+    Checks that tools, environments and rollout functions are used in a way that dynamic sampling can sample.
+
+    Args:
+        trainer_arguments (`Mapping[str, Any]`):
+            Keyword arguments of the trainer.
+        args (`DAPOConfig`):
+            The configuration.
+
+    Raises:
+        `ValueError`: naming the argument and the field.
+    """
+    given = [name for name in _TURNS if trainer_arguments.get(name)]
+    if given and args.refill == "stream":
+        raise ValueError(
+            f'`{given[0]}` is set, but refill is "stream", which has no place for what comes between two turns of a completion: '
+            'calls of tools beside the sampling, and environments that outlive a batch. Set refill="rounds".'
+        )
 
 
 def check_evaluation_shape(args: Any, eval_dataset: Any) -> None:
@@ -150,6 +169,8 @@ def check_train_dataset(
     reward_funcs: Any,
     num_groups_per_batch: int,
     selective_rollout: bool = False,
+    is_whole: bool = True,
+    has_rewards: bool = False,
 ) -> None:
     """
     Checks the training dataset of a run with dynamic sampling.
@@ -163,6 +184,11 @@ def check_train_dataset(
             Prompts of one generation batch.
         selective_rollout (`bool`, *optional*, defaults to `False`):
             Whether outcomes are remembered by row number.
+        is_whole (`bool`, *optional*, defaults to `True`):
+            Whether prompts and what rewards need are all in the dataset. `False`: an environment or a rollout function adds to
+            it.
+        has_rewards (`bool`, *optional*, defaults to `False`):
+            Whether environments give rewards.
 
     Raises:
         `ValueError`: naming what is missing and what to do.
@@ -174,7 +200,7 @@ def check_train_dataset(
         )
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError("train_dataset has no rows. Check the split and any filter applied to it.")
-    if not reward_funcs:
+    if not reward_funcs and not has_rewards:
         raise ValueError(
             "reward_funcs is empty, but dynamic sampling filters by a reward. Pass at least one function."
         )
@@ -189,7 +215,8 @@ def check_train_dataset(
             "selective_rollout is True, but remembers outcomes by row number, which an IterableDataset has not. Pass a "
             "`datasets.Dataset`, or set selective_rollout=False."
         )
-    check_columns("train_dataset", dataset, reward_funcs)
+    if is_whole:
+        check_columns("train_dataset", dataset, reward_funcs)
 
 
 def check_columns(name: str, dataset: Any, reward_funcs: Any, removes_columns: bool = False) -> None:

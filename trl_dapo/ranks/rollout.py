@@ -31,6 +31,11 @@ class Rollout:
         completion (`Any`):
             The completion as reward functions saw it, a text or a conversation. It does not travel with `pack`; `None`:
             to be decoded from `completion_ids`.
+        tool_mask (`torch.Tensor`, *optional*):
+            Which of the completion tokens the model wrote, shape `(C,)`, bool; the others came from tools, an environment or
+            the chat template between two turns. `None`: all of them.
+        prompt (`Any`):
+            The prompt with what an environment added to it. It does not travel with `pack`; `None`: that of the dataset row.
     """
 
     prompt_ids: torch.Tensor
@@ -39,6 +44,8 @@ class Rollout:
     old_logps: torch.Tensor | None = None
     extra_logs: Mapping[str, Any] = field(default_factory=dict)
     completion: Any = None
+    tool_mask: torch.Tensor | None = None
+    prompt: Any = None
 
     @classmethod
     def from_lists(
@@ -48,8 +55,12 @@ class Rollout:
         sampling_logps: Sequence[float | None] | None,
         extra_logs: Mapping[str, Any] | None = None,
         completion: Any = None,
+        tool_mask: Sequence[int] | None = None,
+        prompt: Any = None,
     ) -> "Rollout":
-        """Builds a rollout from token ids and log-probabilities (`None` where the engine gave none)."""
+        """
+        Builds a rollout from token ids, log-probabilities (`None` where the engine gave none) and which tokens the model wrote.
+        """
         logps = None
         if sampling_logps is not None:
             logps = torch.tensor([float("nan") if logp is None else logp for logp in sampling_logps])
@@ -59,12 +70,20 @@ class Rollout:
             logps,
             extra_logs=extra_logs or {},
             completion=completion,
+            tool_mask=None if tool_mask is None or all(tool_mask) else torch.tensor(tool_mask, dtype=torch.bool),
+            prompt=prompt,
         )
+
+    @property
+    def num_tool_tokens(self) -> int:
+        """Completion tokens that the model did not write."""
+        return 0 if self.tool_mask is None else int((~self.tool_mask).sum())
 
     def truncated(self, num_tokens: int) -> "Rollout":
         """Returns the rollout with only the first `num_tokens` tokens of its completion."""
         logps = None if self.sampling_logps is None else self.sampling_logps[:num_tokens]
-        return Rollout(self.prompt_ids, self.completion_ids[:num_tokens], logps)
+        mask = None if self.tool_mask is None else self.tool_mask[:num_tokens]
+        return Rollout(self.prompt_ids, self.completion_ids[:num_tokens], logps, tool_mask=mask, prompt=self.prompt)
 
     def with_old_logps(self, known: torch.Tensor | None, logps: torch.Tensor | None = None) -> "Rollout":
         """
@@ -82,7 +101,8 @@ class Rollout:
 
     def pack(self, has_old_logps: bool | None = None) -> torch.Tensor:
         """
-        Returns the rollout as one int32 tensor; the log-probabilities keep their bits.
+        Returns the rollout as one int32 tensor; the log-probabilities keep their bits. A token that the model did not write
+        is the complement of its id, which is below 0.
 
         Args:
             has_old_logps (`bool`, *optional*):
@@ -92,7 +112,10 @@ class Rollout:
         if self.old_logps is not None if has_old_logps is None else has_old_logps:
             known = torch.empty(0) if self.old_logps is None else self.old_logps
             parts.append(torch.cat([known, torch.full((len(self.completion_ids) - len(known),), torch.nan)]))
-        return torch.cat([self.prompt_ids, self.completion_ids, *(part.view(torch.int32) for part in parts)])
+        ids = self.completion_ids
+        if self.tool_mask is not None:
+            ids = torch.where(self.tool_mask, ids, ~ids)
+        return torch.cat([self.prompt_ids, ids, *(part.view(torch.int32) for part in parts)])
 
     @classmethod
     def unpack(
@@ -113,7 +136,17 @@ class Rollout:
         old_logps = logps.pop(0) if has_old_logps else None
         if old_logps is not None:
             old_logps = old_logps[: int((~old_logps.isnan()).sum())]
-        return cls(prompt_ids, completion_ids, sampling_logps, old_logps, extra_logs or {})
+        is_own = completion_ids >= 0
+        tool_mask = None if is_own.all() else is_own
+        completion_ids = torch.where(is_own, completion_ids, ~completion_ids)
+        return cls(prompt_ids, completion_ids, sampling_logps, old_logps, extra_logs or {}, tool_mask=tool_mask)
+
+    def shown(self) -> dict[str, Any]:
+        """Returns what people see of the rollout, and `pack` leaves out. What can be decoded from its tokens is not in it."""
+        shown: dict[str, Any] = {"extra_logs": self.extra_logs}
+        if self.tool_mask is not None or self.prompt is not None:
+            shown |= {"completion": self.completion, "prompt": self.prompt}
+        return shown
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything of the rollout, for a checkpoint."""
@@ -124,6 +157,8 @@ class Rollout:
             "old_logps": self.old_logps,
             "extra_logs": dict(self.extra_logs),
             "completion": self.completion,
+            "tool_mask": self.tool_mask,
+            "prompt": self.prompt,
         }
 
     @classmethod
@@ -138,6 +173,8 @@ def rollouts_of(
     sampling_logps: Sequence[Sequence[float | None]] | None,
     completions: Sequence[Any],
     logged_columns: Mapping[str, Sequence[Any]],
+    tool_mask: Sequence[Sequence[int]] | None = None,
+    prompts: Sequence[Any] | None = None,
 ) -> list[Rollout]:
     """
     Returns the rollouts of R completions.
@@ -151,6 +188,10 @@ def rollouts_of(
             Each completion as reward functions saw it.
         logged_columns (`Mapping[str, Sequence]`):
             What reward functions logged, R values a column.
+        tool_mask (`Sequence[Sequence[int]]`, *optional*):
+            1 where the model wrote the token, else 0. `None`: it wrote all of them.
+        prompts (`Sequence`, *optional*):
+            The prompts with what environments added to them. `None`: those of the dataset rows.
     """
     return [
         Rollout.from_lists(
@@ -159,6 +200,8 @@ def rollouts_of(
             None if sampling_logps is None else sampling_logps[row],
             {column: values[row] for column, values in logged_columns.items()},
             completions[row],
+            None if tool_mask is None else tool_mask[row],
+            None if prompts is None else prompts[row],
         )
         for row in range(len(completions))
     ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -122,11 +122,18 @@ class GenerationBatch:
     def facts(self) -> list[RowFacts]:
         """Lengths and truncation of the B rows."""
         return [
-            RowFacts(len(rollout.prompt_ids), len(rollout.completion_ids), is_truncated)
+            RowFacts(len(rollout.prompt_ids), len(rollout.completion_ids), is_truncated, rollout.num_tool_tokens)
             for rollout, is_truncated in zip(self.rollouts, self.is_truncated.tolist(), strict=True)
         ]
 
-    def as_generated(self, tokenizer: Any, prompts: Sequence[Any], is_multimodal: bool = True) -> Generated:
+    def as_generated(
+        self,
+        tokenizer: Any,
+        prompts: Sequence[Any],
+        is_multimodal: bool = True,
+        has_turns: bool = False,
+        has_engine: bool = True,
+    ) -> Generated:
         """
         Returns what TRL's `_generate` returns for the B prompts; see `with_placeholders` for empty completions.
 
@@ -137,9 +144,15 @@ class GenerationBatch:
                 The prompts as TRL has prepared them.
             is_multimodal (`bool`, *optional*, defaults to `True`):
                 Whether there may be images in them.
+            has_turns (`bool`, *optional*, defaults to `False`):
+                Whether completions may hold tokens that the model did not write.
+            has_engine (`bool`, *optional*, defaults to `True`):
+                Whether TRL needs log-probabilities, unknown ones too.
         """
         is_conversational = not isinstance(prompts[0], str)
         logps = [rollout.sampling_logps.tolist() for rollout in self.rollouts if rollout.sampling_logps is not None]
+        if not has_engine and all(math.isnan(logp) for row in logps for logp in row):
+            logps = []
         completion_ids, logps_or_none = with_placeholders(
             [rollout.completion_ids.tolist() for rollout in self.rollouts], logps or None, tokenizer.pad_token_id
         )
@@ -148,10 +161,20 @@ class GenerationBatch:
         for row, completion in enumerate(completions):
             if completion is None:
                 completions[row] = decode_completion(
-                    tokenizer, prompt_ids[row], completion_ids[row], is_conversational
+                    tokenizer,
+                    prompt_ids[row],
+                    completion_ids[row],
+                    is_conversational,
+                    has_turns=self.rollouts[row].tool_mask is not None,
                 )
         images = images_of(prompts) if is_multimodal else None
-        return Generated(prompt_ids, completion_ids, None, completions, logps_or_none, {}, images, [])
+        tool_mask = None
+        if has_turns:
+            tool_mask = [
+                [1] * len(ids) if rollout.tool_mask is None else rollout.tool_mask.int().tolist()
+                for ids, rollout in zip(completion_ids, self.rollouts, strict=True)
+            ]
+        return Generated(prompt_ids, completion_ids, tool_mask, completions, logps_or_none, {}, images, [])
 
     def logged_columns(self) -> dict[str, list[Any]]:
         """Returns the columns that reward functions logged, one value for each of the B rows."""
@@ -229,10 +252,14 @@ class BatchAssembler:
                 rollout = arrived.get(move) or kept[group.locations[move.sample]]
             draws.append(draw)
             rollouts.append(rollout)
+        inputs = self.source.rows(draws)
+        for row, rollout in zip(inputs, rollouts, strict=True):
+            if rollout.prompt is not None:
+                row["prompt"] = rollout.prompt
         not_scored = [math.nan] * self.num_rewards
         rewards = [group.rewards_in_statistics() for group in accepted]
         return GenerationBatch(
-            inputs=self.source.rows(draws),
+            inputs=inputs,
             rollouts=rollouts,
             rewards=torch.tensor(
                 [not_scored if move.group is None else rewards[move.group][move.sample] for move in moves]
@@ -284,18 +311,20 @@ class BatchAssembler:
             ],
             [[size(move) for move in row] for row in coming],
         )
-        # Only the table of completions shows the logged columns, so they travel only for it.
-        extra_logs: dict[Move, Mapping[str, Any]] = {}
+        # Only the table of completions shows these, so they travel only for it.
+        shown: dict[Move, Mapping[str, Any]] = {}
         if self.moves_extra_logs:
-            sent = [(move, kept[group_of(move).locations[move.sample]].extra_logs) for row in leaving for move in row]
-            extra_logs = dict(self.ranks.gather_objects(sent))
+            sent = [(move, kept[group_of(move).locations[move.sample]].shown()) for row in leaving for move in row]
+            shown = dict(self.ranks.gather_objects(sent))
         arrived = {
-            move: Rollout.unpack(
-                packed,
-                *group_of(move).lengths[move.sample],
-                has_sampling_logps=self.has_sampling_logps,
-                has_old_logps=is_off_policy[number(move)],
-                extra_logs=extra_logs.get(move),
+            move: replace(
+                Rollout.unpack(
+                    packed,
+                    *group_of(move).lengths[move.sample],
+                    has_sampling_logps=self.has_sampling_logps,
+                    has_old_logps=is_off_policy[number(move)],
+                ),
+                **shown.get(move, {}),
             )
             for row, tensors in zip(coming, received, strict=True)
             for move, packed in zip(row, tensors, strict=True)

@@ -6,7 +6,7 @@ from trl.chat_template_utils import parse_response
 
 
 def decode_completion(
-    tokenizer: Any, prompt_ids: list[int], completion_ids: list[int], is_conversational: bool
+    tokenizer: Any, prompt_ids: list[int], completion_ids: list[int], is_conversational: bool, has_turns: bool = False
 ) -> str | list[dict[str, Any]]:
     """
     Returns a completion as TRL's trainer makes it: a text, or a conversation of one turn.
@@ -20,10 +20,13 @@ def decode_completion(
             The completion.
         is_conversational (`bool`):
             Whether the prompt is a conversation.
+        has_turns (`bool`, *optional*, defaults to `False`):
+            Whether tools or an environment took part. Their turns cannot be told from the tokens, so that they become one.
     """
     if not is_conversational:
         text: str = tokenizer.decode(completion_ids, skip_special_tokens=True)
         return text
-    if any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema")):
+    has_parser = any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema"))
+    if has_parser and not has_turns:
         return [parse_response(tokenizer, completion_ids, prefix=prompt_ids)]
     return [{"role": "assistant", "content": tokenizer.decode(completion_ids, skip_special_tokens=True)}]

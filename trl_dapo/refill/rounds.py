@@ -14,11 +14,13 @@ from trl_dapo.sampling.placement import deal_prompts
 from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
 from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner
-from trl_dapo.trl_seams import TrainerSeams
+from trl_dapo.trl_seams import Generated, TrainerSeams
+from trl_dapo.turns.episode import add_fields, is_unanswered
+from trl_dapo.turns.tool_loop import ToolLoop
 from trl_dapo.vllm_engine.canary import WeightCanary
 
 from .assembly import ObserveGroups, RefillResult
-from .image_prompts import IMAGE_COLUMNS, prepared_prompts
+from .image_prompts import IMAGE_COLUMNS, images_of, prepared_prompts
 from .progress import BatchSoFar, SamplingProgress
 from .prompt_source import PromptSource
 
@@ -64,6 +66,8 @@ class RolloutSampler:
             Compares the engine with the trained model. `None`: the trained model generates.
         check_images (`Callable[[], None]`):
             Called when prompts have images.
+        tool_loop (`ToolLoop`):
+            Runs the turns after calls of tools.
     """
 
     def __init__(
@@ -73,36 +77,48 @@ class RolloutSampler:
         truncation_rule: TruncationRule,
         canary: WeightCanary | None,
         check_images: Callable[[], None],
+        tool_loop: ToolLoop,
     ):
         self.seams = seams
         self.rewards = rewards
         self.truncation_rule = truncation_rule
         self.canary = canary
         self.check_images = check_images
+        self.tool_loop = tool_loop
 
     def sample(self, inputs: list[dict[str, Any]], keys: list[SequenceKey]) -> Sampled:
         """Samples a completion for each row, named by the keys, and scores it. A collective."""
-        # A text model has no images, unless the dataset has a column of them: then this says what is wrong.
-        has_images = self.seams.is_multimodal or not IMAGE_COLUMNS.isdisjoint(inputs[0])
-        prompts = prepared_prompts(inputs, self.check_images) if has_images else [row["prompt"] for row in inputs]
+        prompts = self._prompts(inputs)
         # Above TRL's tokenizer prompts with images can still be cut; below it the pixels of all rows are one tensor.
         part = self.seams.rows_at_once(len(prompts)) if self.seams.is_multimodal else len(prompts)
         prompt_ids: list[list[int]] = []
         completion_ids: list[list[int]] = []
+        tool_mask: list[list[int]] = []
         completions: list[Any] = []
         logps: list[list[float | None]] = []
         facts: list[RowFacts] = []
         metrics: dict[str, float] = {}
+        # Whether a rollout function gives them is known only afterwards, and rollouts are packed alike on all ranks.
+        may_lack_logps = self.seams.has_rollout_function
         for start in range(0, len(prompts), part):
             rows = slice(start, start + part)
-            generated = self.seams.generate(prompts[rows], keys[rows])
+            generated = self._generate(prompts[rows], keys[rows], rows)
+            add_fields(inputs[rows], generated.extra_fields)
             if self.canary is not None:
                 metrics |= self.canary.check(generated)
             prompt_ids += generated.prompt_ids
             completion_ids += generated.completion_ids
+            tool_mask += generated.tool_mask or []
             completions += generated.completions
-            logps += generated.logps or []
-            facts += self.truncation_rule.facts(generated.prompt_ids, generated.completion_ids)
+            logps += generated.logps or (
+                [[None] * len(ids) for ids in generated.completion_ids] if may_lack_logps else []
+            )
+            facts += self.truncation_rule.facts(
+                generated.prompt_ids,
+                generated.completion_ids,
+                generated.tool_mask,
+                [is_unanswered(completion) for completion in generated.completions] if generated.tool_mask else None,
+            )
         rewards = self.rewards.compute(inputs, prompts, completions, completion_ids)
         # Placeholders of empty completions are no tokens.
         lengths = [row.completion_length for row in facts]
@@ -113,8 +129,32 @@ class RolloutSampler:
             completions,
             # Only columns with one value a completion can follow their completions into the batch.
             self.seams.take_logged_columns(len(completions)),
+            [row[:length] for row, length in zip(tool_mask, lengths, strict=True)] if tool_mask else None,
+            prompts if self.seams.has_environments else None,
         )
         return Sampled(rollouts, rewards.tolist(), facts, metrics)
+
+    def _prompts(self, inputs: list[dict[str, Any]]) -> list[Any]:
+        """Returns the prompts as they are sampled from."""
+        if self.seams.has_turns:
+            prompts = self.seams.prepare(inputs)
+            if images_of(prompts) is not None:
+                self.check_images()
+            return prompts
+        # A text model has no images, unless the dataset has a column of them: then this says what is wrong.
+        has_images = self.seams.is_multimodal or not IMAGE_COLUMNS.isdisjoint(inputs[0])
+        return prepared_prompts(inputs, self.check_images) if has_images else [row["prompt"] for row in inputs]
+
+    def _generate(self, prompts: list[Any], keys: list[SequenceKey], rows: slice) -> Generated:
+        """Samples completions for these rows of a round."""
+        if not self.seams.has_turns:
+            return self.seams.generate(prompts, keys)
+        self.tool_loop.keys = keys
+        try:
+            with self.seams.only_rows(rows):
+                return self.seams.generate(prompts, keys)
+        finally:
+            self.tool_loop.keys = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +220,7 @@ class RoundSampler:
         groups = self.judge.judge(
             [draws[number] for number in order],
             sampled.rewards,
-            [RowFacts(*row[:3]) for row in facts],
+            [RowFacts(*row[:-1]) for row in facts],
             [Location(self.num_rounds, *divmod(row, num_rows)) for row in range(len(facts))],
             policy_step,
         )
@@ -196,7 +236,7 @@ class RoundSampler:
         }
         groups.sort(key=lambda group: group.draw.position)
         spare = local_draws[0], sampled.rollouts[0]
-        return _Round(groups, kept, spare, max(row[3] for row in facts) / 1e6, sampled.metrics)
+        return _Round(groups, kept, spare, max(row[-1] for row in facts) / 1e6, sampled.metrics)
 
 
 class RoundRefill:

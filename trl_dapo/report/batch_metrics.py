@@ -29,11 +29,14 @@ class BatchReporter:
             Column of the rewards that holds the soft overlong punishment.
         num_ranks (`int`, *optional*, defaults to `1`):
             Processes of the run.
+        has_turns (`bool`, *optional*, defaults to `False`):
+            Whether tools, environments or a rollout function take part in completions.
     """
 
-    def __init__(self, args: DAPOConfig, penalty_column: int | None, num_ranks: int = 1):
+    def __init__(self, args: DAPOConfig, penalty_column: int | None, num_ranks: int = 1, has_turns: bool = False):
         self.free_length = args.free_length
         self.penalty_column = penalty_column
+        self.has_turns = has_turns
         self.always_zero = always_zero_metrics(args, num_ranks)
         self._num_empty_batches = 0
         self._has_warned: set[str] = set()
@@ -41,7 +44,7 @@ class BatchReporter:
     def metrics(self, batch: GenerationBatch) -> dict[str, float]:
         """Returns the metrics of a batch that dynamic sampling collected, by their names below `dapo/`."""
         ledger, refill = batch.ledger, batch.refill
-        metrics = ledger_metrics(ledger) | self._overlong_metrics(ledger.sampled)
+        metrics = ledger_metrics(ledger) | self._overlong_metrics(ledger.sampled) | self._turn_metrics(ledger.sampled)
         metrics |= batch.source_metrics
         metrics["seconds_sampling"] = refill.seconds
         metrics |= refill.metrics
@@ -52,7 +55,7 @@ class BatchReporter:
 
     def drawn_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
         """Returns the metrics of a batch that was drawn without dynamic sampling."""
-        return group_metrics(groups) | self._overlong_metrics(groups)
+        return group_metrics(groups) | self._overlong_metrics(groups) | self._turn_metrics(groups)
 
     def drop_always_zero(self, metrics: MutableMapping[str, Any]) -> None:
         """
@@ -98,6 +101,9 @@ class BatchReporter:
         """Continues from a saved state."""
         self._has_warned = set(state["has_warned"])
         self._num_empty_batches = state["num_empty_batches"]
+
+    def _turn_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
+        return turn_metrics(groups) if self.has_turns else {}
 
     def _overlong_metrics(self, groups: Sequence[SampledGroup]) -> dict[str, float]:
         if self.penalty_column is None or self.free_length is None:
@@ -188,7 +194,7 @@ def group_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
     counts = verdict_counts(groups)
     lengths: dict[bool, list[int]] = {True: [], False: []}
     for group in groups:
-        for mark, (_, length) in zip(group.marks, group.lengths, strict=True):
+        for mark, length in zip(group.marks, group.generated_lengths, strict=True):
             if mark is not None:
                 lengths[mark].append(length)
 
@@ -225,9 +231,45 @@ def overlong_metrics(groups: Sequence[SampledGroup], free_length: int, penalty_c
     }
 
 
+def turn_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
+    """Returns the turns that the model took in a completion, and the share of completions whose environment or tool failed."""
+    num_completions = [len(group.lengths) for group in groups]
+    turns = [
+        turns for group, size in zip(groups, num_completions, strict=True) for turns in group.num_turns or [1] * size
+    ]
+    failed = [
+        has
+        for group, size in zip(groups, num_completions, strict=True)
+        for has in group.has_env_failed or [False] * size
+    ]
+    return {"turns/mean": _mean(turns), "frac_env_failed": _mean(failed)}
+
+
+def tool_metrics(calls: Sequence[Sequence[int]], num_completions: int) -> dict[str, float]:
+    """
+    Returns TRL's metrics of calls of tools.
+
+    Args:
+        calls (`Sequence[Sequence[int]]`):
+            For each rank, its calls and how many of them TRL answered with an error.
+        num_completions (`int`):
+            Completions over all ranks.
+
+    >>> tool_metrics([[6, 1], [2, 1]], num_completions=16)
+    {'tools/call_frequency': 0.5, 'tools/failure_frequency': 0.25}
+    """
+    if not num_completions:
+        return {}
+    num_calls, num_failed = (sum(counts) for counts in zip(*calls, strict=True))
+    return {
+        "tools/call_frequency": num_calls / num_completions,
+        "tools/failure_frequency": num_failed / num_calls if num_calls else 0.0,
+    }
+
+
 def completion_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
     """Returns TRL's metrics of completion length in tokens; NaN where no completion ended by itself."""
-    lengths = [completion for group in groups for _, completion in group.lengths]
+    lengths = [length for group in groups for length in group.generated_lengths]
     is_truncated = [truncated for group in groups for truncated in group.is_truncated]
     if not lengths:
         return {}

@@ -168,11 +168,34 @@ class RowFacts(NamedTuple):
             In tokens; 0 for an empty completion.
         is_truncated (`int`):
             1 if it ran into the length limit, else 0.
+        num_tool_tokens (`int`):
+            Tokens of the completion that a tool or an environment wrote, and what the chat template put around them.
+        num_turns (`int`):
+            Turns in which the model wrote a token.
+        has_env_failed (`int`):
+            1 if its environment or a tool failed, so that it has no reward; else 0.
     """
 
     prompt_length: int
     completion_length: int
     is_truncated: int
+    num_tool_tokens: int = 0
+    num_turns: int = 1
+    has_env_failed: int = 0
+
+
+def count_turns(tool_mask: Sequence[int]) -> int:
+    """
+    Returns in how many turns the model wrote a token.
+
+    Args:
+        tool_mask (`Sequence[int]`):
+            1 where the model wrote the token of a completion, else 0.
+
+    >>> count_turns([1, 1, 0, 0, 1]), count_turns([])
+    (2, 0)
+    """
+    return sum(mask and not before for before, mask in zip([0, *tool_mask], tool_mask, strict=False))
 
 
 class EmptyCompletion(list[int]):
@@ -244,24 +267,40 @@ class TruncationRule:
             end.end_tokens(eos_token_ids), end.max_completion_length, end.max_sequence_length, end.stop_strings, decode
         )
 
-    def facts(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> list[RowFacts]:
+    def facts(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        tool_mask: Sequence[Sequence[int]] | None = None,
+        is_unfinished: Sequence[bool] | None = None,
+    ) -> list[RowFacts]:
         """
         Returns length and truncation of each completion.
 
         Args:
             prompt_ids (`Sequence[Sequence[int]]`), completion_ids (`Sequence[Sequence[int]]`):
                 The tokens, without padding. An [`EmptyCompletion`] has none.
+            tool_mask (`Sequence[Sequence[int]]`, *optional*):
+                1 where the model wrote the token, else 0. `None`: it wrote all of them.
+            is_unfinished (`Sequence[bool]`, *optional*):
+                Which completions were cut off whatever their tokens say. `None`: none was.
 
         >>> rule = TruncationRule(end_token_ids=[2], max_completion_length=3)
-        >>> [tuple(row) for row in rule.facts([[5], [5, 6]], [[7, 8, 9], EmptyCompletion([0])])]
+        >>> [tuple(row)[:3] for row in rule.facts([[5], [5, 6]], [[7, 8, 9], EmptyCompletion([0])])]
         [(1, 3, True), (2, 0, False)]
+        >>> rule.facts([[5]], [[7, 8, 2]], tool_mask=[[1, 0, 1]], is_unfinished=[True])[0]._asdict()
+        {'prompt_length': 1, 'completion_length': 3, 'is_truncated': True, 'num_tool_tokens': 1, 'num_turns': 2, 'has_env_failed': 0}
         """
-        return [
-            RowFacts(len(prompt), 0, False)
-            if isinstance(ids, EmptyCompletion)
-            else RowFacts(len(prompt), len(ids), self.is_truncated(len(prompt), ids))
-            for prompt, ids in zip(prompt_ids, completion_ids, strict=True)
-        ]
+        facts = []
+        for row, (prompt, ids) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
+            if isinstance(ids, EmptyCompletion):
+                facts.append(RowFacts(len(prompt), 0, False, num_turns=0 if tool_mask else 1))
+                continue
+            is_cut = self.is_truncated(len(prompt), ids) or bool(is_unfinished and is_unfinished[row])
+            mask = tool_mask[row] if tool_mask else ()
+            turns = count_turns(mask) if tool_mask else 1
+            facts.append(RowFacts(len(prompt), len(ids), is_cut, len(mask) - sum(mask), turns))
+        return facts
 
     def is_truncated(self, prompt_length: int, completion_ids: Sequence[int]) -> bool:
         """
@@ -324,6 +363,12 @@ class SampledGroup:
             Whether truncated completions count in the statistics of the group.
         filter_column (`int`):
             Number of the column that judged the group.
+        num_tool_tokens (`list[int]`):
+            Tokens of each completion that the model did not write. Empty: it wrote all of them.
+        num_turns (`list[int]`):
+            Turns of each completion in which the model wrote a token. Empty: one each.
+        has_env_failed (`list[bool]`):
+            Whether an environment or a tool of each completion failed. Empty: none did.
         num_tokens (`int`):
             Generated tokens of the group.
         marks (`list[bool | None]`):
@@ -340,14 +385,25 @@ class SampledGroup:
     policy_step: int = 0
     truncated_in_statistics: bool = True
     filter_column: int = 0
+    num_tool_tokens: list[int] = field(default_factory=list)
+    num_turns: list[int] = field(default_factory=list)
+    has_env_failed: list[bool] = field(default_factory=list)
 
     num_tokens: int = field(init=False, repr=False, compare=False)
     marks: list[bool | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         marks = [is_correct(reward) if math.isfinite(reward) else None for reward in self.filter_rewards]
-        object.__setattr__(self, "num_tokens", sum(completion for _, completion in self.lengths))
+        object.__setattr__(self, "num_tokens", sum(self.generated_lengths))
         object.__setattr__(self, "marks", marks)
+
+    @property
+    def generated_lengths(self) -> list[int]:
+        """Tokens of each completion that the model wrote."""
+        lengths = [completion for _, completion in self.lengths]
+        if not self.num_tool_tokens:
+            return lengths
+        return [length - others for length, others in zip(lengths, self.num_tool_tokens, strict=True)]
 
     def rewards_in_statistics(self) -> list[list[float]]:
         """Returns the rewards with which the completions enter mean and std of their group; NaN where one does not."""
@@ -471,6 +527,14 @@ class GroupJudge:
                     policy_step=policy_step,
                     truncated_in_statistics=self.truncated_in_statistics,
                     filter_column=column,
+                    num_tool_tokens=_unless_all(0, [row.num_tool_tokens for row in facts[rows]]),
+                    num_turns=_unless_all(1, [row.num_turns for row in facts[rows]]),
+                    has_env_failed=_unless_all(False, [bool(row.has_env_failed) for row in facts[rows]]),
                 )
             )
         return groups
+
+
+def _unless_all(usual: Any, values: list[Any]) -> list[Any]:
+    """Returns the values, or an empty list if all are the usual one."""
+    return [] if all(value == usual for value in values) else values

@@ -40,6 +40,7 @@ def make_dynamic_sampler(
     reward_names: Sequence[str] = (),
     progress: SamplingProgress | None = None,
     row_fault: Callable[[Mapping[str, Any]], str | None] | None = None,
+    has_sampling_logps: bool | None = None,
 ) -> DynamicSampler:
     """
     Puts the dynamic sampler of a run together.
@@ -66,6 +67,8 @@ def make_dynamic_sampler(
             As in [`DynamicSampler`].
         row_fault (`Callable[[Mapping], str | None]`, *optional*):
             As in [`PromptSource`].
+        has_sampling_logps (`bool`, *optional*):
+            As in [`BatchAssembler`]. `None`: if vLLM samples.
     """
     shape = args.shape
     selective = _selective_rollout(args, dataset)
@@ -85,7 +88,12 @@ def make_dynamic_sampler(
         rounds = RoundSampler(shape.num_generations, ranks, source, sampling, judge, observe)
         refill = RoundRefill(shape, source, planner, rounds, progress)
     assembler = BatchAssembler(
-        shape.num_generations, ranks, source, num_rewards, bool(args.use_vllm), bool(args.log_completions)
+        shape.num_generations,
+        ranks,
+        source,
+        num_rewards,
+        bool(args.use_vllm) if has_sampling_logps is None else has_sampling_logps,
+        bool(args.log_completions),
     )
     return DynamicSampler(shape, source, refill, assembler, score, keep_awake, reward_names, progress)
 

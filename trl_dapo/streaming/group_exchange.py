@@ -10,6 +10,9 @@ from trl_dapo.sampling.prompt_stream import Draw
 from .streamed_group import StreamedGroup
 
 
+_NUM_FACTS = len(RowFacts._fields)
+
+
 class GroupExchange:
     """
     Gathers the judged groups of all ranks, numbers only: rollouts stay where they were sampled.
@@ -52,9 +55,9 @@ class GroupExchange:
             batch_number (`int`):
                 What tells locations of this batch from those of others.
             of_this_rank (`Sequence[int]`):
-                Up to 2 + G * (3 + F) numbers of this rank.
+                Up to 2 + G * (K + F) numbers of this rank, where K are the fields of [`RowFacts`].
         """
-        width = 2 + self.num_generations * (3 + self.num_rewards)
+        width = 2 + self.num_generations * (_NUM_FACTS + self.num_rewards)
         rows = [*map(self._encode, groups), *[[-1] * width] * (most - len(groups))]
         gathered = self.ranks.gather_rows([[*of_this_rank, *[0] * (width - len(of_this_rank))], *rows])
         decoded = []
@@ -74,12 +77,12 @@ class GroupExchange:
         return [group.draw.position, group.policy_step, *facts, *bits]
 
     def _decode(self, row: list[int], draw: Draw, locations: list[Location]) -> SampledGroup:
-        end_of_facts = 2 + 3 * self.num_generations
+        end_of_facts = 2 + _NUM_FACTS * self.num_generations
         rewards = [struct.unpack("<d", struct.pack("<q", bits))[0] for bits in row[end_of_facts:]]
         (group,) = self.judge.judge(
             [draw],
             [rewards[start : start + self.num_rewards] for start in range(0, len(rewards), self.num_rewards)],
-            [RowFacts(*row[start : start + 3]) for start in range(2, end_of_facts, 3)],
+            [RowFacts(*row[start : start + _NUM_FACTS]) for start in range(2, end_of_facts, _NUM_FACTS)],
             locations,
             row[1],
         )

@@ -43,6 +43,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         self._stays_awake = False
         self._is_cache_awake = False
         self._keys: list[SequenceKey] = []
+        self._lengths: list[int] = []
         super().__init__(**kwargs)
 
     def _init_vllm(self) -> None:
@@ -104,15 +105,15 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """As TRL's, with a seed for each of the requests that were named."""
-        keys, self._keys = self._keys, []
+        keys, lengths, self._keys = self._keys, self._lengths, []
         if not keys or not self._seeds_requests:
             return self._generate_awake(*args, **kwargs)
         generate = self.llm.generate
 
         def generate_seeded(prompts: Any, sampling_params: Any, **options: Any) -> Any:
             seeded = [sampling_params.clone() for _ in keys]
-            for params, key in zip(seeded, keys, strict=True):
-                params.seed = self.request_seed(key)
+            for params, key, length in zip(seeded, keys, lengths, strict=True):
+                params.seed = self.request_seed(key, length)
             return generate(prompts, seeded, **options)
 
         with replaced(self.llm, "generate", generate_seeded):
@@ -134,9 +135,18 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
     # Requests
 
-    def name_requests(self, keys: Sequence[SequenceKey]) -> None:
-        """Says which completions the next `generate` samples, in the order of its prompts."""
+    def name_requests(self, keys: Sequence[SequenceKey], lengths: Sequence[int] | None = None) -> None:
+        """
+        Says which completions the next `generate` samples, in the order of its prompts.
+
+        Args:
+            keys (`Sequence[SequenceKey]`):
+                The completions.
+            lengths (`Sequence[int]`, *optional*):
+                Tokens that each of them has so far. `None`: none has any.
+        """
         self._keys = list(keys)
+        self._lengths = [0] * len(keys) if lengths is None else list(lengths)
 
     def request_seed(self, key: SequenceKey, num_tokens: int = 0) -> int | None:
         """

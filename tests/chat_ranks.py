@@ -1,0 +1,64 @@
+"""Trains the tiny chat model on scripted turns and writes, for each rank, what it trained. Run by `test_turns_on_ranks.py`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from paper import rows_of
+from tiny_tools import Counted, ScriptedDAPO, calculate, make_chat_trainer, scripted_turn, solved
+from trl import GRPOTrainer
+
+from trl_dapo.trl_seams import TrainerSeams
+
+
+def together(self, prompt_ids, *args, **kwargs):
+    """An engine of which each call is one of all ranks: a shared one with as many rows on each, parts of a model with any."""
+    counts = self.accelerator.gather(torch.tensor([len(prompt_ids), 4242])).view(-1, 2)
+    assert counts[:, 1].tolist() == [4242] * len(counts), "mixed up with another exchange"
+    is_even = len(set(counts[:, 0].tolist())) == 1
+    assert is_even or not TrainerSeams.shares_engine, f"ranks generate for {counts[:, 0].tolist()} rows"
+    return scripted_turn(self, prompt_ids, *args, **kwargs)
+
+
+def calculate_or_fail(expression: str) -> str:
+    """
+    Computes, or ends its process as a broken simulator would.
+
+    Args:
+        expression: What to compute.
+    """
+    if os.environ["RANK"] == "1":
+        raise SystemError("the simulator is gone")
+    return calculate(expression)
+
+
+def main(folder, overrides):
+    options = json.loads(overrides)
+    kind, shared = options.pop("kind", "tools"), options.pop("together", None)
+    checkpoint = options.pop("resume_from", None)
+    GRPOTrainer._generate_single_turn = together if shared else scripted_turn
+    TrainerSeams.shares_engine, TrainerSeams.generates_sharded = shared == "engine", shared == "parts"
+    kinds = {
+        "tools": {"tools": [calculate]},
+        "environments": {"environment_factory": Counted, "rewards": solved},
+    }
+    trainer = make_chat_trainer(folder, ScriptedDAPO, **kinds[kind], **options)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    result = {
+        "batches": [
+            {"rows": rows_of(output), "num_items": output["num_items_in_batch"].item()}
+            for _, _, output in trainer.batches
+        ],
+        "moved": [entry["dapo/moved_bytes"] for entry in trainer.state.log_history if "dapo/moved_bytes" in entry],
+        "logs": trainer.state.log_history,
+        "turn_sizes": trainer.turn_sizes,
+        "completions": list(trainer._logs["completion"]),
+        "parameters": [parameter.flatten().tolist() for parameter in trainer.model.parameters()],
+    }
+    Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
