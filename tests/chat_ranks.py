@@ -10,6 +10,7 @@ from paper import rows_of
 from tiny_tools import Counted, ScriptedDAPO, calculate, make_chat_trainer, scripted_turn, solved
 from trl import GRPOTrainer
 
+from trl_dapo import RankFailedError
 from trl_dapo.trl_seams import TrainerSeams
 
 
@@ -22,16 +23,17 @@ def together(self, prompt_ids, *args, **kwargs):
     return scripted_turn(self, prompt_ids, *args, **kwargs)
 
 
-def calculate_or_fail(expression: str) -> str:
-    """
-    Computes, or ends its process as a broken simulator would.
+class Licensed(Counted):
+    """An environment of which the second process gets the one that TRL makes first, and no other."""
 
-    Args:
-        expression: What to compute.
-    """
-    if os.environ["RANK"] == "1":
-        raise SystemError("the simulator is gone")
-    return calculate(expression)
+    def __init__(self):
+        super().__init__()
+        if os.environ.get("RANK") == "1" and Counted.num_made > 1:
+            raise OSError("no license is left")
+
+
+def rollout_or_fail(prompts, trainer):
+    raise OSError(f"no rollouts for {trainer.accelerator.process_index}")
 
 
 def main(folder, overrides):
@@ -43,10 +45,17 @@ def main(folder, overrides):
     kinds = {
         "tools": {"tools": [calculate]},
         "environments": {"environment_factory": Counted, "rewards": solved},
+        "licensed": {"environment_factory": Licensed, "rewards": solved},
+        "rollouts": {"rollout_func": rollout_or_fail},
     }
     trainer = make_chat_trainer(folder, ScriptedDAPO, **kinds[kind], **options)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    failure = None
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (OSError, RankFailedError) as error:
+        failure = repr(error)
     result = {
+        "failure": failure,
         "batches": [
             {"rows": rows_of(output), "num_items": output["num_items_in_batch"].item()}
             for _, _, output in trainer.batches

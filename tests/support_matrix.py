@@ -74,6 +74,9 @@ FEATURES = {
         "processes that are done take part in the turns of the others; with an engine that stands in for them", "yes"),
     "turns_stream": Feature('Tools, environments, rollout functions with `refill="stream"`',
         "calls of tools beside the sampling, and environments that outlive a batch, are missing", "no effect"),
+    "unseeded": Feature("Environments without a dataset whose `reset` takes no `seed`", "the filter would judge luck: a group must be of one "
+        "task"),
+    "turns_images": Feature("Images with tools, environments or rollout functions", "a completion is kept as its tokens"),
     "images": Feature("Images (vision-language models)", "columns `image`, `images`, or in the turns; one process"),
     "images_elsewhere": Feature('Images with `surplus="carry"`, `refill="stream"`, or `loss_normalization="group"` and several '
         "steps a batch", "these score or send tokens only", "`loss_normalization` refused too"),

@@ -68,11 +68,10 @@ def test_turns_are_refused_where_groups_are_refilled_one_by_one(tmp_path, name):
         make_trainer(tmp_path, refill="stream", use_vllm=True, vllm_mode="colocate", **{name: [print]})
 
 
-@pytest.mark.parametrize("name", ["rollout_func", "environment_factory"])
-def test_dynamic_sampling_needs_a_dataset(tmp_path, name):
+def test_a_rollout_function_needs_a_dataset(tmp_path):
     args = DAPOConfig(**training_arguments(tmp_path))
     with pytest.raises(ValueError, match="train_dataset is None, but must be"):
-        DAPOTrainer(tiny_model(), first_token_reward, args, processing_class=tiny_tokenizer(), **{name: print})
+        DAPOTrainer(tiny_model(), first_token_reward, args, processing_class=tiny_tokenizer(), rollout_func=print)
 
 
 @pytest.mark.refuses("iterable_history")

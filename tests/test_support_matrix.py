@@ -27,6 +27,6 @@ def test_markers_of_functions_and_of_parameters_are_found():
     assert len(rows) == len(FEATURES)
     states = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1] for row in rows}
     assert states["vLLM server"].startswith("implemented, not run: ")
-    assert states['`scale_rewards="batch"`'].startswith("refused: ")
+    assert states['`IterableDataset` with `selective_rollout`'].startswith("refused: ")
     assert not any("single-turn" in state for state in states.values())
     assert states["Gradient checkpointing"] == "yes"

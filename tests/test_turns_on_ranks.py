@@ -75,3 +75,16 @@ def test_a_resumed_run_with_half_a_batch_and_carried_groups_equals_one_never_int
     # The second of the two steps of a batch, and then a batch.
     assert resumed[0]["batches"] == whole[0]["batches"][-len(resumed[0]["batches"]) :]
     assert max(entry.get("dapo/carried", 0) for entry in whole[0]["logs"]) > 0
+
+
+def test_a_rank_without_environments_tells_the_others(tmp_path):
+    results = run(tmp_path, 2, kind="licensed", per_device_train_batch_size=4)
+    assert results[1]["failure"] == "OSError('no license is left')"
+    assert results[0]["failure"] == (
+        "RankFailedError('Sampling stopped because process 1 failed with: OSError: no license is left')"
+    )
+
+
+def test_a_rollout_function_that_fails_on_each_rank_ends_each_with_its_own_error(tmp_path):
+    results = run(tmp_path, 2, kind="rollouts", per_device_train_batch_size=4)
+    assert [result["failure"] for result in results] == [f"OSError('no rollouts for {rank}')" for rank in range(2)]

@@ -152,10 +152,23 @@ def test_only_a_gap_that_the_sampling_options_cannot_explain_stops_the_run(tmp_p
         assert canary.check(generated(engine(lambda token: shift)))["vllm/logp_gap"] == pytest.approx(shift, abs=1e-6)
 
 
-def test_with_tools_or_images_nothing_is_compared(tmp_path):
-    stale = engine(lambda token: 9.0)
-    assert make_canary(tmp_path).check(generated(stale, tool_mask=[[1]])) == {}
+def test_with_images_nothing_is_compared(tmp_path):
+    stale = [[-9.0] * len(ids) for ids in COMPLETIONS]
     assert make_canary(tmp_path).check(generated(stale, images=[None])) == {}
+
+
+def test_with_tools_the_tokens_that_the_model_wrote_are_compared(tmp_path):
+    masks = [[int((token + place) % 3 > 0) for place, token in enumerate(ids)] for ids in COMPLETIONS]
+    logps = [
+        [trainer_logp(token) + 0.125 if own else 0.0 for token, own in zip(ids, mask, strict=True)]
+        for ids, mask in zip(COMPLETIONS, masks, strict=True)
+    ]
+    assert any(0 in masks[row] for row in COMPARED)
+    figures = make_canary(tmp_path).check(generated(logps, tool_mask=masks))
+    assert figures == {"vllm/logp_gap": pytest.approx(0.125), "vllm/logp_gap_max": pytest.approx(0.125)}
+    stale = [[logp - 3.0 * own for logp, own in zip(*row, strict=True)] for row in zip(logps, masks, strict=True)]
+    with pytest.raises(StaleEngineError):
+        make_canary(tmp_path).check(generated(stale, tool_mask=masks))
 
 
 def test_ranks_compare_whatever_few_rollouts_each_has(tmp_path):

@@ -5,6 +5,8 @@ The errors that a user of the package may want to catch, and where each comes fr
 |---|---|---|
 | `RefillExhaustedError` | `refill/dynamic_sampling.py`, with `on_exhausted="error"` | all ranks |
 | `RewardTimeoutError` | `guards/reward_deadline.py` | the rank whose reward function hangs |
+| `EnvTimeoutError` | `turns/environments.py`; only that of a rollout function ends a run | the rank whose function hangs |
+| `BadToolCallError` | tools of the caller, where the model called them wrongly | TRL, which answers the model with it |
 | `RankFailedError` | `ranks/collectives.py`, when another rank failed while it sampled or graded | all other ranks |
 | `NonFiniteGradientError` | `guards/optimizer_steps.py` | all ranks |
 | `StaleEngineError` | `vllm_engine/canary.py` | all ranks |
@@ -154,6 +156,36 @@ class RewardTimeoutError(RuntimeError):
             f"{where}. The stacks that were printed say where it was. Give it a limit of its own for whatever it waits "
             "for, raise reward_timeout, or set it to None for no limit."
         )
+
+
+class EnvTimeoutError(RuntimeError):
+    """
+    A tool, the `reset` of an environment or a rollout function took longer than `env_timeout`.
+
+    Args:
+        function (`str`):
+            Its name.
+        seconds (`float`):
+            The limit, in wall seconds.
+        where (`str`):
+            For which completions it was called.
+    """
+
+    def __init__(self, function: str, seconds: float, where: str):
+        self.function = function
+        self.seconds = seconds
+        self.where = where
+        super().__init__(
+            f"{function} did not return within env_timeout={seconds:g} seconds. It was called for {where}. Give it a limit of "
+            "its own for whatever it waits for, raise env_timeout, or set it to None for no limit."
+        )
+
+
+class BadToolCallError(ValueError):
+    """
+    For tools to raise where the model called them wrongly: the model is answered with the message, and its completion is
+    scored. Whatever else a tool raises is its own fault, and leaves the completion without a reward.
+    """
 
 
 class NonFiniteGradientError(RuntimeError):

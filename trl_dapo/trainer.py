@@ -48,7 +48,9 @@ from .config.dataset_checks import (
     check_train_dataset,
     check_turns,
     find_filter_columns,
+    has_turns,
     numbered_names,
+    seeded_tasks,
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
@@ -94,6 +96,7 @@ from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
 from .trl_seams import AddedReward, Generated, TrainerSeams
+from .turns.environments import Environments
 from .turns.episode import is_unanswered
 from .turns.tool_loop import ToolLoop
 from .vllm_engine.canary import WeightCanary
@@ -191,6 +194,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         reward_funcs = find_rewards(reward_funcs)
         # Of these the prompts are not, or not all, in the dataset.
         self._reads_prompts = not (kwargs.get("environment_factory") or kwargs.get("rollout_func"))
+        invents_tasks = args.dynamic_sampling and train_dataset is None and bool(kwargs.get("environment_factory"))
+        if invents_tasks:
+            train_dataset = seeded_tasks(kwargs, args)
         if args.dynamic_sampling:
             check_turns(kwargs, args)
             self._check_sampled(train_dataset, reward_funcs, args)
@@ -201,7 +207,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 check_columns(name, rows, reward_funcs, bool(args.remove_unused_columns))
                 check_rows(name, rows)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
-        check_image_dataset(train_dataset, args)
+        check_image_dataset(train_dataset, args, has_turns(kwargs))
         check_evaluation_shape(args, kwargs.get("eval_dataset"))
         check_best_metric(args, kwargs.get("eval_dataset"))
         with engine_of(args):
@@ -221,6 +227,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.shape = args.shape
         self.seams = TrainerSeams(self)
         self.tool_loop = ToolLoop(self.seams, self.ranks)
+        self.environments_of_rounds = Environments(
+            self.seams, self.ranks, args.env_timeout, args.generation_end.max_completion_length
+        )
+        if args.dynamic_sampling:
+            self.environments_of_rounds.hide_closing()
+        if invents_tasks:
+            self.environments_of_rounds.check_seeded()
         measures = self._reads_prompts and not self.seams.is_multimodal
         self.context_limit = ContextLimit(self.model, args, self.seams.tokenize if measures else None)
         if self._reads_prompts:
@@ -311,7 +324,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             engine = VLLMRequests(self.vllm_generation, self.seams.bring_weights)
             sampling = LocalGroups(engine, grader, scorer.tokenize)
         else:
-            sampling = RolloutSampler(*scoring, self.canary, check_images, self.tool_loop).sample
+            sampling = RolloutSampler(
+                *scoring, self.canary, check_images, self.tool_loop, self.environments_of_rounds
+            ).sample
         return make_dynamic_sampler(
             self.args,
             self.ranks,
@@ -341,7 +356,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             check_rows("train_dataset", dataset)
             self._check_prompts("train_dataset", dataset)
         check_selective_columns(dataset, self.args)
-        check_image_dataset(dataset, self.args)
+        check_image_dataset(dataset, self.args, self.seams.has_turns)
         planner = self.dynamic_sampler.refill.planner.state_dict()
         self.dynamic_sampler = self._make_sampler(dataset)
         self.dynamic_sampler.refill.planner.load_state_dict(planner)
@@ -391,7 +406,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
         """
         check_trainable(self.model)
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.environments_of_rounds.close()
 
     # Generation-batch refilling
 

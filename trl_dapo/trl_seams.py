@@ -11,11 +11,13 @@ Three kinds of seams:
 `tests/test_trl_seams.py` compares them with the installed releases.
 """
 
+import asyncio
 import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -150,6 +152,16 @@ class _Prepared(BaseException):
 
     def __init__(self, prompts: list[Any]):
         self.prompts = prompts
+
+
+@dataclass(frozen=True, slots=True)
+class _Resetting:
+    """Stands in for an environment that TRL resets, and does nothing else with."""
+
+    call: Callable[[Mapping[str, Any]], Any]
+
+    def reset(self, **row: Any) -> Any:
+        return self.call(row)
 
 
 # What TRL keeps for each row of the batch that it generates.
@@ -330,7 +342,12 @@ class TrainerSeams:
         prompt_ids, _, _ = self._trainer._tokenize_prompts(list(prompts))
         return [list(ids) for ids in prompt_ids]
 
-    def prepare(self, inputs: list[dict[str, Any]]) -> list[Any]:
+    def prepare(
+        self,
+        inputs: list[dict[str, Any]],
+        reset: Callable[[int, Any, Mapping[str, Any]], Any],
+        guarded: Callable[[int, Callable[..., Any]], Callable[..., Any] | None],
+    ) -> list[Any]:
         """
         Has TRL do what it does before it generates, and returns the prompts from which it would generate.
 
@@ -340,26 +357,91 @@ class TrainerSeams:
         Args:
             inputs (`list[dict]`):
                 Dataset rows.
+            reset (`Callable[[int, Any, Mapping], Any]`):
+                Resets an environment: is given the number of the row, the environment and the arguments, and returns what it
+                shows.
+            guarded (`Callable[[int, Callable], Callable]`):
+                Is given the number of a row and a tool of it, and returns what TRL calls instead; `None`: there is no such tool.
         """
+        trainer = self._trainer
 
         def stop(prompts: list[Any]) -> Any:
             raise _Prepared(prompts)
 
-        with replaced(self._trainer, "_generate", stop):
+        # TRL goes through prompts, environments and rows side by side, to reset.
+        def side_by_side(*columns: Any, strict: bool = False) -> Iterator[Any]:
+            for number, row in enumerate(zip(*columns, strict=strict)):
+                if len(columns) > 1 and columns[1] is trainer.environments:
+                    yield row[0], _Resetting(functools.partial(reset, number, row[1])), row[2]
+                else:
+                    yield row
+
+        prepare = rebound(GRPOTrainer._generate_and_score_completions, zip=side_by_side)
+        with replaced(trainer, "_generate", stop):
             try:
-                GRPOTrainer._generate_and_score_completions(self._trainer, inputs)
+                prepare(trainer, inputs)
             except _Prepared as prepared:
-                return prepared.prompts
-        raise AssertionError("TRL did not generate")
+                prompts = prepared.prompts
+        for tools_by_row in (vars(trainer).get("_sync_tool_dicts"), vars(trainer).get("_async_tool_dicts")):
+            for number, tools in enumerate(tools_by_row or ()):
+                calls = {name: guarded(number, tool) for name, tool in tools.items()}
+                tools.clear()
+                tools.update({name: call for name, call in calls.items() if call is not None})
+        return prompts
 
     @contextmanager
-    def only_rows(self, rows: slice) -> Iterator[None]:
+    def only_rows(self, rows: Sequence[int]) -> Iterator[None]:
         """Inside it, TRL has environments and tools of these of the prepared rows alone."""
         with ExitStack() as stack:
             for name in _PER_ROW:
                 values = vars(self._trainer).get(name)
                 if values is not None:
-                    stack.enter_context(replaced(self._trainer, name, values[rows]))
+                    stack.enter_context(replaced(self._trainer, name, [values[row] for row in rows]))
+            yield
+
+    def hide_environment_tools(self, is_hidden: Callable[[Callable[..., Any]], bool]) -> None:
+        """Takes methods of environments out of the tools that the model is shown."""
+        trainer = self._trainer
+        if self.has_environments:
+            trainer._env_tools = {
+                name: [tool for tool in tools if not (hasattr(tool, "__self__") and is_hidden(tool))]
+                for name, tools in trainer._env_tools.items()
+            }
+            shown = [tool for tools in trainer._env_tools.values() for tool in tools]
+            trainer.tools = [tool for tool in trainer.tools if tool in shown]
+
+    @property
+    def pooled_environments(self) -> list[Any]:
+        """All environments that were made, and not taken away."""
+        pools = vars(self._trainer).get("_environment_pool", {})
+        return [environment for pool in pools.values() for environment in pool]
+
+    def take_environments(self, are_taken: Callable[[Any], bool]) -> list[Any]:
+        """Returns environments that TRL shall not use again. It makes new ones where it needs them."""
+        taken = []
+        for pool in vars(self._trainer).get("_environment_pool", {}).values():
+            taken += [environment for environment in pool if are_taken(environment)]
+            pool[:] = [environment for environment in pool if not are_taken(environment)]
+        return taken
+
+    def environment_of(self, row: int, tool: Callable[..., Any]) -> Any:
+        """Returns the environment of a prepared row if the tool is a method of it, else `None`."""
+        owner = getattr(tool, "__self__", None)
+        environments = self._trainer.environments
+        return owner if environments and owner is environments[row] else None
+
+    @contextmanager
+    def rollout_function_called_by(self, call: Callable[[Callable[..., Any], list[Any]], Any]) -> Iterator[None]:
+        """Inside it, `call` is given the rollout function of the caller and the prompts, if there is one, and calls it."""
+        function = self._trainer.rollout_func
+        if function is None:
+            yield
+            return
+
+        def called(prompts: list[Any], trainer: Any) -> Any:
+            return call(lambda prompts: function(prompts, trainer), prompts)
+
+        with replaced(self._trainer, "rollout_func", called):
             yield
 
     @contextmanager
@@ -431,6 +513,7 @@ class TrainerSeams:
         around_call: Callable[[str], AbstractContextManager[object]],
         clean_logged: Callable[[dict[str, list[Any]], dict[str, list[Any]], int], None],
         check: Callable[[str, Any, int], Any],
+        on_env_fault: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
         """
         Returns the rewards of this rank's completions. No collective, from any thread.
@@ -445,6 +528,9 @@ class TrainerSeams:
                 TRL reads them.
             check (`Callable[[str, Any, int], Any]`):
                 Is given the name of a function, what it returned, and R; TRL reads what this returns instead.
+            on_env_fault (`Callable[[int], None]`, *optional*):
+                Is told the number of a completion whose environment raised something instead of its reward; it gets none.
+                `None`: what it raised is raised.
 
         Returns:
             `torch.Tensor`: shape `(R, F)`, float32. NaN: no reward.
@@ -465,6 +551,8 @@ class TrainerSeams:
             for row in zip(*columns, strict=strict):
                 if columns[0] is self._trainer.reward_funcs:
                     function, processing_class, name = row
+                    if on_env_fault is not None and _is_of_environments(function):
+                        function = _reward_of_each(function, on_env_fault)
                     yield _checked(function, functools.partial(check, name), len(prompts)), processing_class, name
                 else:
                     yield row
@@ -478,6 +566,14 @@ class TrainerSeams:
         if columns or metrics:
             clean_logged(columns, metrics, len(prompts))
         return rewards
+
+    def spread_logged_columns(self, rows: Sequence[int], num_rows: int) -> None:
+        """Puts the values of logged columns, one for each of these of `num_rows` completions, beside them; None elsewhere."""
+        pending = self._trainer._pending_extra_logs
+        for column, values in pending.items():
+            if len(values) == len(rows) < num_rows:
+                by_row = dict(zip(rows, values, strict=True))
+                pending[column] = [by_row.get(row) for row in range(num_rows)]
 
     def logged_columns(self, num_completions: int) -> dict[str, list[Any]]:
         """Returns the columns that reward functions logged since the last flush, those with one value a completion."""
@@ -518,6 +614,39 @@ class TrainerSeams:
                 batch_size=trainer.args.per_device_train_batch_size,
             )[0]
         return logps
+
+
+def _is_of_environments(function: Any) -> bool:
+    """Returns whether TRL made a reward function of the method `get_reward` of environments."""
+    name = getattr(function, "__qualname__", "")
+    return getattr(function, "__module__", "") == grpo_trainer.__name__ and name.endswith("<locals>.get_reward")
+
+
+def _reward_of_each(function: Any, on_env_fault: Callable[[int], None]) -> Any:
+    """Returns a reward function that asks one environment at a time, so that one that fails leaves the others their rewards."""
+    if not grpo_trainer.is_async_callable(function):
+
+        def rewards(environments: Sequence[Any], **arguments: Any) -> list[Any]:
+            found = []
+            for number, environment in enumerate(environments):
+                try:
+                    found += function(environments=[environment], **arguments)
+                except Exception:
+                    on_env_fault(number)
+                    found.append(None)
+            return found
+
+        return rewards
+
+    async def awaited(environments: Sequence[Any], **arguments: Any) -> list[Any]:
+        calls = [function(environments=[environment], **arguments) for environment in environments]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        for number, reward in enumerate(found):
+            if isinstance(reward, Exception):
+                on_env_fault(number)
+        return [None if isinstance(reward, BaseException) else reward[0] for reward in found]
+
+    return awaited
 
 
 def _checked(function: Any, check: Callable[[Any, int], Any], num_completions: int) -> Any:

@@ -32,6 +32,7 @@ DAPO_GROUPS = {
     "Guards, records, resuming": (
         "max_non_finite_steps",
         "reward_timeout",
+        "env_timeout",
         "num_groups_to_log",
         "restart_stream",
     ),

@@ -122,6 +122,11 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             [`RankFailedError`]; a function that cannot be interrupted ends its process. On several processes it has to be
             below `ddp_timeout` (30 minutes), after which those that wait for the rewards give up with an error that names
             no reward. `None`: no limit.
+        env_timeout (`float` or `None`, *optional*, defaults to `1500.0`):
+            With dynamic sampling: most wall seconds of one call of a tool, of the `reset` of an environment, or of a rollout
+            function. A tool or a reset that takes longer is interrupted, and its completion has no reward; a rollout function
+            ends the run with [`EnvTimeoutError`]. What cannot be interrupted ends its process. On several processes it has to
+            be below `ddp_timeout`. `None`: no limit.
         num_groups_to_log (`int`, *optional*):
             Groups of each generation batch, chosen at random among all that were sampled, trained or not, to write to
             `<output_dir>/rollouts` with prompt, completions, verdict, rewards and advantage. `None`: 64 with
@@ -280,6 +285,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "error that names it. None sets no limit."
         },
     )
+    env_timeout: float | None = field(
+        default=1500.0,
+        metadata={
+            "help": "Most wall seconds of one call of a tool, of the `reset` of an environment, or of a rollout function; below "
+            "`ddp_timeout`. None sets no limit."
+        },
+    )
     num_groups_to_log: int | None = field(
         default=None,
         metadata={
@@ -362,7 +374,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 f"max_non_finite_steps is {self.max_non_finite_steps}, but must be 1 or more, or None to take steps with NaN "
                 "gradients as TRL does. Use 5."
             )
-        self._check_reward_timeout()
+        self._check_timeouts()
         self._check_vllm_fields()
         if self.dynamic_sampling:
             self._check_sampling_fields()
@@ -456,19 +468,20 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
                 "or soft_punish_cache=0 to turn the soft overlong punishment off."
             )
 
-    def _check_reward_timeout(self) -> None:
-        if self.reward_timeout is None:
-            return
-        if self.reward_timeout <= 0:
-            raise ValueError(
-                f"reward_timeout is {self.reward_timeout}, but must be above 0 seconds, or None for no limit. Use 1500."
-            )
-        if self.world_size > 1 and self.reward_timeout >= self.ddp_timeout:
-            raise ValueError(
-                f"reward_timeout is {self.reward_timeout:g}, but must be below ddp_timeout ({self.ddp_timeout} seconds): "
-                "then the other processes give up waiting for the rewards, with an error that names no reward. Set "
-                f"reward_timeout={self.ddp_timeout * 5 / 6:g}, or raise ddp_timeout."
-            )
+    def _check_timeouts(self) -> None:
+        awaited = {"reward_timeout": ("rewards", "reward"), "env_timeout": ("completions", "environment")}
+        for name, (what, culprit) in awaited.items():
+            seconds = getattr(self, name)
+            if seconds is None:
+                continue
+            if seconds <= 0:
+                raise ValueError(f"{name} is {seconds}, but must be above 0 seconds, or None for no limit. Use 1500.")
+            if self.world_size > 1 and seconds >= self.ddp_timeout:
+                raise ValueError(
+                    f"{name} is {seconds:g}, but must be below ddp_timeout ({self.ddp_timeout} seconds): then the other "
+                    f"processes give up waiting for the {what}, with an error that names no {culprit}. Set "
+                    f"{name}={self.ddp_timeout * 5 / 6:g}, or raise ddp_timeout."
+                )
 
     def _check_vllm_fields(self) -> None:
         if self.vllm_check_interval < 0:

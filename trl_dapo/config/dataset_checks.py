@@ -72,6 +72,8 @@ def numbered_names(names: Sequence[str]) -> list[str]:
     return numbered
 
 
+# Tasks after which an environment that invents them sees the seeds of the first ones again.
+_NUM_SEEDED_TASKS = 10_000
 _TURNS = ("tools", "environment_factory", "rollout_func")
 
 
@@ -108,6 +110,34 @@ def check_turns(trainer_arguments: Mapping[str, Any], args: Any) -> None:
             f'`{given[0]}` is set, but refill is "stream", which has no place for what comes between two turns of a completion: '
             'calls of tools beside the sampling, and environments that outlive a batch. Set refill="rounds".'
         )
+
+
+def seeded_tasks(trainer_arguments: Mapping[str, Any], args: Any) -> Dataset:
+    """
+    Returns the dataset of an environment that invents its tasks: rows with a seed for each, and nothing else to say.
+
+    Args:
+        trainer_arguments (`Mapping[str, Any]`):
+            Keyword arguments of the trainer.
+        args (`DAPOConfig`):
+            The configuration.
+
+    Raises:
+        `ValueError`: environments that are chosen by row have no dataset to choose by, or nothing says how long to train.
+    """
+    if isinstance(trainer_arguments["environment_factory"], Mapping):
+        raise ValueError(
+            "train_dataset is None, but `environment_factory` has several environments. Pass a dataset with a column "
+            "'environment', which names that of each row."
+        )
+    if args.max_steps <= 0:
+        raise ValueError(
+            f"train_dataset is None and max_steps is {args.max_steps}, so that nothing says how long to train. Set max_steps."
+        )
+    num_tasks = max(_NUM_SEEDED_TASKS, args.num_groups_per_batch)
+    return Dataset.from_dict(
+        {"prompt": [[{"role": "user", "content": ""}]] * num_tasks, "seed": list(range(num_tasks))}
+    )
 
 
 def check_evaluation_shape(args: Any, eval_dataset: Any) -> None:

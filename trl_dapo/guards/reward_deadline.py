@@ -11,6 +11,7 @@ be interrupted.
 import contextlib
 import ctypes
 import faulthandler
+import math
 import os
 import signal
 import threading
@@ -20,9 +21,10 @@ from typing import Any
 
 import torch
 
-from trl_dapo.errors import RewardTimeoutError, naming_rewards
+from trl_dapo.errors import EnvTimeoutError, RewardTimeoutError, naming_rewards
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.rewards.logged_values import LoggedValues
+from trl_dapo.sampling.env_faults import EnvFault, EnvironmentFaults
 from trl_dapo.trl_seams import TrainerSeams
 
 
@@ -78,6 +80,7 @@ class RewardCalls:
         prompts: Sequence[Any],
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
+        faults: EnvironmentFaults | None = None,
     ) -> torch.Tensor:
         """
         Returns the rewards of all ranks. A collective.
@@ -85,6 +88,9 @@ class RewardCalls:
         Args:
             inputs (`Sequence[Mapping]`), prompts (`Sequence`), completions (`Sequence`), completion_ids (`Sequence`):
                 The R completions of this rank, equally many on each, as in `GRPOTrainer._calculate_rewards`.
+            faults (`EnvironmentFaults`, *optional*):
+                Which of them an environment or a tool has left without a reward; it is told of those whose environment fails
+                to give one. `None`: there are no environments.
 
         Returns:
             `torch.Tensor`: shape `(W * R, F)`, float32. NaN: no reward.
@@ -95,7 +101,7 @@ class RewardCalls:
         """
         failure: Exception | None = None
         try:
-            rewards = self.compute_alone(inputs, prompts, completions, completion_ids)
+            rewards = self.compute_alone(inputs, prompts, completions, completion_ids, faults)
         except Exception as error:
             if self.ranks.num_ranks == 1:
                 raise
@@ -111,6 +117,7 @@ class RewardCalls:
         prompts: Sequence[Any],
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
+        faults: EnvironmentFaults | None = None,
     ) -> torch.Tensor:
         """As `compute`, the rewards of this rank alone, shape `(R, F)`. No collective, from any thread."""
         names = self.seams.reward_names
@@ -128,8 +135,11 @@ class RewardCalls:
             f"the rewards of {len(prompts)} completions at optimizer step {self.seams.step} on rank {self.ranks.rank}"
         )
         with naming_rewards(names, len(prompts), self.last_checkpoint), self.watch.computation(where):
-            rewards = self.seams.compute_rewards(
-                inputs, prompts, completions, completion_ids, call, self.logged.clean, checked_rewards
+            columns = inputs, prompts, completions, completion_ids
+            rewards = (
+                self.seams.compute_rewards(*columns, call, self.logged.clean, checked_rewards)
+                if faults is None
+                else self._rewards_without(faults, columns, call)
             )
         if self.punishment is None:
             return rewards
@@ -139,6 +149,33 @@ class RewardCalls:
             is_unscored, torch.nan
         )
         return torch.cat([rewards, punished.unsqueeze(1)], dim=1)
+
+    def _rewards_without(
+        self,
+        faults: EnvironmentFaults,
+        columns: tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]],
+        call: Callable[[str], contextlib.AbstractContextManager[None]],
+    ) -> torch.Tensor:
+        """Returns the rewards of all completions; of those with a fault no function is asked, and they have none."""
+        num_rows = len(columns[0])
+        rows = faults.sound_rows(num_rows)
+        rewards = torch.full((num_rows, len(self.seams.reward_names)), torch.nan, device=self.seams.device)
+        if rows:
+            inputs, prompts, completions, completion_ids = ([column[row] for row in rows] for column in columns)
+            with self.seams.only_rows(rows):
+                rewards[rows] = self.seams.compute_rewards(
+                    inputs,
+                    prompts,
+                    completions,
+                    completion_ids,
+                    call,
+                    self.logged.clean,
+                    checked_rewards,
+                    lambda number: faults.note(rows[number], EnvFault.RAISED),
+                )
+            self.seams.spread_logged_columns(rows, num_rows)
+        rewards[[row for row in range(num_rows) if faults.of(row)]] = torch.nan
+        return rewards
 
 
 def checked_rewards(name: str, returned: Any, num_completions: int) -> Any:
@@ -202,6 +239,9 @@ def _no_rewards(name: str, what: str, num_completions: int) -> str:
     )
 
 
+_Timeout = RewardTimeoutError | EnvTimeoutError
+
+
 class _Interruption(BaseException):
     """Raised in a reward function. No `Exception`: `except Exception: return 0.0` must not make a reward of it."""
 
@@ -210,13 +250,18 @@ class RewardWatch:
     """
     Bounds the calls of reward functions. One computation at a time.
 
-    When a call has taken too long the stacks of all threads go to the standard error, and the call is interrupted.
+    When a call has taken too long the stacks of all threads go to the standard error, and the call is interrupted. Tools and
+    environments are watched in the same way.
 
     Args:
         seconds (`float`, *optional*):
             Most wall seconds of a call. `None`: no limit, and nothing is watched.
         grace_seconds (`float`, *optional*):
             Wall seconds after which a process ends whose reward function cannot be interrupted. `None`: 30.
+        error (`Callable[[str, float, str], TimeoutError]`, *optional*):
+            Makes the error of a call from its name, the limit and what it was to do. `None`: [`RewardTimeoutError`].
+        max_stacks (`int`, *optional*):
+            How many times the stacks are printed. `None`: always.
 
     Attributes:
         tell (`Callable[[RewardTimeoutError], None]` or `None`):
@@ -224,8 +269,16 @@ class RewardWatch:
             may go on without it. `None`: such a process ends, as one whose main thread cannot be interrupted.
     """
 
-    def __init__(self, seconds: float | None, grace_seconds: float | None = None):
+    def __init__(
+        self,
+        seconds: float | None,
+        grace_seconds: float | None = None,
+        error: Callable[[str, float, str], _Timeout] = RewardTimeoutError,
+        max_stacks: int | None = None,
+    ):
         self.seconds = seconds
+        self.make_error = error
+        self.stacks_left = math.inf if max_stacks is None else max_stacks
         self.grace_seconds = GRACE_SECONDS if grace_seconds is None else grace_seconds
         self.tell: Callable[[RewardTimeoutError], None] | None = None
         self._computation: _Computation | None = None
@@ -245,9 +298,14 @@ class RewardWatch:
         if self.seconds is None:
             yield
             return
-        computation = self._computation = _Computation(self.seconds, self.grace_seconds, where, self.tell)
-        with computation.watched():
-            yield
+        computation = self._computation = _Computation(
+            self.seconds, self.grace_seconds, where, self.tell, self.make_error, prints_stacks=self.stacks_left > 0
+        )
+        try:
+            with computation.watched():
+                yield
+        finally:
+            self.stacks_left -= computation.error is not None
 
     @contextlib.contextmanager
     def call(self, name: str) -> Iterator[None]:
@@ -261,12 +319,19 @@ class RewardWatch:
 
 class _Computation:
     def __init__(
-        self, seconds: float, grace: float, where: str, tell: Callable[[RewardTimeoutError], None] | None
+        self,
+        seconds: float,
+        grace: float,
+        where: str,
+        tell: Callable[[Any], None] | None,
+        make_error: Callable[[str, float, str], _Timeout],
+        prints_stacks: bool,
     ) -> None:
         self.seconds, self.grace, self.where, self.tell = seconds, grace, where, tell
+        self.make_error, self.prints_stacks = make_error, prints_stacks
         self.caller = threading.get_ident()
         self.is_main = threading.current_thread() is threading.main_thread() and _WAKING is not None
-        self.error: RewardTimeoutError | None = None
+        self.error: _Timeout | None = None
         self._changed = threading.Condition()
         self._over = threading.Event()
         self._saying = threading.RLock()
@@ -373,10 +438,12 @@ class _Computation:
         The second one waits, because the stack is printed before the call is interrupted. In one thread
         a signal may come while another is handled, hence the lock that the same thread can take again.
         """
-        self.error = self.error or RewardTimeoutError(name, self.seconds, self.where)
+        self.error = self.error or self.make_error(name, self.seconds, self.where)
         with self._saying:
             if not self._is_said:
                 self._is_said = True
+                if not self.prints_stacks:
+                    return
                 _say(f"{self.error}\nWhat all threads are doing:")
                 faulthandler.dump_traceback(_STDERR)
 

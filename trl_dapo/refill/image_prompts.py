@@ -79,7 +79,25 @@ def images_of(prompts: Sequence[Any]) -> list[list[Any] | None] | None:
     return [row or None for row in images] if any(images) else None
 
 
-def check_image_dataset(dataset: Dataset | IterableDataset | None, args: DAPOConfig) -> None:
+def check_no_images(prompts: Sequence[Any]) -> None:
+    """
+    Checks prompts to which tools, an environment or a rollout function add turns.
+
+    Args:
+        prompts (`Sequence`):
+            The prompts as they are sampled from.
+
+    Raises:
+        `ValueError`: one has an image.
+    """
+    if images_of(prompts) is not None:
+        raise ValueError(
+            "A prompt has an image, but with tools, environments and rollout functions dynamic sampling keeps tokens alone. "
+            "Leave the images out, or set dynamic_sampling=False."
+        )
+
+
+def check_image_dataset(dataset: Dataset | IterableDataset | None, args: DAPOConfig, has_turns: bool = False) -> None:
     """
     Checks a configuration, if the training dataset has images.
 
@@ -88,14 +106,21 @@ def check_image_dataset(dataset: Dataset | IterableDataset | None, args: DAPOCon
             The training dataset.
         args (`DAPOConfig`):
             The configuration.
+        has_turns (`bool`, *optional*, defaults to `False`):
+            Whether tools, an environment or a rollout function add turns to the prompts.
 
     Raises:
-        `ValueError`: see [`check_image_options`].
+        `ValueError`: see [`check_image_options`] and [`check_no_images`].
     """
     columns = getattr(dataset, "column_names", None) or []
     has_images = not IMAGE_COLUMNS.isdisjoint(columns)
     if isinstance(dataset, Dataset) and len(dataset) and "prompt" in columns:
         has_images |= images_of([dataset[0]["prompt"]]) is not None
+    if has_images and has_turns and args.dynamic_sampling:
+        raise ValueError(
+            "train_dataset has images, but with tools, environments and rollout functions dynamic sampling keeps tokens alone. "
+            "Leave the images out, or set dynamic_sampling=False."
+        )
     if has_images:
         check_image_options(args)
 

@@ -1,7 +1,7 @@
 """Filling the generation batch in rounds of sampling, each planned from what the earlier rounds found."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,13 @@ from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
 from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner
 from trl_dapo.trl_seams import Generated, TrainerSeams
+from trl_dapo.turns.environments import Environments
 from trl_dapo.turns.episode import add_fields, is_unanswered
 from trl_dapo.turns.tool_loop import ToolLoop
 from trl_dapo.vllm_engine.canary import WeightCanary
 
 from .assembly import ObserveGroups, RefillResult
-from .image_prompts import IMAGE_COLUMNS, images_of, prepared_prompts
+from .image_prompts import IMAGE_COLUMNS, check_no_images, prepared_prompts
 from .progress import BatchSoFar, SamplingProgress
 from .prompt_source import PromptSource
 
@@ -68,6 +69,8 @@ class RolloutSampler:
             Called when prompts have images.
         tool_loop (`ToolLoop`):
             Runs the turns after calls of tools.
+        environments (`Environments`):
+            Calls tools, environments and rollout functions.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class RolloutSampler:
         canary: WeightCanary | None,
         check_images: Callable[[], None],
         tool_loop: ToolLoop,
+        environments: Environments,
     ):
         self.seams = seams
         self.rewards = rewards
@@ -85,6 +89,7 @@ class RolloutSampler:
         self.canary = canary
         self.check_images = check_images
         self.tool_loop = tool_loop
+        self.environments = environments
 
     def sample(self, inputs: list[dict[str, Any]], keys: list[SequenceKey]) -> Sampled:
         """Samples a completion for each row, named by the keys, and scores it. A collective."""
@@ -102,7 +107,7 @@ class RolloutSampler:
         may_lack_logps = self.seams.has_rollout_function
         for start in range(0, len(prompts), part):
             rows = slice(start, start + part)
-            generated = self._generate(prompts[rows], keys[rows], rows)
+            generated = self._generate(prompts[rows], keys[rows], range(len(prompts))[rows])
             add_fields(inputs[rows], generated.extra_fields)
             if self.canary is not None:
                 metrics |= self.canary.check(generated)
@@ -119,7 +124,12 @@ class RolloutSampler:
                 generated.tool_mask,
                 [is_unanswered(completion) for completion in generated.completions] if generated.tool_mask else None,
             )
-        rewards = self.rewards.compute(inputs, prompts, completions, completion_ids)
+        if self.seams.has_turns:
+            faults = self.environments.faults
+            rewards = self.rewards.compute(inputs, prompts, completions, completion_ids, faults)
+            facts = [row._replace(env_fault=faults.of(number)) for number, row in enumerate(facts)]
+        else:
+            rewards = self.rewards.compute(inputs, prompts, completions, completion_ids)
         # Placeholders of empty completions are no tokens.
         lengths = [row.completion_length for row in facts]
         rollouts = rollouts_of(
@@ -137,24 +147,24 @@ class RolloutSampler:
     def _prompts(self, inputs: list[dict[str, Any]]) -> list[Any]:
         """Returns the prompts as they are sampled from."""
         if self.seams.has_turns:
-            prompts = self.seams.prepare(inputs)
-            if images_of(prompts) is not None:
-                self.check_images()
-            return prompts
+            return self.environments.prepare(inputs, check_no_images)
         # A text model has no images, unless the dataset has a column of them: then this says what is wrong.
         has_images = self.seams.is_multimodal or not IMAGE_COLUMNS.isdisjoint(inputs[0])
         return prepared_prompts(inputs, self.check_images) if has_images else [row["prompt"] for row in inputs]
 
-    def _generate(self, prompts: list[Any], keys: list[SequenceKey], rows: slice) -> Generated:
+    def _generate(self, prompts: list[Any], keys: list[SequenceKey], rows: Sequence[int]) -> Generated:
         """Samples completions for these rows of a round."""
         if not self.seams.has_turns:
             return self.seams.generate(prompts, keys)
-        self.tool_loop.keys = keys
+        self.tool_loop.keys, self.tool_loop.takes_images = keys, False
         try:
-            with self.seams.only_rows(rows):
+            with (
+                self.seams.only_rows(rows),
+                self.seams.rollout_function_called_by(self.environments.call_rollout_function),
+            ):
                 return self.seams.generate(prompts, keys)
         finally:
-            self.tool_loop.keys = ()
+            self.tool_loop.keys, self.tool_loop.takes_images = (), True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from accelerate.logging import get_logger
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.refill.assembly import GenerationBatch
+from trl_dapo.sampling.env_faults import EnvFault
 from trl_dapo.sampling.judge import GroupVerdict, SampledGroup
 from trl_dapo.sampling.refill_ledger import RefillLedger, verdict_counts
 
@@ -232,17 +233,26 @@ def overlong_metrics(groups: Sequence[SampledGroup], free_length: int, penalty_c
 
 
 def turn_metrics(groups: Sequence[SampledGroup]) -> dict[str, float]:
-    """Returns the turns that the model took in a completion, and the share of completions whose environment or tool failed."""
-    num_completions = [len(group.lengths) for group in groups]
-    turns = [
-        turns for group, size in zip(groups, num_completions, strict=True) for turns in group.num_turns or [1] * size
-    ]
-    failed = [
-        has
-        for group, size in zip(groups, num_completions, strict=True)
-        for has in group.has_env_failed or [False] * size
-    ]
-    return {"turns/mean": _mean(turns), "frac_env_failed": _mean(failed)}
+    """
+    Returns the turns that the model took in a completion, and the share of completions that a fault of an environment or a
+    tool left without a reward, in all and by cause.
+    """
+    turns: list[int] = []
+    faults: list[int] = []
+    for group in groups:
+        size = len(group.lengths)
+        turns += group.num_turns or [1] * size
+        faults += group.env_faults or [EnvFault.NONE] * size
+    by_cause = {
+        f"frac_env_failed/{fault.name.lower()}": _mean([found == fault for found in faults])
+        for fault in EnvFault
+        if fault is not EnvFault.NONE
+    }
+    return {
+        "turns/mean": _mean(turns),
+        "frac_env_failed": _mean([fault != EnvFault.NONE for fault in faults]),
+        **by_cause,
+    }
 
 
 def tool_metrics(calls: Sequence[Sequence[int]], num_completions: int) -> dict[str, float]:

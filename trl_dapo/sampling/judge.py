@@ -172,8 +172,8 @@ class RowFacts(NamedTuple):
             Tokens of the completion that a tool or an environment wrote, and what the chat template put around them.
         num_turns (`int`):
             Turns in which the model wrote a token.
-        has_env_failed (`int`):
-            1 if its environment or a tool failed, so that it has no reward; else 0.
+        env_fault (`int`):
+            The [`EnvFault`] that leaves it without a reward.
     """
 
     prompt_length: int
@@ -181,7 +181,7 @@ class RowFacts(NamedTuple):
     is_truncated: int
     num_tool_tokens: int = 0
     num_turns: int = 1
-    has_env_failed: int = 0
+    env_fault: int = 0
 
 
 def count_turns(tool_mask: Sequence[int]) -> int:
@@ -289,7 +289,7 @@ class TruncationRule:
         >>> [tuple(row)[:3] for row in rule.facts([[5], [5, 6]], [[7, 8, 9], EmptyCompletion([0])])]
         [(1, 3, True), (2, 0, False)]
         >>> rule.facts([[5]], [[7, 8, 2]], tool_mask=[[1, 0, 1]], is_unfinished=[True])[0]._asdict()
-        {'prompt_length': 1, 'completion_length': 3, 'is_truncated': True, 'num_tool_tokens': 1, 'num_turns': 2, 'has_env_failed': 0}
+        {'prompt_length': 1, 'completion_length': 3, 'is_truncated': True, 'num_tool_tokens': 1, 'num_turns': 2, 'env_fault': 0}
         """
         facts = []
         for row, (prompt, ids) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
@@ -367,8 +367,8 @@ class SampledGroup:
             Tokens of each completion that the model did not write. Empty: it wrote all of them.
         num_turns (`list[int]`):
             Turns of each completion in which the model wrote a token. Empty: one each.
-        has_env_failed (`list[bool]`):
-            Whether an environment or a tool of each completion failed. Empty: none did.
+        env_faults (`list[int]`):
+            The [`EnvFault`] of each completion. Empty: none has any.
         num_tokens (`int`):
             Generated tokens of the group.
         marks (`list[bool | None]`):
@@ -387,7 +387,7 @@ class SampledGroup:
     filter_column: int = 0
     num_tool_tokens: list[int] = field(default_factory=list)
     num_turns: list[int] = field(default_factory=list)
-    has_env_failed: list[bool] = field(default_factory=list)
+    env_faults: list[int] = field(default_factory=list)
 
     num_tokens: int = field(init=False, repr=False, compare=False)
     marks: list[bool | None] = field(init=False, repr=False, compare=False)
@@ -529,7 +529,7 @@ class GroupJudge:
                     filter_column=column,
                     num_tool_tokens=_unless_all(0, [row.num_tool_tokens for row in facts[rows]]),
                     num_turns=_unless_all(1, [row.num_turns for row in facts[rows]]),
-                    has_env_failed=_unless_all(False, [bool(row.has_env_failed) for row in facts[rows]]),
+                    env_faults=_unless_all(0, [int(row.env_fault) for row in facts[rows]]),
                 )
             )
         return groups

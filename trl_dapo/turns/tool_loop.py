@@ -44,6 +44,8 @@ class ToolLoop:
     Attributes:
         keys (`Sequence[SequenceKey]`):
             Names of the completions that are sampled next, from which a vLLM engine derives their seeds. Empty: none have any.
+        takes_images (`bool`):
+            Whether tools may return images.
         is_running (`bool`):
             Whether a turn that is sampled now is one after a call of a tool.
         is_collective (`bool`):
@@ -56,9 +58,12 @@ class ToolLoop:
         self.seams = seams
         self.ranks = ranks
         self.keys: Sequence[SequenceKey] = ()
+        self.takes_images = True
         self.is_running = False
         self.num_calls = self.num_failed_calls = 0
-        self.is_collective = ranks.num_ranks > 1 and (seams.shares_engine or seams.generates_sharded)
+        # Of a row with images there is no filler.
+        generates_together = seams.shares_engine or seams.generates_sharded
+        self.is_collective = ranks.num_ranks > 1 and generates_together and not seams.is_multimodal
         self._lengths: list[int] = []
 
     def run(
@@ -82,6 +87,7 @@ class ToolLoop:
 
         Raises:
             `RankFailedError`: on another rank a tool or the generation failed. A rank that failed itself raises its own failure.
+            `ValueError`: a tool returned an image that has no place.
         """
         plain = list(prompt_ids)
         self._lengths = list(map(len, plain))
@@ -91,6 +97,11 @@ class ToolLoop:
         self.is_running = True
         try:
             looped = loop(prompts, prompt_ids, *rest)
+            if not self.takes_images and any(looped[6]):
+                raise ValueError(
+                    "A tool returned an image, but with dynamic sampling a completion is kept as its tokens alone. Have the tool "
+                    "return text, or set dynamic_sampling=False."
+                )
         except RankFailedError:
             raise
         except Exception as error:

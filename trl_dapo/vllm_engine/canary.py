@@ -70,8 +70,9 @@ class WeightCanary:
         Args:
             generated (`Sequence`):
                 What TRL's `_generate` returned: the token ids of prompts and of completions of this rank, equally many on
-                all ranks, and, fifth, vLLM's log-probability of each completion token, in nats (`None` where it gave
-                none). With tools or images nothing is compared, since the scorer knows neither.
+                all ranks, third, which of these the model wrote (`None`: all), and, fifth, vLLM's log-probability of each
+                completion token, in nats (`None` where it gave none). With images nothing is compared, since the scorer does
+                not know them.
 
         Returns:
             `dict[str, float]`: the mean and the largest absolute gap, in nats, of the rank where the mean is largest.
@@ -82,7 +83,7 @@ class WeightCanary:
             tokens and not one log-probability.
         """
         prompt_ids, completion_ids, tool_mask, _, engine_logps, _, images, _ = generated
-        if tool_mask is not None or images is not None or engine_logps is None:
+        if images is not None or engine_logps is None:
             return {}
         stride = max(1, len(prompt_ids) // _NUM_ROWS)
         rows = range(0, len(prompt_ids), stride)[:_NUM_ROWS]
@@ -90,7 +91,12 @@ class WeightCanary:
         sizes = {row: _NUM_TOKENS if list(engine_logps[row]) != [None] else 0 for row in rows}
         return self.check_rollouts(
             [
-                Rollout.from_lists(prompt_ids[row], completion_ids[row][:size], engine_logps[row][:size])
+                Rollout.from_lists(
+                    prompt_ids[row],
+                    completion_ids[row][:size],
+                    engine_logps[row][:size],
+                    tool_mask=None if tool_mask is None else tool_mask[row][:size],
+                )
                 for row, size in sizes.items()
             ]
         )
@@ -106,8 +112,17 @@ class WeightCanary:
         nothing = Rollout.from_lists([0], [], [])
         rollouts = [*(rollout.truncated(_NUM_TOKENS) for rollout in rollouts[:_NUM_ROWS]), *[nothing] * _NUM_ROWS]
         rollouts = rollouts[:_NUM_ROWS]
-        trainer = torch.cat(self.score(rollouts)).double()
-        engine = torch.cat([logps for rollout in rollouts if (logps := rollout.sampling_logps) is not None]).double()
+        is_own = torch.cat(
+            [
+                torch.ones(len(rollout.completion_ids), dtype=torch.bool)
+                if rollout.tool_mask is None
+                else rollout.tool_mask
+                for rollout in rollouts
+            ]
+        )
+        trainer = torch.cat(self.score(rollouts)).double()[is_own]
+        engine = torch.cat([logps for rollout in rollouts if (logps := rollout.sampling_logps) is not None])
+        engine = engine.double()[is_own]
         gathered = self.ranks.gather_rows([_as_integers(engine, trainer)])
         if not any(num_tokens for num_tokens, *_ in gathered):
             return {}
