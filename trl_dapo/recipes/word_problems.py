@@ -9,6 +9,7 @@ problems nearly always and another one never: their groups have no learning sign
     python -m trl_dapo.recipes.word_problems out/tiny-model
 """
 
+import functools
 import random
 import sys
 import time
@@ -196,14 +197,14 @@ def worked_examples(tokenizer, num_examples, rng, student=CARELESS_STUDENT):
     return examples
 
 
-def warm_up(model, tokenizer, seed, student=CARELESS_STUDENT, num_steps=450, batch_size=64, learning_rate=3e-3):
-    """Trains the model on worked solutions. Only the tokens of the solutions have a loss."""
+def warm_up(model, tokenizer, seed, make_examples=worked_examples, num_steps=450, batch_size=64, learning_rate=3e-3):
+    """Trains the model on examples of `make_examples`. Only the tokens from the position of each have a loss."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.1)
     for _ in range(num_steps):
         # Parts of similar length need half the padding, and so half the time.
-        examples = sorted(worked_examples(tokenizer, batch_size, rng, student), key=lambda example: len(example[0]))
+        examples = sorted(make_examples(tokenizer, batch_size, rng), key=lambda example: len(example[0]))
         num_tokens = sum(len(ids) - start for ids, start in examples)
 
         for part in (
@@ -231,7 +232,7 @@ def prepare_tiny_model(folder, seed, num_heads=4, student=CARELESS_STUDENT):
     start = time.perf_counter()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed, num_heads)
-    warm_up(model, tokenizer, seed, student)
+    warm_up(model, tokenizer, seed, functools.partial(worked_examples, student=student))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     seconds = time.perf_counter() - start
