@@ -29,6 +29,8 @@ _GRADING = "`accuracy_reward`"
 _STEPS = "several optimizer steps on a generation batch, or carried groups"
 _CLIPPED = "where such tokens were clipped"
 _TOOLS = "tools"
+_TURNS = "tools, environments, rollout functions"
+_ENVIRONMENTS = "several environments"
 
 # By section. `<name>`, `<k>` and `<metric>` stand for a reward function, a number and another metric.
 METRICS: dict[str, dict[str, Metric]] = {
@@ -55,6 +57,18 @@ METRICS: dict[str, dict[str, Metric]] = {
         "dapo/moved_bytes": Metric(
             "rollouts that moved to another rank when the batch was assembled", "several processes"
         ),
+        "dapo/turns/mean": Metric("turns of a completion in which the model wrote a token", _TURNS),
+        "dapo/frac_env_failed": Metric(
+            "share of completions that a tool or an environment left without a reward ([agents](agents.md))", _TURNS
+        ),
+        "dapo/frac_env_failed/raised": Metric("the part of it where it raised", _TURNS),
+        "dapo/frac_env_failed/timed_out": Metric("the part of it where it took too long", _TURNS),
+        "dapo/frac_env_failed/not_reset": Metric("the part of it where an environment could not begin", _TURNS),
+        "dapo/environments/<name>/acceptance_rate": Metric("the same of each of several environments", _ENVIRONMENTS),
+        "dapo/environments/<name>/sampled_accuracy": Metric("the same of each of several environments", _ENVIRONMENTS),
+        "dapo/environments/<name>/mean_length": Metric("mean tokens of its completions", _ENVIRONMENTS),
+        "dapo/environments/<name>/turns/mean": Metric("turns of its completions", _ENVIRONMENTS),
+        "dapo/environments/<name>/frac_env_failed": Metric("share of its completions without a reward", _ENVIRONMENTS),
         "dapo/stream/groups_suspended": Metric("groups that continue in the next batch", f"{_STREAM}, {_CARRY}"),
         "dapo/stream/grading_hidden": Metric("share of the grading time in which the engine was decoding", _STREAM),
         "dapo/vllm/logp_gap": Metric(
