@@ -255,7 +255,10 @@ CAUSES = {
     "sampling",
     "its completion has no reward, and another environment takes its place",
 )
-def test_seeded_faults_of_environments_are_never_wrong_answers_and_environments_are_closed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("num_steps", "num_faults"), [(3, 15), pytest.param(70, 500, marks=pytest.mark.slow)])
+def test_seeded_faults_of_environments_are_never_wrong_answers_and_environments_are_closed(
+    tmp_path, monkeypatch, num_steps, num_faults
+):
     chance, chosen = random.Random(0), []
 
     def choose(row):
@@ -280,13 +283,13 @@ def test_seeded_faults_of_environments_are_never_wrong_answers_and_environments_
         always_calls,
         rewards=solved,
         environment_factory=Fragile,
-        max_steps=3,
+        max_steps=num_steps,
         max_generation_rounds=4,
         max_prompts_per_round=8,
         log_completions=True,
     )
     expected = [CAUSES[fault] for _, fault in chosen]
-    assert sum(fault != EnvFault.NONE for fault in expected) > 15
+    assert sum(fault != EnvFault.NONE for fault in expected) > num_faults
     sampled = [group for _, batch, _ in trainer.batches for group in batch.ledger.sampled]
     assert [row for row, _ in chosen] == [group.draw.index for group in sampled for _ in range(NUM_GENERATIONS)]
     found = [fault for group in sampled for fault in group.env_faults or [0] * NUM_GENERATIONS]
