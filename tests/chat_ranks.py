@@ -18,6 +18,7 @@ from tiny_tools import (
     solved,
 )
 from trl import GRPOTrainer
+from two_ranks import sharded_arguments, whole
 
 from trl_dapo import RankFailedError
 from trl_dapo.trl_seams import TrainerSeams
@@ -30,6 +31,20 @@ def together(self, prompt_ids, *args, **kwargs):
     is_even = len(set(counts[:, 0].tolist())) == 1
     assert is_even or not TrainerSeams.shares_engine, f"ranks generate for {counts[:, 0].tolist()} rows"
     return scripted_turn(self, prompt_ids, *args, **kwargs)
+
+
+ORIGINAL_TURN = GRPOTrainer._generate_single_turn
+
+
+def sharded_turn(self, prompt_ids, *args, **kwargs):
+    """The model, of which each rank has a part, generates two tokens for each row, and then the script says what it said."""
+    self.generation_config.max_new_tokens = 2
+    ORIGINAL_TURN(self, [list(ids) for ids in prompt_ids], *args, **kwargs)
+    return scripted_turn(self, prompt_ids, *args, **kwargs)
+
+
+def sharded_config(output_dir, **options):
+    return sharded_arguments(output_dir, "FULL_STATE_DICT", **options)
 
 
 class Licensed(Counted):
@@ -49,8 +64,12 @@ def main(folder, overrides):
     options = json.loads(overrides)
     kind, shared = options.pop("kind", "tools"), options.pop("together", None)
     checkpoint = options.pop("resume_from", None)
-    GRPOTrainer._generate_single_turn = together if shared else scripted_turn
-    TrainerSeams.shares_engine, TrainerSeams.calls_together = shared == "engine", shared == "parts"
+    if shared == "fsdp":
+        GRPOTrainer._generate_single_turn = sharded_turn
+        options |= {"config": sharded_config, "soft_punish_cache": 0, "max_generation_rounds": 30}
+    else:
+        GRPOTrainer._generate_single_turn = together if shared else scripted_turn
+        TrainerSeams.shares_engine, TrainerSeams.calls_together = shared == "engine", shared == "parts"
     kinds = {
         "tools": {"tools": [calculate]},
         "environments": {"environment_factory": Counted, "rewards": solved},
@@ -74,7 +93,7 @@ def main(folder, overrides):
         "logs": trainer.state.log_history,
         "turn_sizes": trainer.turn_sizes,
         "completions": list(trainer._logs["completion"]),
-        "parameters": [parameter.flatten().tolist() for parameter in trainer.model.parameters()],
+        "parameters": [whole(parameter).flatten().tolist() for parameter in trainer.model.parameters()],
     }
     Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
 

@@ -72,7 +72,7 @@ FEATURES = {
     "environments": Feature("`environment_factory`", "one process and two, resumed"),
     "rollout_func": Feature("`rollout_func`", "one process"),
     "turns_together": Feature("Tools where processes can only generate together (FSDP, ZeRO-3, a shared engine)",
-        "processes that are done take part in the turns of the others; with an engine that stands in for them", "yes"),
+        "processes that are done take part in the turns of the others; FSDP2 on CPUs, and an engine that stands in for a shared one", "yes"),
     "turns_stream": Feature('Tools, environments, rollout functions with `refill="stream"`',
         "calls of tools beside the sampling, and environments that outlive a batch, are missing", "no effect"),
     "unseeded": Feature("Environments without a dataset whose `reset` takes no `seed`", "the filter would judge luck: a group must be of one "

@@ -57,6 +57,7 @@ FIELDS = {
     "overlong_penalty_factor": mostly(NUMBER),
     "max_non_finite_steps": mostly(st.one_of(st.none(), COUNT)),
     "reward_timeout": mostly(st.one_of(st.none(), NUMBER)),
+    "env_timeout": mostly(st.one_of(st.none(), NUMBER)),
     "restart_stream": mostly(FLAG),
     "num_groups_to_log": mostly(st.one_of(st.none(), COUNT)),
     "vllm_engine_kwargs": mostly(st.sampled_from([None, None, {}, "eager"])),

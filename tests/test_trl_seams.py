@@ -268,3 +268,42 @@ def test_generated_tokens_reach_the_caller_as_the_lists_that_were_sampled():
     source = inspect.getsource(GRPOTrainer._generate)
     assert "completion_ids, logprobs = self._generate_single_turn(" in source
     assert "completion_ids = " not in source
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        # What is done before the first generation, where we stop it, and what it leaves for each row.
+        "for i, (prompt, environment, x) in enumerate(zip(prompts, self.environments, inputs, strict=True)):",
+        "observation = environment.reset(**reset_kwargs)",
+        "self._sync_tool_dicts.append(sync_tool_dict)",
+        "self._async_tool_dicts.append(async_tool_dict)",
+        "self._batch_environments = [",
+        "pool = self._environment_pool[name]",
+        # Fields of a rollout function.
+        "inp[key] = values[i]",
+    ],
+)
+def test_environments_are_prepared_as_we_let_them(fragment):
+    assert fragment in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        # The number of a row stays with its tokens.
+        "prompt_ids[idx_with_tool] + completion_ids[idx_with_tool] + suffix_ids",
+        "post_tool_ids, post_tool_logprobs = self._generate_single_turn(\n                prompt_completion_tool_ids,",
+        # A tool that raises is answered.
+        "except Exception as e:",
+        "return tool_mask, completions, completion_ids, logprobs, tool_call_count, tool_failure_count, tool_images",
+    ],
+)
+def test_loop_of_tool_calls_is_the_one_that_we_run(fragment):
+    assert fragment in inspect.getsource(GRPOTrainer._tool_call_loop)
+
+
+def test_rewards_of_environments_are_closures_that_we_recognize():
+    source = inspect.getsource(GRPOTrainer.__init__)
+    assert "def get_reward(environments, _env_type=env_type, **kwargs):" in source
+    assert "return [e.get_reward() if type(e) is _env_type else None for e in environments]" in source

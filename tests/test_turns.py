@@ -247,3 +247,26 @@ def test_metrics_count_what_the_model_wrote_and_all_that_was_sampled(tmp_path):
     assert logs[1]["num_tokens"] == sum(
         len(row["key"][0]) + sum(row["own"]) for rounds, *_ in trainer.batches for row in sampled_rows(rounds)
     )
+
+
+def test_a_rollout_function_may_generate_with_the_trainer_and_gets_its_turns_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(ScriptedDAPO, "script", staticmethod(lambda text, sample: "yes<|im_end|>" if sample else ""))
+    seen = []
+
+    def rollout(prompts, trainer):
+        prompt_ids, *_ = trainer._tokenize_prompts(prompts)
+        trainer.begin_rows(prompts)
+        completion_ids, logps = trainer._generate_single_turn(prompt_ids, None, {}, NUM_GENERATIONS)
+        seen.extend(completion_ids)
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logps}
+
+    def not_empty(completion_ids, **kwargs):
+        return [float(len(ids) > 1) for ids in completion_ids]
+
+    trainer = train(tmp_path, rewards=not_empty, rollout_func=rollout, max_steps=1)
+    assert [] in seen
+    for group in trainer.batches[0][1].ledger.accepted:
+        assert [length for _, length in group.lengths] == [0, 4, 4, 4]
+    _, _, output = trainer.batches[0]
+    assert output["completion_mask"].sum(dim=1).tolist()[:4] == [0, 4, 4, 4]
+    check_gradients(trainer)

@@ -78,6 +78,18 @@ def test_a_resumed_run_with_half_a_batch_and_carried_groups_equals_one_never_int
     assert max(entry.get("dapo/carried", 0) for entry in whole[0]["logs"]) > 0
 
 
+@pytest.mark.supports("turns_together")
+def test_ranks_that_hold_parts_of_a_model_take_the_same_turns(tmp_path):
+    options = {"kind": "tools", "max_steps": 3, "per_device_train_batch_size": 6}
+    apart = run(tmp_path / "apart", 2, **options)
+    sharded = run(tmp_path / "sharded", 2, together="fsdp", **options)
+    assert apart[0]["turn_sizes"] != apart[1]["turn_sizes"]
+    assert len(sharded[0]["turn_sizes"]) == len(sharded[1]["turn_sizes"])
+    for one, two in zip(batches(apart), batches(sharded), strict=True):
+        assert [row[:3] for row in one[0]] == [row[:3] for row in two[0]]
+        assert one[1] == two[1]
+
+
 @pytest.mark.fault(
     "no environment can be made on one of two ranks",
     "sampling",

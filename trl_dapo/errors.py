@@ -295,7 +295,7 @@ _ADVICE = {
     "all_correct": "harder prompts, or a larger `num_generations`",
     "uniform": "another `filter_reward`, one that differs between the completions of a prompt",
     "unscorable": "golds that can be read (`trl-dapo grade` lists the others), or a `filter_reward` that does not return None "
-    "for them",
+    "for them; tools and environments that do not fail (`dapo/frac_env_failed`)",
     "out_of_range": "a wider `filter_range`",
     "truncated_out": "a larger `max_completion_length`, or mask_truncated_completions=False and "
     "truncated_in_statistics=True",

@@ -300,13 +300,12 @@ class RewardWatch:
         if self.seconds is None:
             yield
             return
-        before = self._computation
+        limit, before = self.seconds, self._computation
         computation = self._computation = _Computation(
-            self.seconds * patience,
+            limit * patience,
             self.grace_seconds,
-            where,
             self.tell,
-            self.make_error,
+            lambda name: self.make_error(name, limit, where),
             prints_stacks=self.stacks_left > 0,
         )
         try:
@@ -331,12 +330,11 @@ class _Computation:
         self,
         seconds: float,
         grace: float,
-        where: str,
         tell: Callable[[Any], None] | None,
-        make_error: Callable[[str, float, str], _Timeout],
+        make_error: Callable[[str], _Timeout],
         prints_stacks: bool,
     ) -> None:
-        self.seconds, self.grace, self.where, self.tell = seconds, grace, where, tell
+        self.seconds, self.grace, self.tell = seconds, grace, tell
         self.make_error, self.prints_stacks = make_error, prints_stacks
         self.caller = threading.get_ident()
         self.is_main = threading.current_thread() is threading.main_thread() and _WAKING is not None
@@ -447,7 +445,7 @@ class _Computation:
         The second one waits, because the stack is printed before the call is interrupted. In one thread
         a signal may come while another is handled, hence the lock that the same thread can take again.
         """
-        self.error = self.error or self.make_error(name, self.seconds, self.where)
+        self.error = self.error or self.make_error(name)
         with self._saying:
             if not self._is_said:
                 self._is_said = True

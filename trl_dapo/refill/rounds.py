@@ -164,7 +164,8 @@ class RolloutSampler:
                 self.seams.only_rows(rows),
                 self.seams.rollout_function_called_by(self.environments.call_rollout_function),
             ):
-                return self.seams.generate(prompts, keys)
+                # Which completions the requests of a rollout function are, it knows alone.
+                return self.seams.generate(prompts, () if self.seams.has_rollout_function else keys)
         finally:
             self.tool_loop.keys, self.tool_loop.takes_images = (), True
             self.tool_loop.around = nullcontext

@@ -80,7 +80,10 @@ class BatchReporter:
                 ledger.describe_exhaustion()
                 + "\nThe batch trains on what was found (`on_exhausted='partial'`); `dapo/exhausted` counts such batches.",
             )
-        unscorable = [group for group in ledger.sampled if group.verdict is GroupVerdict.UNSCORABLE]
+        # Of faults of environments there is a warning of their own.
+        unscorable = [
+            group for group in ledger.sampled if group.verdict is GroupVerdict.UNSCORABLE and not any(group.env_faults)
+        ]
         if unscorable:
             rows = sorted({group.draw.index for group in unscorable})[:5]
             self._warn_once(

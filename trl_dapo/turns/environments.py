@@ -74,7 +74,7 @@ class Environments:
         self.faults = EnvironmentFaults()
         # Environments whose state nobody knows, by identity.
         self._broken: dict[int, Any] = {}
-        # Rows whose environment is not asked again in this round.
+        # Rows whose tools are not called again in this round: they have no reward, and may take as long again.
         self._is_given_up: set[int] = set()
         self._has_warned: set[EnvFault] = set()
 
@@ -181,7 +181,6 @@ class Environments:
                 )
             self._check_length(name, shown)
         except Exception as error:
-            self._is_given_up.add(row)
             self._note(row, EnvFault.NOT_RESET, error, environment)
             return None
         return shown
@@ -198,7 +197,7 @@ class Environments:
             if signature is not None:
                 signature.bind(**arguments)
             if row in self._is_given_up:
-                raise RuntimeError(f"{name} is not called: the environment has failed.")
+                raise RuntimeError(f"{name} is not called: a tool took too long, or the environment has failed.")
 
         def called(**arguments: Any) -> Any:
             check(arguments)
@@ -261,10 +260,10 @@ class Environments:
 
     def _note(self, row: int, fault: EnvFault, error: Exception, environment: Any) -> None:
         self.faults.note(row, fault)
+        if fault is not EnvFault.RAISED:
+            self._is_given_up.add(row)
         if environment is not None:
             self._broken[id(environment)] = environment
-            if fault is not EnvFault.RAISED:
-                self._is_given_up.add(row)
         if fault not in self._has_warned:
             self._has_warned.add(fault)
             logger.warning(
