@@ -15,7 +15,7 @@ class Seams(SimpleNamespace):
     """What the loop uses of the trainer."""
 
     def __init__(self, shares_engine=False, calls_together=False, most_rows=100):
-        super().__init__(shares_engine=shares_engine, calls_together=calls_together)
+        super().__init__(shares_engine=shares_engine, calls_together=calls_together, is_multimodal=False)
         self.named, self.most_rows = [], most_rows
 
     def name_requests(self, keys, lengths):
