@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from scripted_server import ModelEngine, ScriptedServer
 from server_training import make_trainer, save_model
-from tiny import first_token_reward, numbered_prompts
+from tiny import numbered_prompts
 
 from trl_dapo import DAPOConfig
 from trl_dapo.errors import StaleEngineError, VLLMServerError
@@ -100,12 +100,8 @@ def test_run_whose_server_dies_is_saved_and_resumes_as_if_it_had_not(model_folde
     with served_by(model_folder) as served:
         options = {"vllm_server_timeout": 1.0, "save_strategy": "steps", "save_steps": 100, "max_steps": 6}
 
-        def reward(completion_ids, **kwargs):
-            if trainer.state.global_step == 3 and not served.is_closed:
-                served.close()
-            return [float(ids[0] % 2 == 0) for ids in completion_ids]
-
-        trainer = make_trainer(tmp_path, model_folder, [served.address], reward=reward, **options)
+        trainer = make_trainer(tmp_path, model_folder, [served.address], **options)
+        keep_tokens_at_each_batch(trainer, dies=served, when=lambda held: len(held) == 4)
         with pytest.raises(VLLMServerError, match="has not answered for vllm_server_timeout=1 seconds") as raised:
             trainer.train()
         assert raised.value.__notes__ == [f"The run can be resumed from {tmp_path / 'checkpoint-3'}."]
@@ -131,18 +127,10 @@ def test_run_with_carried_groups_whose_server_dies_loses_none(model_folder, tmp_
         "vllm_importance_sampling_correction": True,
     }
     with served_by(model_folder, seconds=0.05, num_slots=12) as served:
-
-        def reward(completion_ids, **kwargs):
-            groups = trainer.dynamic_sampler.refill._before[1]
-            has_tokens = any(group.num_tokens for group in groups.values())
-            if has_tokens and trainer.state.global_step and not served.is_closed:
-                served.close()
-            return first_token_reward(completion_ids)
-
-        reward.__name__ = first_token_reward.__name__
-
-        trainer = make_trainer(tmp_path, model_folder, [served.address], reward=reward, **options)
-        held = keep_tokens_at_each_batch(trainer)
+        trainer = make_trainer(tmp_path, model_folder, [served.address], **options)
+        held = keep_tokens_at_each_batch(
+            trainer, dies=served, when=lambda held: any(any(tokens) for tokens in held[-1].values())
+        )
         with pytest.raises(VLLMServerError):
             trainer.train()
         served.restart()
@@ -156,13 +144,16 @@ def test_run_with_carried_groups_whose_server_dies_loses_none(model_folder, tmp_
     assert positions == sorted(set(positions))
 
 
-def keep_tokens_at_each_batch(trainer):
+def keep_tokens_at_each_batch(trainer, dies=None, when=None):
+    """Keeps what goes on with each batch; a server dies in the first one that is to be hit."""
     groups = trainer.dynamic_sampler.refill.groups
     begin, held = groups.begin, []
 
     def begin_and_keep():
         held.append({position: list(map(list, group.token_ids)) for position, group in groups.by_position.items()})
         begin()
+        if dies is not None and not dies.is_closed and when(held):
+            dies.close()
 
     groups.begin = begin_and_keep
     return held

@@ -25,7 +25,7 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 FOLDER = Path(__file__).parent
-NUM_BATCHES = 8
+NUM_BATCHES = 6
 TOKEN = "a long random text"
 
 
