@@ -63,7 +63,9 @@ def test_path_that_does_not_exist_is_no_hub_id(name):
 @pytest.mark.parametrize("repo_type", ["model", "dataset"])
 def test_unreachable_hub_fails_in_seconds_and_says_what_to_do(unreachable_hub, repo_type):
     start = time.monotonic()
-    with pytest.raises(HubUnreachableError, match=r"Pass a local file or folder with `--option`.*make quickstart"):
+    with pytest.raises(
+        HubUnreachableError, match=r"Pass a local file or folder with `--option`.*trl-dapo train --config quickstart"
+    ):
         require_local_or_hub("some/name", repo_type, "--option")
     # The timeout is 5 seconds, the libraries' own retries last 24 and more.
     assert time.monotonic() - start < 15
