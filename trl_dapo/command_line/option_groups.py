@@ -41,6 +41,7 @@ DAPO_GROUPS = {
         "vllm_request_seeds",
         "vllm_check_interval",
         "vllm_max_logp_gap",
+        "vllm_weight_folder",
     ),
 }
 # Those of TRL and transformers that most runs set.
