@@ -14,8 +14,8 @@ from trl_dapo.turns.tool_loop import ToolLoop
 class Seams(SimpleNamespace):
     """What the loop uses of the trainer."""
 
-    def __init__(self, shares_engine=False, calls_together=False, most_rows=100):
-        super().__init__(shares_engine=shares_engine, calls_together=calls_together, is_multimodal=False)
+    def __init__(self, shares_engine=False, calls_together=False, most_rows=100, is_multimodal=False):
+        super().__init__(shares_engine=shares_engine, calls_together=calls_together, is_multimodal=is_multimodal)
         self.named, self.most_rows = [], most_rows
 
     def name_requests(self, keys, lengths):
@@ -120,3 +120,25 @@ def test_a_rank_that_fails_between_turns_tells_the_others(seams):
     assert errors[0].rank == 1
     assert str(errors[1]) == "no tool"
     assert threading.active_count() < 50
+
+
+def test_rows_with_images_have_no_fillers():
+    found = run_ranks(2, lambda ranks: run_loop(ranks, Seams(shares_engine=True, is_multimodal=True), [[0], [1]])[1])
+    assert [[len(prompts) for prompts in sampled] for sampled in found] == [[1, 1], [1, 1]]
+
+
+def test_an_image_of_a_tool_where_none_may_be_ends_all_ranks():
+    errors = [None, None]
+
+    def work(ranks):
+        loop = ToolLoop(Seams(), ranks)
+        loop.takes_images = False
+        images = [["a picture"]] if ranks.rank else [[]]
+        try:
+            loop.run(lambda *_: ([], [], [], None, 1, 0, images), [], [[1]], [[2]], sample_filler=None)
+        except (ValueError, RankFailedError) as error:
+            errors[ranks.rank] = error
+
+    run_ranks(2, work)
+    assert isinstance(errors[0], RankFailedError)
+    assert "A tool returned an image" in str(errors[1])
