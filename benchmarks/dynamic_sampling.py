@@ -177,7 +177,12 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main_of(
-    arms: dict[str, Arm], train: Callable[..., Any], table: Callable[..., str], results: Path, about: str
+    arms: dict[str, Arm],
+    train: Callable[..., Any],
+    table: Callable[..., str],
+    results: Path,
+    about: str,
+    prepare: Callable[..., None] = prepare_tiny_model,
 ) -> None:
     """
     Runs what the JSON lacks, seed by seed, and prints the tables.
@@ -193,6 +198,8 @@ def main_of(
             The JSON.
         about (`str`):
             What the program says of itself; the first sentence is that of the help.
+        prepare (`Callable`, *optional*):
+            Writes the warmed-up model that all arms of a seed start from, given its folder and the seed.
     """
     parser = argparse.ArgumentParser(description=about.splitlines()[1])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
@@ -210,7 +217,7 @@ def main_of(
         with tempfile.TemporaryDirectory() as folder:
             model = str(Path(folder, "tiny-model"))
             if missing:
-                prepare_tiny_model(model, seed=seed)
+                prepare(model, seed=seed)
             for name in missing:
                 record["results"].setdefault(name, {})[str(seed)] = train(arms[name], seed, model, folder)
                 args.output.write_text(json.dumps(record, indent=2) + "\n")

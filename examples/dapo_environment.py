@@ -3,7 +3,7 @@
 # dependencies = ["trl-dapo[curves]"]
 # ///
 """
-Trains a model to play a game of several turns, on a CPU, in minutes: it finds a number from 1 to 15 by at most 4 guesses.
+Trains a model to play a game of several turns, on a CPU, in minutes: it finds a number from 1 to 7 by at most 3 guesses.
 
     python examples/dapo_environment.py
 

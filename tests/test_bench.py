@@ -31,6 +31,7 @@ NOT_SHORT = {
     "memory": "a run that is short enough has not warmed up; `tests/test_memory.py` weighs a tiny one",
     "quickstart": "minutes, and `make test-slow` runs it",
     "resume": "half an hour of killed trainings; `tests/faults/` kills shorter ones",
+    "tools": "minutes of training, of which a part says nothing; tests/test_agent_examples.py runs the example",
     "step_trace": "takes seconds; tests/test_step_trace.py holds its numbers",
 }
 

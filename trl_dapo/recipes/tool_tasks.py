@@ -5,8 +5,8 @@ The model is the tiny Llama of the quickstart.
 
 - *Products*: the student of the warm-up knows the products of single digits. For products of two-digit numbers the student
   sometimes uses the calculator, with typing errors, and otherwise guesses, nearly always wrong.
-- *Numbers*: the student finds a number from 1 to 15 by guesses. The answers are "higher", "lower" and "right". The guesses are
-  random, mostly between the bounds known so far; those who halve the interval need 4 at most.
+- *Numbers*: the student finds a number from 1 to 7 by guesses. The answers are "higher", "lower" and "right". The guesses are
+  random, half of them between the bounds known so far. Whoever halves the interval needs 3 at most.
 """
 
 import random
@@ -24,9 +24,9 @@ from trl_dapo.recipes.word_problems import ITEMS, NAMES, SPECIAL_TOKENS, WORDS, 
 # and in a copied result.
 FRAC_EASY = 0.4
 FRAC_CALLS, FRAC_MISTYPED, FRAC_MISCOPIED = 0.3, 0.1, 0.15
-LARGEST_NUMBER, MAX_GUESSES = 15, 4
+LARGEST_NUMBER, MAX_GUESSES = 7, 3
 # How often the student forgets the bounds.
-FRAC_FORGOTTEN = 0.15
+FRAC_FORGOTTEN = 0.5
 
 CALL = ['{"name":', '"calculate",', '"guess",', '"arguments":', '{"expression":', '{"number":', '"}}', "}}"]
 CHAT_TEMPLATE = (
