@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer
 from torch.distributed.tensor import DTensor
 from two_ranks import plain_arguments, sharded_arguments
@@ -83,6 +84,9 @@ def main(folder: str, model_folder: str, addresses: str, overrides: str) -> None
     result["batches"] = trainer.batches
     result["num_sharded"] = sum(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
+    if torch.distributed.is_initialized():
+        # Else threads of gloo can still run when the interpreter ends.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

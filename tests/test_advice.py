@@ -162,7 +162,7 @@ REFUSED = {
         {"truncated_in_statistics": False}, "Set mask_truncated_completions=True", [{"mask_truncated_completions": True}],
     ),
     "streaming without an engine": (
-        {"refill": "stream"}, 'Set use_vllm=True and vllm_mode="colocate", or refill="rounds"',
+        {"refill": "stream"}, 'Set use_vllm=True, or refill="rounds"',
         [{"use_vllm": True, "vllm_mode": "colocate"}, {"refill": "rounds"}],
     ),
     "no time": ({"reward_timeout": 0.0}, "Use 1500", [{"reward_timeout": 1500.0}, {"reward_timeout": None}]),

@@ -64,6 +64,7 @@ FIELDS = {
     "vllm_request_seeds": mostly(FLAG),
     "vllm_check_interval": mostly(COUNT),
     "vllm_max_logp_gap": mostly(NUMBER),
+    "vllm_weight_folder": mostly(st.sampled_from([None, "weights"])),
     # TRL's that they depend on
     "use_vllm": FLAG,
     "vllm_mode": st.sampled_from(["colocate", "colocate", "server"]),

@@ -297,7 +297,7 @@ def test_a_wrong_reward_name_ends_the_command_before_data_and_model_are_loaded(t
     monkeypatch.chdir(tmp_path)
     options = ["--output_dir", "out", "--use_cpu", "true", "--reward_names", "no_such_module_here.brevity"]
     with pytest.raises(SystemExit, match="there is no module 'no_such_module_here'"):
-        main(["train", *options, "--dataset_name", "./nowhere.jsonl", "--model_name_or_path", "./nowhere"])
+        main(["train", *options, "--dataset_name", "no/data", "--model_name_or_path", "no/model"])
 
 
 def test_rewards_import_without_torch_trl_and_sympy():

@@ -108,6 +108,7 @@ def test_ranks_that_generate_together_take_the_same_turns(turns, seams):
 @pytest.mark.parametrize("seams", [{}, {"shares_engine": True}], ids=str)
 def test_a_rank_that_fails_between_turns_tells_the_others(seams):
     errors = [None, None]
+    num_threads = threading.active_count()
 
     def work(ranks):
         try:
@@ -119,7 +120,7 @@ def test_a_rank_that_fails_between_turns_tells_the_others(seams):
     assert isinstance(errors[0], RankFailedError)
     assert errors[0].rank == 1
     assert str(errors[1]) == "no tool"
-    assert threading.active_count() < 50
+    assert threading.active_count() <= num_threads
 
 
 def test_rows_with_images_have_no_fillers():

@@ -17,7 +17,7 @@ KNOWN = {"dtype", "enforce_eager", "max_num_seqs", "max_num_batched_tokens", "en
     ("options", "mode", "message"),
     [
         ('enforce_eager=True', "colocate", "vllm_engine_kwargs is 'enforce_eager=True', but must be a mapping"),
-        ({"dtype": "float32"}, "server", "vllm_mode is 'server'.* Pass them to `vllm serve`"),
+        ({"dtype": "float32"}, "server", "vllm_mode is 'server'.* Pass them to `trl-dapo serve`"),
         ({"enforce_eagre": True}, "colocate", "sets 'enforce_eagre' to True.* no such option. Did you mean 'enforce_eager'"),
         ({"zzz": 1}, "colocate", "sets 'zzz' to 1.* Did you mean a field of GRPOConfig"),
         ({"tensor_parallel_size": 2}, "colocate", "'tensor_parallel_size' to 2.* Set vllm_tensor_parallel_size instead"),

@@ -473,7 +473,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             # As TRL does it where an environment says everything.
             row.setdefault("prompt", [{"role": "user", "content": ""}])
         with (
-            self.seams.without_environments(),
+            self.seams.without_environments() if self.seams.has_environments else nullcontext(),
             self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps),
         ):
             output = super()._generate_and_score_completions(batch.inputs)

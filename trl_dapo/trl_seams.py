@@ -277,7 +277,7 @@ class TrainerSeams:
         """Whether the model reads images."""
         return bool(self._trainer._is_vlm)
 
-    @property
+    @functools.cached_property
     def has_tools(self) -> bool:
         """Whether the model may call tools, of an environment or not."""
         return bool(self._trainer.tools)
@@ -287,17 +287,17 @@ class TrainerSeams:
         """Whether a tool is awaited."""
         return any(inspect.iscoroutinefunction(tool) for tool in self._trainer.tools)
 
-    @property
+    @functools.cached_property
     def has_turns(self) -> bool:
         """Whether a completion may hold tokens that the model did not write."""
         return self.has_tools or self.has_environments or self.has_rollout_function
 
-    @property
+    @functools.cached_property
     def has_rollout_function(self) -> bool:
         """Whether a function of the caller generates."""
         return self._trainer.rollout_func is not None
 
-    @property
+    @functools.cached_property
     def has_environments(self) -> bool:
         """Whether each completion has an environment."""
         return self._trainer.environment_factories is not None

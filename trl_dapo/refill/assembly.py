@@ -122,7 +122,12 @@ class GenerationBatch:
     def facts(self) -> list[RowFacts]:
         """Lengths and truncation of the B rows."""
         return [
-            RowFacts(len(rollout.prompt_ids), len(rollout.completion_ids), is_truncated, rollout.num_tool_tokens)
+            RowFacts(
+                len(rollout.prompt_ids),
+                len(rollout.completion_ids),
+                is_truncated,
+                0 if rollout.tool_mask is None else rollout.num_tool_tokens,
+            )
             for rollout, is_truncated in zip(self.rollouts, self.is_truncated.tolist(), strict=True)
         ]
 

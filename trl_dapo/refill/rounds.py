@@ -109,7 +109,8 @@ class RolloutSampler:
         for start in range(0, len(prompts), part):
             rows = slice(start, start + part)
             generated = self._generate(prompts[rows], keys[rows], range(len(prompts))[rows])
-            add_fields(inputs[rows], generated.extra_fields)
+            if generated.extra_fields:
+                add_fields(inputs[rows], generated.extra_fields)
             if self.canary is not None:
                 metrics |= self.canary.check(generated)
             prompt_ids += generated.prompt_ids

@@ -369,8 +369,10 @@ class SampledGroup:
             Turns of each completion in which the model wrote a token. Empty: one each.
         env_faults (`list[int]`):
             The [`EnvFault`] of each completion. Empty: none has any.
+        generated_lengths (`list[int]`):
+            Tokens of each completion that the model wrote.
         num_tokens (`int`):
-            Generated tokens of the group.
+            Their sum.
         marks (`list[bool | None]`):
             Whether each completion is correct by its filter reward. `None`: not scored.
     """
@@ -389,21 +391,18 @@ class SampledGroup:
     num_turns: list[int] = field(default_factory=list)
     env_faults: list[int] = field(default_factory=list)
 
+    generated_lengths: list[int] = field(init=False, repr=False, compare=False)
     num_tokens: int = field(init=False, repr=False, compare=False)
     marks: list[bool | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         marks = [is_correct(reward) if math.isfinite(reward) else None for reward in self.filter_rewards]
-        object.__setattr__(self, "num_tokens", sum(self.generated_lengths))
-        object.__setattr__(self, "marks", marks)
-
-    @property
-    def generated_lengths(self) -> list[int]:
-        """Tokens of each completion that the model wrote."""
         lengths = [completion for _, completion in self.lengths]
-        if not self.num_tool_tokens:
-            return lengths
-        return [length - others for length, others in zip(lengths, self.num_tool_tokens, strict=True)]
+        if self.num_tool_tokens:
+            lengths = [length - others for length, others in zip(lengths, self.num_tool_tokens, strict=True)]
+        object.__setattr__(self, "generated_lengths", lengths)
+        object.__setattr__(self, "num_tokens", sum(lengths))
+        object.__setattr__(self, "marks", marks)
 
     def rewards_in_statistics(self) -> list[list[float]]:
         """Returns the rewards with which the completions enter mean and std of their group; NaN where one does not."""
