@@ -2,10 +2,10 @@
 
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 
-import torch
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer
 from torch.distributed.tensor import DTensor
 from two_ranks import plain_arguments, sharded_arguments
@@ -84,10 +84,11 @@ def main(folder: str, model_folder: str, addresses: str, overrides: str) -> None
     result["batches"] = trainer.batches
     result["num_sharded"] = sum(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
-    if torch.distributed.is_initialized():
-        # Else threads of gloo can still run when the interpreter ends.
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    # As multiprocessing ends a process: on a busy machine threads of gloo have aborted the end of the interpreter.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

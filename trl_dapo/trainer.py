@@ -524,7 +524,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         for name, value in merged.items():
             metrics[name][num_logged.get(name, 0) :] = [value]
         self._log_train(self.reporter.metrics(batch))
-        if self.seams.chooses_environments and isinstance(self.train_dataset, Dataset):
+        if self.seams.has_environments and self.seams.chooses_environments and isinstance(self.train_dataset, Dataset):
             # Rows of a stream are not kept so long.
             rows = sampler.source.rows([group.draw for group in batch.ledger.sampled])
             self._log_train(environment_metrics(batch.ledger.sampled, [row["environment"] for row in rows]))

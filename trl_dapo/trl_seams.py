@@ -302,7 +302,7 @@ class TrainerSeams:
         """Whether each completion has an environment."""
         return self._trainer.environment_factories is not None
 
-    @property
+    @functools.cached_property
     def chooses_environments(self) -> bool:
         """Whether each row names its environment."""
         return bool(self._trainer._multi_environment)
