@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import sys
 from pathlib import Path
 
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer
@@ -84,11 +82,3 @@ def main(folder: str, model_folder: str, addresses: str, overrides: str) -> None
     result["batches"] = trainer.batches
     result["num_sharded"] = sum(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     Path(folder, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    # As multiprocessing ends a process: on a busy machine threads of gloo have aborted the end of the interpreter.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)

@@ -1,13 +1,11 @@
 """Training with completions from servers: batches, weights, failures, resume. The servers are scripted, all else is real."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import server_training
 import torch
+from forked import run_ranks
 from peft import LoraConfig
 from scripted_server import ModelEngine, ScriptedServer
 from server_training import make_trainer, save_model
@@ -288,13 +286,7 @@ def test_two_ranks_whose_server_dies_save_and_end_together(model_folder, tmp_pat
 
 
 def train_two_ranks(folder, model_folder, served, **overrides):
-    tests = Path(__file__).parent
-    paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CI": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = {"per_device_train_batch_size": 4} | overrides
-    command = [str(tests / "server_training.py"), str(folder), str(model_folder)]
-    command += [",".join(one.address for one in served), json.dumps(options)]
-    finished = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=200)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    addresses = ",".join(one.address for one in served)
+    run_ranks(server_training.main, (str(folder), str(model_folder), addresses, json.dumps(options)), 2, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
