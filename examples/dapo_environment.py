@@ -7,7 +7,7 @@ Trains a model to play a game of several turns, on a CPU, in minutes: it finds a
 
     python examples/dapo_environment.py
 
-The guesses of the warmed-up model are random, and find the number in half of the games. Halving the interval always finds it.
+The warmed-up model finds it in two of five games: half of its guesses forget what it was told. Halving the interval always finds it.
 """
 
 import sys

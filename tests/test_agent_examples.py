@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import sys
 
@@ -16,6 +17,8 @@ from trl_dapo.data.problems import TEMPLATES
 from trl_dapo.recipes import tool_tasks
 
 
+# TRL warns of environments, and warnings are errors in tests.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 sys.path.insert(0, str(ROOT / "examples"))
 
 import dapo_environment
@@ -47,7 +50,7 @@ def test_example_runs_to_its_end(tmp_path, monkeypatch, example):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("example", "gain"), [(dapo_tools, 0.25), (dapo_environment, 0.15)], ids=["dapo_tools", "dapo_environment"]
+    ("example", "gain"), [(dapo_tools, 0.25), (dapo_environment, 0.08)], ids=["dapo_tools", "dapo_environment"]
 )
 def test_example_learns(tmp_path, example, gain):
     results = run(example, tmp_path)

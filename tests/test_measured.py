@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation_tables as ablation
 import memory_tables as memory
 import scaling_tables as tables
+from measured import cost_to_reach
 
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -117,6 +118,32 @@ def many_passes_facts():
         f"at {100 * ends['selective']:.1f} against {percent(ends['blind'])}",
         *(f"at {percent(ends[arm])}" for arm in ("GRPO", "GRPO, decayed", "selective, decayed")),
         *(f"after {completions(arm):,.0f}" for arm in ("GRPO, decayed", "selective, decayed")),
+    ]
+
+
+def tools_facts():
+    curves = {
+        arm: [run["curve"] for _, run in sorted(runs.items())] for arm, runs in stored("tools")["results"].items()
+    }
+    targets = [statistics.mean(point["accuracy"] for point in curve[-3:]) for curve in curves["GRPO"]]
+    ends = {
+        arm: statistics.mean(point["accuracy"] for curve in of_arm for point in curve[-3:])
+        for arm, of_arm in curves.items()
+    }
+
+    def ratio(cost):
+        costs = [
+            [cost_to_reach(curve, target, cost) for curve, target in zip(curves[arm], targets, strict=True)]
+            for arm in ("DAPO", "GRPO")
+        ]
+        return statistics.geometric_mean(mine / its for mine, its in zip(*costs, strict=True))
+
+    return [
+        f"{len(targets)} seeds",
+        f"at {100 * ends['DAPO']:.1f} against {percent(ends['GRPO'])}",
+        f"after {ratio('step'):.2f} of its optimizer steps",
+        f"with {ratio('completions'):.2f} times its completions",
+        f"{ratio('cpu_seconds'):.2f} of its CPU time",
     ]
 
 
@@ -237,6 +264,7 @@ def stored_facts():
         quickstart_facts,
         dynamic_sampling_facts,
         many_passes_facts,
+        tools_facts,
         hidden_rates_facts,
         ablation_facts,
         killed_run_facts,

@@ -134,6 +134,7 @@ NOT_RUN = {
     "python benchmarks/dynamic_sampling.py": _IS_MINUTES,
     "python benchmarks/hidden_rates.py": _IS_MINUTES,
     "python benchmarks/many_passes.py": _IS_MINUTES,
+    "python benchmarks/tools.py": _IS_MINUTES,
     "python benchmarks/split_invariance.py": _IS_MINUTES,
     "python benchmarks/scaling.py": _IS_MINUTES,
     "python benchmarks/resume.py": _IS_MINUTES,
