@@ -102,6 +102,27 @@ def test_adapter_and_whole_model_do_not_resume_from_each_other(
         make_trainer(tmp_path / "b", **after, restart_stream=restart_stream).train(resume_from_checkpoint=checkpoint)
 
 
+def test_adapter_with_other_settings_is_refused_and_with_the_same_ones_resumed(tmp_path, saved):
+    checkpoint = saved(**LORA)
+
+    def train(**settings):
+        config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | settings)
+        trainer = make_trainer(tmp_path / "b", peft_config=config, max_steps=3, **CARRY, steps_per_generation=4)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer.state.global_step
+
+    # The weights fit, and would count twice as much.
+    with pytest.raises(
+        ValueError, match=r"had other settings: lora_alpha is 16, but was 8\. Resume with its own peft_config"
+    ):
+        train(lora_alpha=16)
+    with pytest.raises(
+        ValueError, match=r"r is 4, but was 2; target_modules is \['q_proj', 'v_proj'\], but was \['q_proj'\]"
+    ):
+        train(r=4, target_modules=["v_proj", "q_proj"])
+    assert train() == 3
+
+
 def test_all_differences_are_in_one_error():
     state = PromptSource(numbered_prompts(5), seed=1).state_dict(3)
     with pytest.raises(ValueError, match="has 6 rows, but had 5; seed is 2, but was 1; shuffle_dataset is False"):

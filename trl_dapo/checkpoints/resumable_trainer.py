@@ -19,7 +19,7 @@ from trl_dapo.ranks.collectives import Ranks
 from .files import FileRecord, checkpoints_of, is_unfinished, mark_unfinished, mark_whole
 from .resume_choice import choose_checkpoint, wanted_resume, warning_of_overwriting
 from .run_state import RunState
-from .weights import check_kind_of_weights, load_renamed, unloaded
+from .weights import check_adapter, check_kind_of_weights, load_renamed, unloaded
 
 
 logger = get_logger(__name__)
@@ -105,6 +105,7 @@ class ResumableTrainer(GRPOTrainer):
             logger.warning(message)
         if checkpoint is not None:
             check_kind_of_weights(checkpoint, is_peft_model(self.model))
+            check_adapter(checkpoint, getattr(self.model, "peft_config", {}))
         output = super().train(checkpoint, *args, **kwargs)
         self._has_trained = True
         return output

@@ -1,10 +1,12 @@
 """Loads checkpoints whose weights have other names than in the model, as for some vision-language models of transformers."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import CONFIG_NAME
 from transformers.utils import (
     ADAPTER_SAFE_WEIGHTS_NAME,
     ADAPTER_WEIGHTS_NAME,
@@ -16,6 +18,17 @@ from transformers.utils import (
 
 
 _ADAPTER_FILES = (ADAPTER_WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
+# What decides how the weights of an adapter are used.
+_ADAPTER_SETTINGS = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+)
 _MODEL_FILES = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
@@ -92,3 +105,42 @@ def check_kind_of_weights(folder: str | Path, is_adapter: bool) -> None:
             f"{folder} holds the weights of a whole model, but this run trains an adapter. Leave peft_config away, or pass "
             "the folder as model and train the adapter from the beginning, without resume_from_checkpoint."
         )
+
+
+def check_adapter(folder: str | Path, configs: Mapping[str, Any]) -> None:
+    """
+    Checks that the adapters of a checkpoint were made with the settings of those that train.
+
+    With another `lora_alpha` the weights would fit, and mean something else.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint.
+        configs (`Mapping[str, PeftConfig]`):
+            The adapters of this run by their names.
+
+    Raises:
+        `ValueError`: naming the settings that differ.
+    """
+    for name, config in configs.items():
+        path = Path(folder, "" if name == "default" else name, CONFIG_NAME)
+        if not path.is_file():
+            continue
+        saved, mine = json.loads(path.read_text()), config.to_dict()
+        differing = [
+            f"{field} is {_plain(mine.get(field))!r}, but was {_plain(saved.get(field))!r}"
+            for field in _ADAPTER_SETTINGS
+            if _plain(mine.get(field)) != _plain(saved.get(field))
+        ]
+        if differing:
+            raise ValueError(
+                f"The adapter in {folder} had other settings: {'; '.join(differing)}. Resume with its own peft_config, or begin "
+                "without resume_from_checkpoint."
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as JSON has it: sets have no order, and enumerations are their values."""
+    if isinstance(value, (set, list, tuple)):
+        return sorted(value)
+    return getattr(value, "value", value)
