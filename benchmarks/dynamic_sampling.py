@@ -91,6 +91,15 @@ class Arm:
     trainer: Callable[..., Any]
     overrides: dict[str, Any] = field(default_factory=dict)
 
+    def arguments(self, recipe: Path, seed: int, folder: str, *options: str) -> DAPOConfig:
+        """Returns the configuration of a recipe with these options, evaluated by steps, as this arm changes it."""
+        command = ["--config", str(recipe), "--output_dir", folder, "--seed", str(seed), "--disable_tqdm", "true"]
+        parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
+        _, args, _ = parser.parse_args_and_config([*command, "--eval_strategy", "steps", *options])
+        for name, value in self.overrides.items():
+            setattr(args, name, value)
+        return args
+
 
 ARMS = {
     "GRPO": Arm(MeasuredGRPO, {"epsilon_high": None}),
@@ -104,15 +113,9 @@ ARMS = {
 
 def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
     """Trains one arm and returns its curve."""
-    command = ["--config", str(RECIPE), "--output_dir", folder, "--seed", str(seed), "--disable_tqdm", "true"]
-    command += ["--eval_strategy", "steps", "--eval_steps", str(EVAL_STEPS)]
-    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
-    _, args, _ = parser.parse_args_and_config(command)
-    for name, value in arm.overrides.items():
-        setattr(args, name, value)
     trainer = arm.trainer(
         model=model,
-        args=args,
+        args=arm.arguments(RECIPE, seed, folder, "--eval_steps", str(EVAL_STEPS)),
         reward_funcs=accuracy_reward,
         train_dataset=make_problems(NUM_PROBLEMS, seed=seed),
         eval_dataset=make_problems(NUM_HELD_OUT, seed=seed + 1),

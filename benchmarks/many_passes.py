@@ -32,11 +32,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from dynamic_sampling import RECIPE, Arm, main_of  # noqa: E402
-from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach  # noqa: E402
-from trl import ModelConfig, TrlParser  # noqa: E402
+from measured import NUM_LAST, MeasuredDAPO, MeasuredGRPO, cost_ratios, end_accuracy, ratio_cell  # noqa: E402
 
-from trl_dapo import DAPOConfig  # noqa: E402
-from trl_dapo.command_line.training_run import TrainingScriptArguments  # noqa: E402
 from trl_dapo.data.held_out import prompt_key, without_prompts  # noqa: E402
 from trl_dapo.recipes.word_problems import make_problems  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
@@ -44,8 +41,6 @@ from trl_dapo.rewards import accuracy_reward  # noqa: E402
 
 RESULTS = Path(__file__).with_name("many_passes.json")
 NUM_PROBLEMS, NUM_HELD_OUT = 512, 256
-# Evaluations that the target is the mean of.
-NUM_LAST = 3
 # Steps of the table of accuracy by completions.
 AT_COMPLETIONS = 5_000
 COSTS = ("step", "completions", "tokens", "cpu_seconds")
@@ -68,12 +63,8 @@ ARMS = {
 
 def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
     """Trains one arm and returns its curve, and the means of what it logged over the second half."""
-    command = ["--config", str(RECIPE), "--output_dir", folder, "--seed", str(seed), "--disable_tqdm", "true"]
-    command += ["--eval_strategy", "steps", "--lr_scheduler_type", "constant", "--num_groups_to_log", "0"]
-    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
-    _, args, _ = parser.parse_args_and_config(command)
-    for name, value in arm.overrides.items():
-        setattr(args, name, value)
+    options = ["--lr_scheduler_type", "constant", "--num_groups_to_log", "0"]
+    args = arm.arguments(RECIPE, seed, folder, *options)
     held_out = make_problems(NUM_HELD_OUT, seed=seed + 1)
     problems = make_problems(2 * NUM_PROBLEMS, seed=seed)
     problems = without_prompts(problems, problems["prompt"], {prompt_key(prompt) for prompt in held_out["prompt"]})
@@ -112,9 +103,6 @@ def markdown(record: dict[str, Any]) -> str:
     seeds = _common_seeds(results)
     curves = {arm: [of_seed[seed]["curve"] for seed in seeds] for arm, of_seed in results.items()}
 
-    def last(curve: list[dict[str, float]]) -> float:
-        return statistics.mean(point["accuracy"] for point in curve[-NUM_LAST:])
-
     lines = [
         f"{len(seeds)} seeds ({', '.join(seeds)}). `end`: mean of the last {NUM_LAST} evaluations.",
         "",
@@ -124,7 +112,7 @@ def markdown(record: dict[str, Any]) -> str:
     for arm, of_seed in curves.items():
         spent = [statistics.mean(curve[-1][cost] for curve in of_seed) for cost in COSTS[1:]]
         before = statistics.mean(curve[0]["accuracy"] for curve in of_seed)
-        end = statistics.mean(map(last, of_seed))
+        end = statistics.mean(map(end_accuracy, of_seed))
         lines.append(f"| {arm} | {before:.1%} | {end:.1%} | " + " | ".join(f"{value:,.0f}" for value in spent) + " |")
     lines += [
         "",
@@ -135,16 +123,7 @@ def markdown(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for arm, of_seed in curves.items():
-        cells = []
-        for cost in COSTS:
-            ratios = []
-            for curve, of_grpo in zip(of_seed, curves["GRPO"], strict=True):
-                target = last(of_grpo)
-                mine, its = cost_to_reach(curve, target, cost), cost_to_reach(of_grpo, target, cost)
-                ratios.append(None if mine is None or its is None else mine / its)
-            found = [ratio for ratio in ratios if ratio is not None]
-            mean = f"{statistics.geometric_mean(found):.2f}" if found else "-"
-            cells.append(f"{mean} ({', '.join('-' if ratio is None else f'{ratio:.2f}' for ratio in ratios)})")
+        cells = [ratio_cell(cost_ratios(of_seed, curves["GRPO"], cost)) for cost in COSTS]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     spent = [AT_COMPLETIONS * number for number in (1, 2, 3, 4)]
     lines += ["", "Accuracy after so many completions, interpolated between evaluations; mean over seeds:", ""]

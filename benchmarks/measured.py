@@ -1,6 +1,7 @@
 """Trainers that note what training has cost at each evaluation, for benchmarks that compare them."""
 
 import itertools
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from trl import GRPOTrainer
 from trl_dapo import DAPOTrainer
 
 
+# Evaluations of which the accuracy at the end of a run is the mean.
+NUM_LAST = 3
 ACCURACY = "eval_rewards/accuracy_reward/mean"
 
 
@@ -64,3 +67,26 @@ def cost_to_reach(curve: Sequence[dict[str, float]], accuracy: float, cost: str)
             share = (accuracy - before["accuracy"]) / (after["accuracy"] - before["accuracy"])
             return before[cost] + share * (after[cost] - before[cost])
     return None
+
+
+def end_accuracy(curve: Sequence[dict[str, float]]) -> float:
+    """Returns the accuracy with which a run ends: the mean of its last evaluations."""
+    return statistics.mean(point["accuracy"] for point in curve[-NUM_LAST:])
+
+
+def cost_ratios(
+    curves: Sequence[Sequence[dict[str, float]]], others: Sequence[Sequence[dict[str, float]]], cost: str
+) -> list[float | None]:
+    """Returns, by seed, the cost of a run over that of another one, to the accuracy with which the other one ends."""
+    ratios: list[float | None] = []
+    for curve, other in zip(curves, others, strict=True):
+        mine, its = (cost_to_reach(one, end_accuracy(other), cost) for one in (curve, other))
+        ratios.append(None if mine is None or its is None else mine / its)
+    return ratios
+
+
+def ratio_cell(ratios: Sequence[float | None]) -> str:
+    """Returns the geometric mean of ratios, and each of them; `-`: not reached."""
+    found = [ratio for ratio in ratios if ratio is not None]
+    mean = f"{statistics.geometric_mean(found):.2f}" if found else "-"
+    return f"{mean} ({', '.join('-' if ratio is None else f'{ratio:.2f}' for ratio in ratios)})"

@@ -26,17 +26,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from dapo_tools import DEFAULT_RECIPE, calculate  # noqa: E402
 from dynamic_sampling import Arm, main_of  # noqa: E402
-from measured import MeasuredDAPO, MeasuredGRPO, cost_to_reach  # noqa: E402
-from trl import ModelConfig, TrlParser  # noqa: E402
+from measured import NUM_LAST, MeasuredDAPO, MeasuredGRPO, cost_ratios, end_accuracy, ratio_cell  # noqa: E402
 
-from trl_dapo import DAPOConfig  # noqa: E402
-from trl_dapo.command_line.training_run import TrainingScriptArguments  # noqa: E402
 from trl_dapo.recipes.tool_tasks import make_products, prepare_tool_model, product_turns  # noqa: E402
 from trl_dapo.rewards import accuracy_reward  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("tools.json")
-NUM_PROBLEMS, NUM_HELD_OUT, NUM_LAST = 4000, 128, 3
+NUM_PROBLEMS, NUM_HELD_OUT = 4000, 128
 COSTS = ("step", "completions", "tokens", "cpu_seconds")
 
 
@@ -68,15 +65,10 @@ ARMS = {
 
 def run(arm: Arm, seed: int, model: str, folder: str) -> dict[str, Any]:
     """Trains one arm and returns its curve."""
-    command = ["--config", str(DEFAULT_RECIPE), "--output_dir", folder, "--seed", str(seed), "--disable_tqdm", "true"]
-    command += ["--eval_strategy", "steps", "--eval_steps", "4", "--lr_scheduler_type", "constant"]
-    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
-    _, args, _ = parser.parse_args_and_config([*command, "--num_groups_to_log", "0"])
-    for name, value in arm.overrides.items():
-        setattr(args, name, value)
+    options = ["--eval_steps", "4", "--lr_scheduler_type", "constant", "--num_groups_to_log", "0"]
     trainer = arm.trainer(
         model=model,
-        args=args,
+        args=arm.arguments(DEFAULT_RECIPE, seed, folder, *options),
         reward_funcs=accuracy_reward,
         train_dataset=make_products(NUM_PROBLEMS, seed),
         eval_dataset=make_products(NUM_HELD_OUT, seed + 1),
@@ -93,9 +85,6 @@ def markdown(record: dict[str, Any]) -> str:
     seeds = sorted(set.intersection(*(set(of_seed) for of_seed in results.values())), key=int)
     curves = {arm: [of_seed[seed]["curve"] for seed in seeds] for arm, of_seed in results.items()}
 
-    def last(curve: list[dict[str, float]]) -> float:
-        return statistics.mean(point["accuracy"] for point in curve[-NUM_LAST:])
-
     lines = [
         f"{len(seeds)} seeds ({', '.join(seeds)}). `end`: mean of the last {NUM_LAST} evaluations.",
         "",
@@ -106,7 +95,7 @@ def markdown(record: dict[str, Any]) -> str:
         spent = [f"{statistics.mean(curve[-1][cost] for curve in of_seed):,.0f}" for cost in COSTS[1:]]
         calls = [statistics.mean(results[arm][seed]["calls"][end] for seed in seeds) for end in (0, 1)]
         before = statistics.mean(curve[0]["accuracy"] for curve in of_seed)
-        end = statistics.mean(map(last, of_seed))
+        end = statistics.mean(map(end_accuracy, of_seed))
         lines.append(
             f"| {arm} | {before:.1%} | {end:.1%} | {calls[0]:.2f}, {calls[1]:.2f} | " + " | ".join(spent) + " |"
         )
@@ -118,15 +107,7 @@ def markdown(record: dict[str, Any]) -> str:
         "| optimizer steps | completions | tokens | CPU seconds |",
         "|---|---|---|---|",
     ]
-    cells = []
-    for cost in COSTS:
-        ratios = []
-        for mine, its in zip(curves["DAPO"], curves["GRPO"], strict=True):
-            costs = [cost_to_reach(curve, last(its), cost) for curve in (mine, its)]
-            ratios.append(None if None in costs else costs[0] / costs[1])
-        found = [ratio for ratio in ratios if ratio is not None]
-        mean = f"{statistics.geometric_mean(found):.2f}" if found else "-"
-        cells.append(f"{mean} ({', '.join('-' if ratio is None else f'{ratio:.2f}' for ratio in ratios)})")
+    cells = [ratio_cell(cost_ratios(curves["DAPO"], curves["GRPO"], cost)) for cost in COSTS]
     lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -280,7 +280,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             if args.use_vllm
             else None
         )
-        self._watch_servers()
+        self.server_canary = self._watch_servers()
         self.recorder = self._make_recorder(filter_columns)
         self.dynamic_sampler = self._make_sampler(train_dataset) if args.dynamic_sampling else None
         # The dataset whose prompts the sampler draws.
@@ -362,16 +362,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             return generation.requests
         return VLLMRequests(generation, self.seams.bring_weights)
 
-    def _watch_servers(self) -> None:
+    def _watch_servers(self) -> ServerCanary | None:
+        """Has the servers compared with the trained model after each weight sync; `None`: there are none."""
         generation = self.vllm_generation if self.args.use_vllm else None
-        # Texts that the servers are asked about: of the last batch, and before it prompts.
-        self._watched: list[list[int]] = []
-        if isinstance(generation, ServerGeneration):
-            generation.ranks = self.ranks
-            canary = ServerCanary(self.args, generation, self.policy_scorer.score)
-            generation.after_sync = lambda: self._log_train(canary.check(self._watched))
-            if isinstance(self.train_dataset, Dataset) and self._reads_prompts and not self.seams.is_multimodal:
-                self._watched = self.seams.tokenize(self.train_dataset[:2]["prompt"])
+        if not isinstance(generation, ServerGeneration):
+            return None
+        generation.ranks = self.ranks
+        canary = ServerCanary(self.args, generation, self.policy_scorer.score)
+        generation.after_sync = lambda: self._log_train(canary.check())
+        # Before the first batch they are asked about prompts, then about texts of the last batch.
+        if isinstance(self.train_dataset, Dataset) and self._reads_prompts and not self.seams.is_multimodal:
+            canary.watch(self.seams.tokenize(self.train_dataset[:2]["prompt"]))
+        return canary
 
     def _add_sampler_state(self, sampler: DynamicSampler) -> None:
         load = functools.partial(sampler.load_state_dict, restart_stream=self.args.restart_stream)
@@ -532,9 +534,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.stop_reason is not None:
             self.control.should_save = self.control.should_training_stop = True
         self._pending_extra_logs.update(batch.logged_columns())
-        self._watched = [
-            [*rollout.prompt_ids.tolist(), *rollout.completion_ids.tolist()] for rollout in batch.rollouts[:2]
-        ]
+        if self.server_canary is not None:
+            self.server_canary.watch(
+                [*rollout.prompt_ids.tolist(), *rollout.completion_ids.tolist()] for rollout in batch.rollouts
+            )
         return batch
 
     def _tool_metrics(self, batch: GenerationBatch, num_calls: int, num_failed_calls: int) -> dict[str, float]:

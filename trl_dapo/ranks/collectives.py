@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from trl_dapo.errors import RankFailedError
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,26 @@ class Ranks:
         if gathered[:, -1].any():
             self.raise_failure(failure)
         return gathered[:, :-1].contiguous()
+
+    def together(self, work: Callable[[], T]) -> T:
+        """
+        Does something on all ranks, and raises on all of them if it failed on one. A collective.
+
+        Args:
+            work (`Callable`):
+                What this rank does. Its result is returned.
+
+        Raises:
+            `RankFailedError`: it failed on another rank. A rank on which it failed raises its own failure.
+        """
+        try:
+            result = work()
+        except Exception as error:
+            self.gather_rows([[1]])
+            self.raise_failure(error)
+        if any(has_failed for (has_failed,) in self.gather_rows([[0]])):
+            self.raise_failure(None)
+        return result
 
     def raise_failure(self, failure: Exception | None) -> NoReturn:
         """

@@ -147,9 +147,9 @@ class Rollout:
         old_logps = logps.pop(0) if has_old_logps else None
         if old_logps is not None:
             old_logps = old_logps[: int((~old_logps.isnan()).sum())]
-        is_own = completion_ids >= 0
-        tool_mask = None if is_own.all() else is_own
-        completion_ids = torch.where(is_own, completion_ids, ~completion_ids)
+        tool_mask, is_own = None, completion_ids >= 0
+        if not is_own.all():
+            tool_mask, completion_ids = is_own, torch.where(is_own, completion_ids, ~completion_ids)
         return cls(prompt_ids, completion_ids, sampling_logps, old_logps, extra_logs or {}, tool_mask=tool_mask)
 
     def shown(self) -> dict[str, Any]:

@@ -114,15 +114,13 @@ class Environments:
         """
         self._replace_broken()
         self.faults, self._is_given_up = EnvironmentFaults(), set()
-        prompts: list[Any] = []
-        failure: Exception | None = None
-        try:
+
+        def prepare() -> list[Any]:
             prompts = self.seams.prepare(inputs, self._reset, self._guarded)
             check(prompts)
-        except Exception as error:
-            failure = error
-        self._tell(failure)
-        return prompts
+            return prompts
+
+        return self.ranks.together(prepare)
 
     def call_rollout_function(self, function: Callable[[list[Any]], Any], prompts: list[Any]) -> dict[str, Any]:
         """
@@ -139,16 +137,13 @@ class Environments:
             `EnvTimeoutError`: it took too long.
             `RankFailedError`: it failed on another rank.
         """
-        output: dict[str, Any] = {}
-        failure: Exception | None = None
-        try:
+
+        def call() -> dict[str, Any]:
             where = f"{len(prompts)} completions at optimizer step {self.seams.step} on rank {self.ranks.rank}"
             with self._watched("The rollout function", where):
-                output = checked_output(function(prompts), len(prompts), self.seams.tokenizer.pad_token_id)
-        except Exception as error:
-            failure = error
-        self._tell(failure)
-        return output
+                return checked_output(function(prompts), len(prompts), self.seams.tokenizer.pad_token_id)
+
+        return self.ranks.together(call)
 
     def watching_loop(self) -> contextlib.AbstractContextManager[None]:
         """
@@ -271,14 +266,6 @@ class Environments:
                 f"`dapo/frac_env_failed/{fault.name.lower()}` counts them.",
                 main_process_only=False,
             )
-
-    def _tell(self, failure: Exception | None) -> None:
-        """Ends all ranks if one has failed."""
-        if self.ranks.num_ranks == 1:
-            if failure is not None:
-                raise failure
-        elif any(row[0] for row in self.ranks.gather_rows([[int(failure is not None)]])):
-            self.ranks.raise_failure(failure)
 
     def _replace_broken(self) -> None:
         if self._broken:

@@ -52,10 +52,10 @@ class ServerGeneration(DAPOVLLMGeneration):
         self.requests = ServerRequests(
             self.servers, self._content, lambda: None, self.ranks.num_ranks, self.max_model_length
         )
-        self.together(self._find_servers)
+        self.ranks.together(self._find_servers)
         self.uses_nccl = self._decide_for_nccl(args)
         self.vllm_client: Any = None
-        self.together(self._open_way_of_weights)
+        self.ranks.together(self._open_way_of_weights)
 
     def _find_servers(self) -> None:
         self.servers.find(say=print if self.ranks.rank == 0 else lambda line: None)
@@ -130,7 +130,7 @@ class ServerGeneration(DAPOVLLMGeneration):
         if not self.uses_nccl:
             # TRL describes them to a server beforehand, which a folder does not need.
             self._weight_metadata: Any = []
-        self.together(super().sync_weights)
+        self.ranks.together(super().sync_weights)
         if self.uses_nccl and self.ranks.rank == 0:
             weights = Weights(f"nccl-{id(self):x}", f"nccl-{id(self):x}/{self.num_syncs}", None)
             self.servers.note_loaded(weights)
@@ -163,7 +163,7 @@ class ServerGeneration(DAPOVLLMGeneration):
             with profiler or nullcontext():
                 found.update(run_to_end(self.requests, zip(keys, prompts, strict=True)))
 
-        self.together(sample)
+        self.ranks.together(sample)
         decoded = [found[key] for key in keys]
         return (
             prompts,
@@ -223,21 +223,6 @@ class ServerGeneration(DAPOVLLMGeneration):
                 f"answered the question for log-probabilities of a text with what cannot be read ({type(error).__name__}: {error})."
             ) from error
         return logps
-
-    def together(self, work: Callable[[], object]) -> None:
-        """
-        Does something on all ranks, and raises on all of them if it failed on one. A collective.
-
-        Raises:
-            `RankFailedError`: it failed on another rank.
-        """
-        failure: Exception | None = None
-        try:
-            work()
-        except Exception as error:
-            failure = error
-        if any(has_failed for (has_failed,) in self.ranks.gather_rows([[failure is not None]])):
-            self.ranks.raise_failure(failure)
 
     @property
     def _seeds_requests(self) -> bool:

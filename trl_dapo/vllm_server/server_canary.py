@@ -1,6 +1,7 @@
 """Whether each server has the weights that train: what it says of a few texts, right after they came."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -44,15 +45,16 @@ class ServerCanary:
         self.limit = args.vllm_max_logp_gap
         self.generation = generation
         self.score = score
+        self.texts: list[list[int]] = []
         self._next_check = 1
 
-    def check(self, texts: Sequence[Sequence[int]]) -> dict[str, float]:
+    def watch(self, texts: Iterable[Sequence[int]]) -> None:
+        """Takes these texts, in tokens, for the next comparison: the beginnings of the first few."""
+        self.texts = [list(text[: _NUM_TOKENS + 1]) for text in itertools.islice(texts, _NUM_TEXTS)]
+
+    def check(self) -> dict[str, float]:
         """
         Compares, if it is due. A collective.
-
-        Args:
-            texts (`Sequence[Sequence[int]]`):
-                A few texts in tokens; how many, each rank decides for itself.
 
         Returns:
             `dict[str, float]`: the mean gap in nats of the server where it is largest. Empty: it was not due, or there was
@@ -75,10 +77,10 @@ class ServerCanary:
         def ask() -> None:
             for turn, number in enumerate(numbers):
                 if number < len(servers) and not servers[number].is_lost:
-                    for place, text in enumerate(texts[:_NUM_TEXTS]):
-                        rollouts[turn * _NUM_TEXTS + place] = self._ask(number, text[: _NUM_TOKENS + 1]) or nothing
+                    for place, text in enumerate(self.texts):
+                        rollouts[turn * _NUM_TEXTS + place] = self._ask(number, text) or nothing
 
-        generation.together(ask)
+        ranks.together(ask)
         scored = self.score(rollouts)
         rows = []
         for turn, number in enumerate(numbers):
