@@ -125,7 +125,7 @@ def test_stream_trains_the_groups_of_rounds_over_20_batches(model_folder, tmp_pa
 
 def test_completions_go_on_under_new_weights_and_each_token_keeps_its_policy(model_folder, tmp_path):
     trainer = train(
-        tmp_path, model_folder, num_slots=5, refill="stream", surplus="carry", max_steps=16, learning_rate=5e-3
+        tmp_path, model_folder, num_slots=5, refill="stream", surplus="carry", max_steps=32, learning_rate=5e-3
     )
     num_mixed, trained = 0, []
     for number, (policy, batch) in enumerate(trainer.collected):
