@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,12 @@ os.environ.setdefault("CI", "1")
 ROOT = Path(__file__).resolve().parents[1]
 # The Space is a folder of its own on the Hub, and no package.
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "hub" / "space")]
+
+
+def pytest_collection_finish():
+    """Takes what is imported out of garbage collection: `train()` collects at its start, 0.2 s with transformers and TRL loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 # Metrics that reward functions of tests log.
@@ -37,6 +44,13 @@ def _every_logged_metric_is_in_the_reference(monkeypatch):
     yield
     unknown = sorted(name for name in names - _OF_TESTS if not is_explained(name))
     assert not unknown, f"explain {unknown} in trl_dapo/report/metric_reference.py, and write docs/metrics.md again"
+
+
+@pytest.fixture(autouse=True)
+def _curves_are_drawn_for_tests_that_look_at_them(request, monkeypatch):
+    """Leaves them out at the ends of all other runs: half a second each."""
+    if "trl_dapo.trainer" in sys.modules and request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr("trl_dapo.publishing.published_trainer.draw_curves", lambda facts, folder: False)
 
 
 @pytest.fixture

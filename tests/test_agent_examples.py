@@ -38,6 +38,7 @@ def run(example, folder, **overrides):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.curves
 @pytest.mark.parametrize("example", [dapo_tools, dapo_environment], ids=lambda example: example.__name__)
 def test_example_runs_to_its_end(tmp_path, monkeypatch, example):
     short = functools.partial(tool_tasks.prepare_tool_model, num_steps=30)

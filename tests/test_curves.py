@@ -15,6 +15,9 @@ from trl_dapo.report import curves
 from trl_dapo.report.reliability_plot import plot_reliability
 
 
+pytestmark = pytest.mark.curves
+
+
 PNG = b"\x89PNG"
 EACH_STEP = {"save_strategy": "steps", "save_steps": 1}
 OLD_PICTURE = b"the picture of another run"

@@ -20,6 +20,7 @@ from trl_dapo.checkpoints.files import find_fault
 from trl_dapo.command_line import main
 
 
+@pytest.mark.curves
 def test_pushed_model_comes_back_bit_for_bit_and_says_the_same(hub, tmp_path):
     trainer = make_trainer(tmp_path / "out", hub_model_id="me/tiny-dapo")
     trainer.train()

@@ -119,6 +119,7 @@ def test_batch_that_is_not_finite_is_skipped_on_a_full_disk_too(tmp_path, small_
     assert [path.name for path in disk.rglob("*") if path.is_file()] == ["filler"]
 
 
+@pytest.mark.curves
 @pytest.mark.fault("full disk", "model card and curves", "a warning; training goes on, the old card is whole")
 def test_card_and_curves_of_a_full_disk_cost_no_training(tmp_path, small_disk, caplog):
     disk = small_disk(256 * 1024)

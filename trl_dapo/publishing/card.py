@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -69,9 +70,7 @@ def render_card(
         tags=[single_line(tag) for tag in facts.tags],
         eval_results=model_index(facts, evaluations) or None,
     )
-    text = files("trl_dapo.publishing").joinpath("templates/model_card.md").read_text(encoding="utf-8")
-    # Not `ModelCard.from_template`: its Jinja leaves an empty line for every condition.
-    content = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
+    content = _template().render(
         card_data=data.to_yaml(),
         facts=facts,
         model_name=as_markdown(facts.model_name),
@@ -102,6 +101,13 @@ def render_card(
         package_version=version("trl-dapo"),
     )
     return ModelCard(content)
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = files("trl_dapo.publishing").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+    # Not `ModelCard.from_template`: its Jinja leaves an empty line for every condition.
+    return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 
 
 def write_card(card: ModelCard, folder: str | Path) -> Path:

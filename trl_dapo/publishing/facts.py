@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -208,13 +209,17 @@ def hardware_of(args: DAPOConfig) -> dict[str, Any]:
 
 def installed_versions() -> dict[str, str]:
     """Returns the versions of Python and of the installed packages among `_PACKAGES`."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    numbers = ((name, _version(name)) for name in _PACKAGES)
+    return {"python": platform.python_version()} | {name: number for name, number in numbers if number is not None}
+
+
+@cache
+def _version(package: str) -> str | None:
+    # Asked at each save, and each search takes milliseconds.
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def finite_history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
