@@ -6,6 +6,7 @@ Each process that runs tests has one server, which starts with the first functio
 """
 
 import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -43,9 +44,15 @@ def start_server():
 def start(target, *args, **kwargs):
     """Returns a process that has begun to call a function of a module that the server can import."""
     start_server()
-    process = CONTEXT.Process(target=target, args=args, kwargs=kwargs)
+    process = CONTEXT.Process(target=_call, args=(target, args, kwargs))
     process.start()
     return process
+
+
+def _call(target, args, kwargs):
+    # A collection would copy all that the server imported.
+    gc.freeze()
+    target(*args, **kwargs)
 
 
 def free_port():
