@@ -10,12 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 import torch
+from launched import environment, run_two_ranks
 from test_streaming import CollectingTrainer, trained_groups
-from tiny_engine import CPU_ENGINE, OPTIONS, exact_logps, make_trainer, save_model
+from tiny_engine import OPTIONS, exact_logps, make_trainer, save_model
 
 from trl_dapo.config.server_address import TOKEN_VARIABLE
 from trl_dapo.sampling.prompt_stream import SequenceKey
@@ -24,7 +24,6 @@ from trl_dapo.sampling.prompt_stream import SequenceKey
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-FOLDER = Path(__file__).parent
 NUM_BATCHES = 6
 TOKEN = "a long random text"
 
@@ -37,12 +36,6 @@ def free_ports(count):
     for probe in probes:
         probe.close()
     return ports
-
-
-def environment():
-    paths = [str(FOLDER), str(FOLDER.parent), str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
-    added = {"ACCELERATE_USE_CPU": "true", "CI": "1", "PYTHONPATH": os.pathsep.join(paths), TOKEN_VARIABLE: TOKEN}
-    return os.environ | CPU_ENGINE | added
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +56,11 @@ def addresses(model_folder, tmp_path_factory):
         with open(log / f"{port}.log", "w") as output:
             started.append(
                 subprocess.Popen(
-                    command, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                    command,
+                    env=environment() | {TOKEN_VARIABLE: TOKEN},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
             )
     with pytest.MonkeyPatch.context() as patch:
@@ -154,10 +151,7 @@ def test_two_servers_train_the_groups_of_a_colocated_engine(addresses, colocated
 def test_two_ranks_on_one_server_and_two_train_the_groups_of_a_colocated_engine(
     addresses, colocated, model_folder, tmp_path
 ):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(FOLDER / "two_ranks_on_servers.py"), str(tmp_path), str(model_folder), ",".join(addresses)]
-    finished = subprocess.run([*launcher, *script], env=environment(), capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    run_two_ranks("two_ranks_on_servers.py", tmp_path, model_folder, ",".join(addresses), max_seconds=300)
     for count in (1, 2):
         results = [json.loads((tmp_path / f"{count}-servers-rank{rank}.json").read_text()) for rank in (0, 1)]
         assert [len(result) for result in results] == [NUM_BATCHES] * 2

@@ -2,14 +2,11 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_engine import CPU_ENGINE, OPTIONS, exact_logps, make_trainer, merged_copy, save_model
+from launched import run_two_ranks
+from tiny_engine import OPTIONS, exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo import DAPOTrainer
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
@@ -18,7 +15,6 @@ from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-FOLDER = Path(__file__).parent
 ROUNDING = 1e-4
 
 
@@ -220,14 +216,7 @@ def test_completions_go_on_after_a_resume(model_folder, tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize("fault", ["none", "reward", "engine"])
 def test_two_ranks_stream_what_one_does_and_fail_together(model_folder, tmp_path, fault):
-    paths = [str(FOLDER), str(FOLDER.parent), str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = (
-        os.environ | CPU_ENGINE | {"ACCELERATE_USE_CPU": "true", "CI": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(FOLDER / "two_streams.py"), str(tmp_path), str(model_folder), fault]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    run_two_ranks("two_streams.py", tmp_path, model_folder, fault, max_seconds=300)
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     if fault != "none":
         assert results[1]["error"] == ["ZeroDivisionError", f"the {fault} broke"]

@@ -1,32 +1,20 @@
 """Two real processes over gloo, each with a real vLLM."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from tiny_engine import CPU_ENGINE, save_model
+from launched import run_two_ranks
+from tiny_engine import save_model
 
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.distributed]
 
-FOLDER = Path(__file__).parent
-
 
 @pytest.mark.supports("vllm")
 def test_each_of_two_ranks_samples_from_the_weights_that_train(tmp_path):
     save_model(tmp_path / "model", tied=True)
-    paths = [str(FOLDER), str(FOLDER.parent), str(FOLDER.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = (
-        os.environ | CPU_ENGINE | {"ACCELERATE_USE_CPU": "true", "CI": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(FOLDER / "two_engines.py"), str(tmp_path), str(tmp_path / "model")]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    run_two_ranks("two_engines.py", tmp_path, tmp_path / "model")
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for result in results:
         assert result["num_processes"] == 2

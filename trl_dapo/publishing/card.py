@@ -107,7 +107,8 @@ def render_card(
 def _template() -> jinja2.Template:
     text = files("trl_dapo.publishing").joinpath("templates/model_card.md").read_text(encoding="utf-8")
     # Not `ModelCard.from_template`: its Jinja leaves an empty line for every condition.
-    return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    template: jinja2.Template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return template
 
 
 def write_card(card: ModelCard, folder: str | Path) -> Path:
