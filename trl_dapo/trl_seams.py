@@ -8,24 +8,55 @@ Three kinds of seams:
 - *Calls of private methods*, in [`TrainerSeams`]: the other rooms receive it instead of the trainer.
 - *Replaced names*, for which TRL has no argument: [`replaced`] and [`rebound`].
 
-`tests/test_trl_seams.py` compares them with the installed releases.
+`tests/test_trl_seams.py` compares them with the installed releases, and `TESTED` says with which ones they were compared.
 """
 
 import asyncio
 import functools
 import inspect
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import DistributedType
+from packaging.version import Version
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context, profiling_decorator
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import grpo_trainer
+
+
+# First and last minor release of each package that the tests ran with: docs/versions.md.
+TESTED: dict[str, tuple[str, str]] = {
+    "trl": ("1.14", "1.16"),
+    "transformers": ("5.17", "5.24"),
+    "accelerate": ("1.10", "1.15"),
+    "peft": ("0.18", "0.21"),
+    "vllm": ("0.31", "0.32"),
+}
+
+
+def warn_of_untested_releases() -> None:
+    """Warns once, in one warning, of the installed packages whose private parts the package uses and was not tested with."""
+    untested = []
+    for name, (first, last) in TESTED.items():
+        try:
+            installed = Version(version(name))
+        except PackageNotFoundError:
+            continue
+        if not Version(first).release <= installed.release[:2] <= Version(last).release:
+            untested.append(f"{name} {installed} (tested: {first} to {last})")
+    if untested:
+        warnings.warn(
+            f"trl-dapo was not tested with {', '.join(untested)}, and it overrides private methods. If training fails or "
+            "figures look wrong, install a tested release, or a newer trl-dapo. docs/versions.md says how to test others.",
+            stacklevel=2,
+        )
 
 
 # Methods of `GRPOTrainer` and its bases that are overridden, and what for.
@@ -788,3 +819,6 @@ def worker_weights_loaded_by(worker: Any, weights: Iterator[tuple[str, torch.Ten
             reload_weights(worker.model_runner, weights)
         else:
             worker.model_runner.model.load_weights(weights)
+
+
+warn_of_untested_releases()

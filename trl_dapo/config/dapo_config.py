@@ -11,6 +11,7 @@ from .batch_shape import BatchShape
 from .derived_fields import deriving
 from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
+from .renamed_fields import rename_deprecated_fields
 from .secrets import PickledWithoutToken
 from .selective_checks import check_selective_fields
 from .server_address import server_addresses
@@ -359,6 +360,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
             # The loss is noise around 0 here. This one is accuracy by the filter reward, without penalties.
             self.metric_for_best_model = f"eval_avg@{self.num_generations_eval or self.num_generations}"
+        rename_deprecated_fields(self)
         super().__post_init__()
         check_trl_values(self)
         if self.num_groups_to_log is None:
