@@ -29,7 +29,7 @@ DOCS_STAMP := $(DOCS_VENV)/.installed
 # The wheel is tested in an environment that has nothing else.
 RELEASE_VENV ?= .venv-release
 
-.PHONY: quickstart test test-slow space test-space test-deepspeed vllm-env test-vllm quickstart-vllm serve-tiny quickstart-server quality style bench bench-full bench-vllm docs docs-serve wheel release clean
+.PHONY: quickstart test test-slow space test-space test-deepspeed test-versions vllm-env test-vllm quickstart-vllm serve-tiny quickstart-server quality style bench bench-full bench-vllm docs docs-serve wheel release clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +83,9 @@ test-space: $(SPACE_STAMP)  ## the Space in a real browser; skipped if chromium 
 
 test-deepspeed: $(DEEPSPEED_STAMP)  ## ZeRO-2 and ZeRO-3 on two processes, on the CPU
 	$(DEEPSPEED_VENV)/bin/python -m pytest tests/test_deepspeed.py
+
+test-versions: $(STAMP)  ## a fresh environment for each row of docs/versions.md: make test-versions CELLS='"TRL 1.14" "vLLM 0.32"'
+	$(BIN)/python tests/version_matrix.py $(CELLS)
 
 vllm-env: $(VLLM_STAMP)
 

@@ -83,6 +83,8 @@ NOT_RUN = {
     "make test": _IS_TESTING,
     "make test-slow": _IS_TESTING,
     "make test-deepspeed": _IS_TESTING,
+    "make test-versions": _IS_TESTING,
+    "python tests/version_matrix.py TRL 1.14": _IS_TESTING,
     "make test-vllm": _IS_TESTING,
     "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
     "make test-space": _IS_TESTING,

