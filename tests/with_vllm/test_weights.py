@@ -198,3 +198,21 @@ def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folders, tmp_path, 
     assert len(trainer.rounds) > 2
     assert calls == ["sync", "wake weights", "wake kv_cache", "sleep 2"] * 2
     assert engine.enable_sleep_mode
+
+
+def test_run_ends_when_a_request_of_somebody_else_keeps_the_cache_of_earlier_weights(model_folders, tmp_path):
+    trainer = make_trainer(tmp_path, model_folders[True])
+    engine = trainer.vllm_generation.llm.llm_engine
+    # A whole block of the cache, and more tokens to come.
+    from vllm import SamplingParams, TokensPrompt
+
+    engine.add_request("mine", TokensPrompt(prompt_token_ids=[3] * 40), SamplingParams(max_tokens=20, ignore_eos=True))
+    engine.step()
+    try:
+        with pytest.raises(RuntimeError, match=r"did not drop its prefix cache after a weight sync.*or abort them"):
+            trainer.train()
+    finally:
+        engine.abort_request(["mine"])
+        while engine.has_unfinished_requests():
+            engine.step()
+    trainer.vllm_generation.sync_weights()

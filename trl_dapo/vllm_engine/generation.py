@@ -6,7 +6,8 @@ layers are quantized, vLLM packs weights once they are loaded. There the weights
 them again.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,8 +70,19 @@ class DAPOVLLMGeneration(VLLMGeneration):
     # Weights
 
     def sync_weights(self) -> None:
-        """Brings the weights under training to the engine, merged with their adapter. A collective."""
-        super().sync_weights()
+        """
+        Brings the weights under training to the engine, merged with their adapter. A collective.
+
+        Raises:
+            `RuntimeError`: the engine could not drop what it has cached of prompts under the weights before.
+        """
+        if self.mode == "colocate":
+            with replaced(
+                self.llm, "reset_prefix_cache", functools.partial(_reset_or_raise, self.llm.reset_prefix_cache)
+            ):
+                super().sync_weights()
+        else:
+            super().sync_weights()
         self.num_syncs += 1
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -173,3 +185,13 @@ class DAPOVLLMGeneration(VLLMGeneration):
     @property
     def _seeds_requests(self) -> bool:
         return self.dapo_args.vllm_request_seeds and self.mode == "colocate" and self.tensor_parallel_size == 1
+
+
+def _reset_or_raise(reset_prefix_cache: Callable[[], bool]) -> None:
+    # TRL does not ask whether it succeeded.
+    if reset_prefix_cache() is False:
+        raise RuntimeError(
+            "vLLM did not drop its prefix cache after a weight sync, because it holds requests that use the cache: completions "
+            "would be computed from keys and values of earlier weights. Wait for the requests that you added to "
+            "trainer.vllm_generation.llm, or abort them, before the next training step."
+        )
