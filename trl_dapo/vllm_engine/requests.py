@@ -46,7 +46,11 @@ class VLLMRequests:
 
     def submit(self, key: SequenceKey, prompt_ids: list[int], prefix: list[int]) -> None:
         """Puts a sequence at the end of the line."""
+        from vllm.sampling_params import RequestOutputKind
+
         params = self._params.clone()
+        # No output in each step, with all tokens so far: only finished sequences are read.
+        params.output_kind = RequestOutputKind.FINAL_ONLY
         params.max_tokens = self._params.max_tokens - len(prefix)
         params.seed = self.generation.request_seed(key, len(prefix))
         prompt = {"prompt_token_ids": [*prompt_ids, *prefix]}
