@@ -15,6 +15,7 @@ import sys
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_dapo import DAPOConfig, DAPOTrainer, HubPushError, HubUnreachableError, TrainingStoppedError
+from trl_dapo.command_line.option_check import check_options
 from trl_dapo.command_line.training_run import (
     TrainingScriptArguments,
     complete_run,
@@ -60,8 +61,13 @@ def main(script_args, args, model_args):
 if __name__ == "__main__":
     if "--config" not in sys.argv:
         sys.argv += ["--config", str(DEFAULT_RECIPE)]
+    options = with_path(sys.argv[1:])
+    try:
+        check_options("train", options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     try:
         parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig))
-        main(*parser.parse_args_and_config(with_path(sys.argv[1:])))
+        main(*parser.parse_args_and_config(options))
     except (HubPushError, HubUnreachableError, TrainingStoppedError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -173,6 +173,12 @@ def test_script_with_a_wrong_path_says_so_in_one_line(tmp_path):
     assert printed.strip().splitlines()[-1].startswith("FileNotFoundError: --dataset_name is './nowhere'")
 
 
+def test_script_with_a_misspelt_option_says_what_it_may_mean(tmp_path):
+    code, printed = run_program(SCRIPT, ["--config", "quickstart", "--learning_ratee", "1"], tmp_path / "output.txt")
+    assert code == 1
+    assert printed.strip() == "ValueError: There is no option --learning_ratee (did you mean learning_rate?)."
+
+
 def test_documentation_names_every_recipe():
     page = (ROOT / "docs" / "recipes.md").read_text()
     assert all(Path(recipe).name in page for recipe in RECIPES)
