@@ -139,8 +139,8 @@ def number_of_groups(browser):
 
 def test_page_shows_the_run_and_asks_nobody_else_for_anything(page, record):
     assert number_of_groups(page) == 55
-    assert "75.0%" in text_of(page, "#tiles")
-    assert "<b>bold" in text_of(page, "#tiles")
+    assert "75.0%" in text_of(page, "#headings")
+    assert "<b>bold" in text_of(page, "#headings")
     first = record[1][0]
     assert first["prompt"] in text_of(page, "#detail")
     sent = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
@@ -202,7 +202,7 @@ def test_range_that_cannot_be_read_is_explained(page):
 
 
 def test_nothing_that_a_model_wrote_runs(page):
-    search(page, "steps", "24")
+    search(page, "steps", "25")
     until(page, lambda: number_of_groups(page) == 1)
     rows_of(page)[0].click()
     until(page, lambda: len(find(page, "#detail .card")) == len(HOSTILE))

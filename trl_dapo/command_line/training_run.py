@@ -439,12 +439,13 @@ def _print_results(results: dict[str, Any], num_problems: int) -> None:
         print("\nHeld-out accuracy was not measured.")
     for name, value in results.items():
         shown = {key: part for key, part in value.items() if key != "rows"} if isinstance(value, dict) else value
-        print(f"  {name}: {shown}")
+        if not isinstance(value, list):  # a table is in the file
+            print(f"  {name}: {shown}")
 
 
 def _results(trainer: DAPOTrainer, grpo: GRPOTrainer | None) -> dict[str, Any]:
     """
-    Returns the content of `results.json`: accuracies, wall times of training with its evaluations, efficiency.
+    Returns the content of `results.json`: accuracies, wall times of training with its evaluations, efficiency, reliability.
 
     Accuracy before is there only if the model was evaluated before the first step (`eval_on_start`).
     """
@@ -456,6 +457,9 @@ def _results(trainer: DAPOTrainer, grpo: GRPOTrainer | None) -> dict[str, Any]:
         results["held_out"] = asdict(trainer.card_held_out)
     if trainer.dynamic_sampler is not None:
         results["rollout_efficiency"] = trainer.dynamic_sampler.rollout_efficiency
+        selection = trainer.dynamic_sampler.source.selection
+        if selection is not None:
+            results["reliability"] = selection.reliability.table()
     if grpo is not None:
         results |= {f"grpo_accuracy_{word}": accuracy for word, accuracy in _accuracies(grpo).items()}
         results["grpo_train_seconds"] = _train_seconds(grpo)
