@@ -187,7 +187,12 @@ def made_facts(**overrides):
 
 def test_run_is_named_with_its_model_data_steps_and_results():
     page = heading_html("out/run", made_facts(stop_reason="entropy fell"), {"accuracy_after": 0.5}, 3, 12, ["a file"])
-    for words in ("tiny-dapo", "out/run", "model tiny, data gsm8k main train, steps 40 of 60, seed 3", "50.0%"):
+    for words in (
+        "tiny-dapo",
+        "out/run",
+        "model tiny, data gsm8k main train, prompts 7473, steps 40 of 60, seed 3",
+        "50.0%",
+    ):
         assert words in page
     assert "Stopped: entropy fell" in page
     assert "1 files could not be read: a file" in page
@@ -227,7 +232,7 @@ def test_second_run_is_drawn_in_broken_lines_over_the_first():
     # The axes hold both: 20 is at the top (y 8), and 10 in the middle (y 70).
     assert '<polyline class="l0" points="38.0,132.0 312.0,70.0"/>' in page
     assert '<polyline class="l0 other" points="38.0,132.0 312.0,8.0"/>' in page
-    assert '<span class="l0">loss <b>10</b></span><span class="l0 other">loss <b>20</b></span>' in page
+    assert '<span class="l0">loss <b>10</b></span><span class="l0 other"><b>20</b></span>' in page
 
 
 def test_passes_are_drawn_from_two_on_and_reliability_where_it_was_written():

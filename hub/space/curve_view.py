@@ -165,9 +165,11 @@ def _figure(title: str, lines: Sequence[tuple[str, str, list[tuple[int, float]]]
             f"<title>{label}, step {step}: {value:.4g}</title></circle>"
             for step, value in dots
         ]
-    legend = "".join(
-        f'<span class="{kind}">{label} <b>{points[-1][1]:.3g}</b></span>' for kind, label, points in lines
-    )
+    legend, last_label = "", ""
+    for kind, label, points in lines:
+        # The second run's line follows the first one's.
+        legend += f'<span class="{kind}">{label + " " if label != last_label else ""}<b>{points[-1][1]:.3g}</b></span>'
+        last_label = label
     return _framed(title, "".join(parts), legend)
 
 

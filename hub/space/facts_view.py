@@ -7,6 +7,7 @@ from group_view import text_html
 
 
 _MAX_ROWS = 200
+_IN_THE_HEADING = ("model", "data", "prompts", "steps", "seed")
 
 
 def heading_html(
@@ -37,22 +38,22 @@ def heading_html(
     """
     tiles = [(f"{num_groups:,}", "recorded groups"), (f"{num_completions:,}", "completions")]
     for result, value in list(results.items())[:12]:
+        if result == "seed":
+            continue  # it is in the heading
         shown = f"{value:.1%}" if "accuracy" in result and 0 <= value <= 1 else f"{value:.4g}"
         tiles.append((shown, result[:60].replace("_", " ")))
     cells = "".join(f"<div class=tile><b>{value}</b><span>{text_html(label)}</span></div>" for value, label in tiles)
-    title = facts.get("model_name") if isinstance(facts.get("model_name"), str) else name
+    title = str(facts.get("model_name") or name)
+    where = "" if title == name else f" <code>{text_html(name, limit=200)}</code>"
     described = ", ".join(f"{label} {value}" for label, value in about(facts).items() if label in _IN_THE_HEADING)
     lines = [described] if described else []
     lines += [f"{len(problems)} files could not be read: {'; '.join(problems[:3])}"] if problems else []
     lines += [f"Stopped: {facts['stop_reason']}"] if facts.get("stop_reason") else []
+    paragraphs = "".join(f"<p>{text_html(line, limit=600)}</p>" for line in lines)
     return (
-        f'<div class="run"><h3 class="{kind}">{text_html(str(title), limit=200)} <code>{text_html(name, limit=200)}</code></h3>'
-        f"{''.join(f'<p>{text_html(line, limit=600)}</p>' for line in lines)}"
+        f'<div class="run"><h3 class="{kind}">{text_html(title, limit=200)}{where}</h3>{paragraphs}'
         f'<div class="tiles">{cells}</div></div>'
     )
-
-
-_IN_THE_HEADING = ("model", "data", "steps", "seed")
 
 
 def about(facts: Mapping[str, Any]) -> dict[str, str]:
