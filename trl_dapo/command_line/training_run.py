@@ -201,7 +201,12 @@ def use_model(args: DAPOConfig, model_args: ModelConfig) -> str:
     return model
 
 
-def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_args: ModelConfig) -> None:
+def run_training(
+    script_args: TrainingScriptArguments,
+    args: DAPOConfig,
+    model_args: ModelConfig,
+    given: dict[str, Any] | None = None,
+) -> None:
     """
     Trains a model, evaluates it before and after, and saves it with its card, `curves.png` and `results.json`.
 
@@ -212,6 +217,8 @@ def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_a
             Configuration of the trainer.
         model_args (`ModelConfig`):
             The model, its precision, and LoRA if any.
+        given (`dict[str, Any]`, *optional*):
+            The options of `trl-dapo train` that the user gave, for the model card.
     """
     # First of all: a misspelt name should not wait for data and model.
     reward_funcs: Any = [get_reward(name) for name in script_args.reward_names]
@@ -232,6 +239,7 @@ def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_a
         quantization_config=get_quantization_config(model_args),
     )
     name_data(trainer, script_args, split)
+    trainer.card_options = given
     compare = (lambda: train_grpo(trainer, model, script_args, model_args)) if script_args.compare_grpo else None
     complete_run(trainer, compare)
 
