@@ -64,7 +64,17 @@ def parsed(arguments):
 
 @pytest.mark.parametrize("name", names())
 def test_block_gives_the_options_of_every_recipe(name, tmp_path):
-    on_the_command_line = ["--use_cpu", "true", "--bf16", "false", "--learning_rate", "3e-7", "--reward_names"]
+    on_the_command_line = [
+        "--use_cpu",
+        "true",
+        "--bf16",
+        "false",
+        "--use_vllm",
+        "false",
+        "--learning_rate",
+        "3e-7",
+        "--reward_names",
+    ]
     arguments = ["--config", str(find(name)), *on_the_command_line, "accuracy_reward", "boxed_reward"]
     before = parsed(arguments)
     recipe = published_recipe(given_options(check_options("train", arguments), before))

@@ -5,6 +5,7 @@ Names, types and defaults of the options are read from the source of the datacla
 """
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def check_options(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     _check_paths(values, command)
     if command == "train":
         check_choices(values)
+        _check_engine(values)
         _check_groups({name: option.default for name, option in fields.items()} | values)
         for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
             if values.get(name) is None and not _is_true(values.get("tiny_task")):
@@ -198,6 +200,18 @@ def _check_paths(values: Mapping[str, Any], command: str) -> None:
             )
     if output is not None and Path(str(output)).expanduser().is_file():
         raise ValueError(f"--output_dir is {str(output)!r}, which is a file. Give a folder, which need not exist.")
+
+
+def _has_vllm() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _check_engine(values: Mapping[str, Any]) -> None:
+    if _is_true(values.get("use_vllm")) and not _has_vllm():
+        raise ValueError(
+            "use_vllm is true, but vLLM is not installed. Install it (pip install 'trl-dapo[vllm]'), or set --use_vllm false: "
+            "transformers samples then."
+        )
 
 
 def _check_groups(values: Mapping[str, Any]) -> None:
