@@ -75,7 +75,7 @@ def test_block_gives_the_options_of_every_recipe(name, tmp_path):
         "3e-7",
         "--reward_names",
     ]
-    arguments = ["--config", str(find(name)), *on_the_command_line, "accuracy_reward", "boxed_reward"]
+    arguments = ["--config", str(find(name)), *on_the_command_line, "accuracy_reward", "signed_accuracy_reward"]
     before = parsed(arguments)
     recipe = published_recipe(given_options(check_options("train", arguments), before))
     told = run_block(block_of(str(render_card(made_facts(recipe)))), tmp_path)
@@ -86,7 +86,7 @@ def test_block_gives_the_options_of_every_recipe(name, tmp_path):
         for field in dataclasses.fields(one):
             if field.name not in places:
                 assert getattr(one, field.name) == getattr(two, field.name), field.name
-    assert after[0].reward_names == ["accuracy_reward", "boxed_reward"]
+    assert after[0].reward_names == ["accuracy_reward", "signed_accuracy_reward"]
 
 
 @pytest.mark.parametrize(
