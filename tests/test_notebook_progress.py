@@ -48,7 +48,7 @@ def train(trainer):
 def test_table_has_the_learning_curve_and_not_only_the_loss(tmp_path, notebook):
     trainer = make_trainer(tmp_path, max_steps=3, disable_tqdm=False)
     header, *rows = train(trainer)
-    assert header[:4] == ["Step", "Sampled accuracy", "Acceptance", "Entropy"]
+    assert header[:4] == ["Step", "Sampled accuracy", "Acceptance", "All correct"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [row[:4] for row in rows] == [
         [
