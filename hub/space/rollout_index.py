@@ -152,7 +152,7 @@ class RolloutIndex:
             num_prompts (`int`):
                 Number of prompts in the training data.
         """
-        if num_prompts < 1 or not len(self):
+        if not 0 < num_prompts < 2**31 or not len(self):
             return []
         number_of = self.columns["position"][self.first_rows] // num_prompts
         share = self.num_correct / self.sizes
