@@ -261,6 +261,9 @@ def test_reliability_of_predictions_is_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Axes, "scatter", lambda axes, *args, s, **kwargs: drawn.append((*args, s)))
     assert plot_reliability(table, tmp_path / "reliability.png").read_bytes().startswith(PNG)
+    ((predicted, found, sizes),) = drawn
+    assert (predicted, found) == ([0.1, 0.9], [0.2, 0.8])
+    assert sizes[0] > sizes[1]
 
 
 def test_results_have_the_reliability_table_where_prompts_were_selected():
@@ -276,6 +279,3 @@ def test_results_have_the_reliability_table_where_prompts_were_selected():
 
     assert results_with(selection)["reliability"] == [row]
     assert "reliability" not in results_with(None)
-    ((predicted, found, sizes),) = drawn
-    assert (predicted, found) == ([0.1, 0.9], [0.2, 0.8])
-    assert sizes[0] > sizes[1]
