@@ -148,10 +148,10 @@ wheel: $(STAMP)
 	$(BIN)/twine check --strict dist/*
 
 release: wheel  ## builds, checks, and tests the wheel in an empty environment and folder; uploads nothing
-	rm -rf $(RELEASE_VENV) out/release && mkdir -p out/release
+	rm -rf $(RELEASE_VENV)
 	$(PYTHON) -m venv $(RELEASE_VENV)
 	$(RELEASE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
-	cd out/release && $(abspath $(RELEASE_VENV))/bin/python -P $(abspath tests/installed_wheel.py)
+	RELEASE_PYTHON=$(RELEASE_VENV)/bin/python $(BIN)/python -m pytest -m slow tests/test_installed_wheel.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) $(DOCS_VENV) $(RELEASE_VENV) build dist *.egg-info out

@@ -65,7 +65,7 @@ def hostile_group(step, position):
 
 
 def write_record(folder, seed=0, num_batches=6, groups_per_batch=9):
-    """Writes a record, and returns its rows."""
+    """Writes a record, and returns its rows, with steps as the Space counts them: from 1."""
     chance = random.Random(seed)
     shards = RolloutShards(folder, ["accuracy"])
     rows = []
@@ -74,5 +74,5 @@ def write_record(folder, seed=0, num_batches=6, groups_per_batch=9):
         batch_rows = [row for group in groups for row in group]
         facts = {"step": 4 * batch, "filter_reward": "accuracy", "groups": {"trained": 3, "all_wrong": batch}}
         shards.add(batch_rows, facts)
-        rows += batch_rows
+        rows += [row | {"step": row["step"] + 1} for row in batch_rows]
     return rows

@@ -25,7 +25,9 @@ def train_commands():
 
 
 @pytest.fixture(autouse=True)
-def _without_launcher(monkeypatch):
+def _machine_of_the_page(monkeypatch):
+    """No launcher has started the process, and vLLM is installed."""
+    monkeypatch.setattr("trl_dapo.command_line.option_check._has_vllm", lambda: True)
     for name in ("WORLD_SIZE", "LOCAL_RANK", "TRL_DAPO_LAUNCHED"):
         monkeypatch.delenv(name, raising=False)
 

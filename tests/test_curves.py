@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -10,6 +11,7 @@ from published_run import hub, make_trainer, run_folder, trained  # noqa: F401
 from transformers import TrainerCallback
 
 from trl_dapo.command_line import main
+from trl_dapo.command_line.training_run import _results
 from trl_dapo.publishing import card
 from trl_dapo.report import curves
 from trl_dapo.report.reliability_plot import plot_reliability
@@ -265,3 +267,18 @@ def test_reliability_of_predictions_is_drawn(tmp_path, monkeypatch):
     ((predicted, found, sizes),) = drawn
     assert (predicted, found) == ([0.1, 0.9], [0.2, 0.8])
     assert sizes[0] > sizes[1]
+
+
+def test_results_have_the_reliability_table_where_prompts_were_selected():
+    row = {"num_groups": 4.0, "predicted": 0.5, "found": 0.25}
+    selection = SimpleNamespace(reliability=SimpleNamespace(table=lambda: [row]))
+
+    def results_with(selection):
+        sampler = SimpleNamespace(rollout_efficiency=0.5, source=SimpleNamespace(selection=selection))
+        trainer = SimpleNamespace(dynamic_sampler=sampler, stop_reason=None, card_held_out=None)
+        trainer.args, trainer.state = SimpleNamespace(seed=0), SimpleNamespace(log_history=[{"train_runtime": 2.0}])
+        trainer.reward_func_names = ["accuracy_reward"]
+        return _results(trainer, None)
+
+    assert results_with(selection)["reliability"] == [row]
+    assert "reliability" not in results_with(None)

@@ -35,8 +35,8 @@ def moved(name):
     return migrate(yaml.safe_load(path.read_text()), framework_of(path))
 
 
-def test_there_are_ten_configurations_of_four_frameworks():
-    assert len(CONFIGS) >= 10
+def test_every_framework_has_configurations_and_there_are_fourteen():
+    assert len(CONFIGS) >= 14
     assert {framework_of(path) for path in CONFIGS} == set(FRAMEWORKS)
 
 
@@ -107,6 +107,35 @@ def test_the_other_public_recipes_keep_their_meaning():
     assert nemo["max_steps"] == 100 * 16
 
 
+def test_roll_counts_micro_batches_of_a_data_parallel_rank():
+    recipe = moved("ROLL-dapo").recipe
+    # 64 x 8 = 512 completions. 8 GPUs hold 4 copies of the model: updates of 2 x 16 x 4 = 128. On 8 processes 16 each, in 8
+    # micro-batches of 2; 4 updates.
+    batch = [
+        recipe[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+    ]
+    assert batch == [2, 8, 32]
+    assert (recipe["max_steps"], recipe["save_steps"], recipe["warmup_steps"]) == (200 * 4, 50 * 4, 20)
+    assert (recipe["epsilon"], recipe["epsilon_high"], recipe["loss_type"]) == (0.2, 0.28, "dapo")
+    assert (recipe["dynamic_sampling"], recipe["mask_truncated_completions"]) == (True, True)
+    assert moved("ROLL-grpo").num_processes == 2
+
+
+def test_skyrl_counts_prompts():
+    recipe = moved("SkyRL-dapo").recipe
+    # 512 x 16 = 8192 completions, updates of 32 x 16 = 512 on 16 GPUs: 32 each, in 16 micro-batches of 2; 16 updates.
+    batch = [
+        recipe[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+    ]
+    assert batch == [2, 16, 256]
+    assert (recipe["save_steps"], recipe["warmup_steps"]) == (10 * 16, 160)
+    assert (recipe["dynamic_sampling"], recipe["max_generation_rounds"], recipe["delta"]) == (True, 30, 10.0)
+    assert (recipe["beta"], recipe["soft_punish_cache"], recipe["max_completion_length"]) == (0.0, 4096, 20480)
+    # The dual clip is off with the regular loss, and its KL term is on by default.
+    grpo = moved("SkyRL-grpo").recipe
+    assert (grpo["delta"], grpo["beta"], grpo["loss_type"], grpo["lora_r"]) == (None, 0.001, "grpo", 32)
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -115,6 +144,13 @@ def test_the_other_public_recipes_keep_their_meaning():
         ("ms-swift-plugin", "reward_funcs: ['accuracy', 'format']"),
         ("ms-swift-plugin", "some_new_flag: 1 (not in the table of ms-swift)"),
         ("NeMo-RL-grpo", "grpo.use_leave_one_out_baseline: True"),
+        ("ROLL-grpo", "actor_infer.strategy_args.strategy_name: sglang"),
+        ("ROLL-grpo", "norm_mean_type: batch"),
+        ("ROLL-grpo", "dual_clip_loss: True"),
+        ("ROLL-grpo", "rewards.code_sandbox.query_filter_config.type: no_filter"),
+        ("SkyRL-grpo", "trainer.algorithm.advantage_estimator: rloo"),
+        ("SkyRL-grpo", "trainer.algorithm.dynamic_sampling.type: replace"),
+        ("SkyRL-grpo", "trainer.algorithm.dynamic_sampling.max_sample_batches: -1"),
     ],
 )
 def test_what_has_no_counterpart_is_listed_with_the_reason(name, line):

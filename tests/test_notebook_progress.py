@@ -48,13 +48,15 @@ def train(trainer):
 def test_table_has_the_learning_curve_and_not_only_the_loss(tmp_path, notebook):
     trainer = make_trainer(tmp_path, max_steps=3, disable_tqdm=False)
     header, *rows = train(trainer)
-    assert header[:4] == ["Step", "Sampled accuracy", "Acceptance", "Entropy"]
+    assert header[:6] == ["Step", "Sampled accuracy", "Acceptance", "All correct", "All wrong", "Entropy"]
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert [row[:4] for row in rows] == [
+    assert [row[:6] for row in rows] == [
         [
             entry["step"],
             f"{entry['dapo/sampled_accuracy']:.3f}",
             f"{entry['dapo/acceptance_rate']:.2f}",
+            f"{entry['dapo/frac_all_correct']:.2f}",
+            f"{entry['dapo/frac_all_wrong']:.2f}",
             f"{entry['entropy']:.3f}",
         ]
         for entry in logs

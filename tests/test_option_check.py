@@ -138,6 +138,31 @@ def test_values_and_paths_are_checked_before_anything_is_loaded(options, message
         check_options("train", [*REST, *options])
 
 
+def test_misspelt_reward_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_rewards_of_a_test.py").write_text("def brevity(completions, **kwargs):\n    return [0.0]\n")
+    check_options(
+        "train", [*REST, "--reward_names", "accuracy_reward", "own_rewards_of_a_test.brevity", "--seed", "1"]
+    )
+    with pytest.raises(ValueError, match=r"has no 'brevty'\. Did you mean 'brevity'\?"):
+        check_options("train", [*REST, "--reward_names", "accuracy_reward", "own_rewards_of_a_test.brevty"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("reward_names: [acuracy_reward]\n")
+    with pytest.raises(ValueError, match="There is no reward named 'acuracy_reward'"):
+        check_options("train", [*REST, "--config", str(recipe)])
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_missing_engine_is_said_at_once(monkeypatch, is_installed):
+    monkeypatch.setattr("trl_dapo.command_line.option_check._has_vllm", lambda: is_installed)
+    check_options("train", [*REST, "--use_vllm", "false"])
+    if is_installed:
+        check_options("train", [*REST, "--use_vllm", "true"])
+    else:
+        with pytest.raises(ValueError, match=r"vLLM is not installed.*--use_vllm false"):
+            check_options("train", [*REST, "--use_vllm", "true"])
+
+
 def test_numbers_of_a_recipe_are_read_as_the_parser_reads_them(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     # YAML 1.1 reads 1e-6 as a text, and the parser takes it for a number.

@@ -7,7 +7,7 @@ import pytest
 from checkout import ROOT
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
-from run_files import read_history, read_results, shard_paths, wanted_files
+from run_files import read_facts, read_history, read_reliability, read_results, shard_paths, wanted_files
 
 
 def steps(history):
@@ -123,3 +123,21 @@ def test_card_of_the_space_names_what_is_there():
     colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert {card.colorFrom, card.colorTo} <= colors
     assert len(card.short_description) <= 60
+
+
+def test_facts_are_read_and_their_log_where_no_other_is(tmp_path):
+    assert (read_facts(tmp_path), read_reliability(tmp_path)) == ({}, [])
+    facts = {"model_name": "tiny", "log_history": [{"step": 2, "loss": 1.0}, {"step": 4, "loss": None}]}
+    (tmp_path / "run_facts.json").write_text(json.dumps(facts))
+    assert read_facts(tmp_path) == facts
+    assert read_history(tmp_path) == [{"step": 2, "loss": 1.0}, {"step": 4}]
+    (tmp_path / "run_facts.json").write_text("[1]")
+    assert read_facts(tmp_path) == {}
+
+
+def test_reliability_is_read_without_rows_that_are_no_probabilities(tmp_path):
+    good = {"predicted": 0.5, "found": 0.25, "num_groups": 4.0}
+    table = [good, {"predicted": 2, "found": 0}, {"found": 0.5}, 3, {"predicted": "0.5", "found": 0.5}]
+    (tmp_path / "results.json").write_text(json.dumps({"accuracy_after": 0.5, "reliability": table}))
+    assert read_reliability(tmp_path) == [good]
+    assert read_results(tmp_path) == {"accuracy_after": 0.5}

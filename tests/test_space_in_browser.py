@@ -60,22 +60,49 @@ def record(tmp_path_factory):
     for step in range(1, 25):
         shards.add_logs({"step": step, "loss": 1 / step, "dapo/sampled_accuracy": step / 24, "dapo/entropy": 0.5})
     (folder / "results.json").write_text(json.dumps({"accuracy_after": 0.75, "<b>bold": 1.0}))
+    facts = {
+        "model_name": "tiny-dapo",
+        "base_model": "tiny",
+        "settings": {"beta": [0.1, 0.0]},
+        "step": 24,
+        "num_steps": 60,
+    }
+    (folder / "run_facts.json").write_text(json.dumps(facts))
     return folder, rows
 
 
 @pytest.fixture(scope="module")
-def address(record):
+def others(tmp_path_factory):
+    """A run with other completions of some of the prompts, and one that recorded no groups."""
+    again, nothing = (tmp_path_factory.mktemp(name) for name in ("again", "nothing"))
+    write_record(again, num_batches=2)
+    (again / "run_facts.json").write_text(json.dumps({"model_name": "again", "settings": {"beta": [0.2, 0.0]}}))
+    (again / "log_history.jsonl").write_text('{"start": 0, "step": 1, "loss": 2.0}\n')
+    (nothing / "log_history.jsonl").write_text('{"start": 0, "step": 1, "loss": 2.0}\n')
+    return again, nothing
+
+
+@pytest.fixture(scope="module")
+def address(record, others, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "hub" / "space" / "app.py"), str(record[0]), "--port", str(port)]
+    command = [
+        sys.executable,
+        str(ROOT / "hub" / "space" / "app.py"),
+        *map(str, (record[0], *others)),
+        "--port",
+        str(port),
+    ]
     # A Hub that refuses every connection: nothing in these tests should reach the real one.
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
     url = f"http://127.0.0.1:{port}/"
     try:
         while True:
-            assert process.poll() is None, process.stderr.read().decode()[-3000:]
+            assert process.poll() is None, log.read_text()[-3000:]
             try:
                 urllib.request.urlopen(url).close()
                 break
@@ -85,6 +112,7 @@ def address(record):
     finally:
         process.kill()
         process.wait()
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +160,10 @@ def is_hacked(browser):
     return browser.execute_script("return window.hacked !== undefined")
 
 
+def open_tab(browser, name):
+    next(tab for tab in find(browser, "button[role=tab]") if tab.text == name).click()
+
+
 def number_of_groups(browser):
     words = text_of(browser, "#position").split()
     return int(words[2].replace(",", "")) if len(words) == 4 else 0
@@ -139,8 +171,8 @@ def number_of_groups(browser):
 
 def test_page_shows_the_run_and_asks_nobody_else_for_anything(page, record):
     assert number_of_groups(page) == 55
-    assert "75.0%" in text_of(page, "#tiles")
-    assert "<b>bold" in text_of(page, "#tiles")
+    assert "75.0%" in text_of(page, "#headings")
+    assert "<b>bold" in text_of(page, "#headings")
     first = record[1][0]
     assert first["prompt"] in text_of(page, "#detail")
     sent = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
@@ -162,6 +194,56 @@ def test_click_opens_a_group_with_all_its_completions(page, record):
         assert f"{row['length']} tokens" in card.text
         assert ("truncated" in card.text) == row["is_truncated"]
     assert "chosen" in rows_of(page)[7].get_attribute("class")
+
+
+def test_run_is_named_and_its_settings_are_shown(page, record):
+    assert "tiny-dapo" in text_of(page, "#headings h3")
+    assert str(record[0]) in text_of(page, "#headings h3")
+    assert "model tiny, steps 24 of 60" in text_of(page, "#headings")
+    open_tab(page, "Settings")
+    until(page, lambda: "beta0.10.0" in text_of(page, "#settings tbody"))
+
+
+def test_two_runs_are_compared_from_the_page_and_from_the_address(page, record, others, address):
+    entry = find(page, "#other input")[0]
+    entry.send_keys(str(others[0]), Keys.ENTER)
+    until(page, lambda: len(find(page, "#headings h3")) == 2)
+    link = page.current_url
+    assert urllib.parse.parse_qs(urllib.parse.urlsplit(link).query) == {
+        "run": [str(record[0])],
+        "with": [str(others[0])],
+    }
+    page.get(link)
+    until(page, lambda: len(find(page, "#detail .pair > div")) == 2)
+    # Both records begin with the same prompt, by the same seed.
+    sides = [side.find_element(By.CSS_SELECTOR, ".part pre") for side in find(page, "#detail .pair > div")]
+    assert [side.get_attribute("textContent") for side in sides] == [record[1][0]["prompt"]] * 2
+    assert [title.text for title in find(page, "#detail h4.title")] == [str(record[0]), str(others[0])]
+    rows_of(page)[19].click()
+    until(page, lambda: "has no record of a group of this prompt" in text_of(page, "#detail"))
+    open_tab(page, "Settings")
+    until(page, lambda: "beta0.10.20.0" in text_of(page, "#settings tbody"))
+    open_tab(page, "Curves")
+    until(page, lambda: find(page, "#curves svg")[0].is_displayed())
+    assert len(find(page, "#curves polyline.other")) == 1  # the loss; the other metrics are of the first run alone
+
+
+def test_run_without_a_record_says_how_to_get_one(browser, address, others):
+    browser.get(f"{address}?run={urllib.parse.quote(str(others[1]))}")
+    until(browser, lambda: "Set num_groups_to_log" in text_of(browser, "#rows"))
+
+
+def test_click_on_a_narrow_screen_brings_the_group_into_view(page):
+    page.set_window_size(500, 900)
+    try:
+        until(page, lambda: page.execute_script("return window.innerWidth") < 900)
+        assert page.execute_script("return document.querySelector('#detail').getBoundingClientRect().top") > 800
+        rows_of(page)[7].click()
+        # At the top, or as high as the end of the page lets it.
+        top = "return document.querySelector('#detail').getBoundingClientRect().top"
+        until(page, lambda: -50 < page.execute_script(top) < 500)
+    finally:
+        page.set_window_size(1440, 1000)
 
 
 def test_pages_go_forth_and_back(page):
@@ -198,11 +280,16 @@ def test_range_that_cannot_be_read_is_explained(page):
     search(page, "steps", "<img src=x onerror=window.hacked=1>")
     until(page, lambda: "must be a range like 10..50" in find(page, "body")[0].text)
     assert "<imgsrc=xonerror" in find(page, "body")[0].text
+    search(page, "steps", "9..3")
+    until(
+        page,
+        lambda: "Steps is '9..3', but its first number must not be above the second" in find(page, "body")[0].text,
+    )
     assert not is_hacked(page)
 
 
 def test_nothing_that_a_model_wrote_runs(page):
-    search(page, "steps", "24")
+    search(page, "steps", "25")
     until(page, lambda: number_of_groups(page) == 1)
     rows_of(page)[0].click()
     until(page, lambda: len(find(page, "#detail .card")) == len(HOSTILE))
@@ -234,7 +321,7 @@ def test_folder_that_was_not_named_cannot_be_opened(browser, address, tmp_path):
 
 
 def test_curves_are_drawn(page):
-    next(tab for tab in find(page, "button[role=tab]") if tab.text == "Curves").click()
+    open_tab(page, "Curves")
     until(page, lambda: find(page, "#curves svg")[0].is_displayed())
     titles = [caption.text for caption in find(page, "#curves figcaption")]
     assert titles == ["Groups sampled, by what became of them", "Accuracy", "Entropy (nats per token)", "Loss"]

@@ -3,10 +3,12 @@
 import doctest
 import itertools
 import math
+import os
 import random
 import shutil
 
 import curve_view
+import facts_view
 import group_view
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +124,51 @@ def test_groups_have_the_texts_and_figures_that_were_written(tmp_path):
     assert index.filter_reward == "rewards/accuracy"
 
 
+def test_passes_count_the_groups_by_their_share_of_correct_completions(tmp_path):
+    rows = write_record(tmp_path)
+    index = RolloutIndex(shard_paths(tmp_path))
+    expected = {}
+    for position, group in itertools.groupby(rows, key=lambda row: row["position"]):
+        share = sum(row["rewards/accuracy"] == 1.0 for row in group) / 4
+        kind = {0: "all_wrong", 0.25: "below_half", 1: "all_correct"}.get(share, "half_or_more")
+        of_pass = expected.setdefault(position // 200 + 1, dict.fromkeys(rollout_index.PASS_RATES, 0))
+        of_pass[kind] += 1
+    # Positions 0 to 508: three passes over 200 prompts.
+    assert {batch.step: batch.counts for batch in index.passes(200)} == expected
+    assert sorted(expected) == [1, 2, 3]
+    assert index.passes(0) == index.passes(10**30) == []
+    assert RolloutIndex([]).passes(10) == []
+
+
+def test_groups_of_a_prompt_are_found_in_all_files(tmp_path):
+    shards = RolloutShards(tmp_path, ["accuracy"])
+    chance = random.Random(0)
+    for batch in range(3):
+        groups = [made_up_group(chance, batch, 10 * batch + number) for number in range(4)]
+        shards.add([row | {"prompt": f"prompt {row['position'] % 5}"} for group in groups for row in group], {})
+    index = RolloutIndex(shard_paths(tmp_path))
+    # Positions 0 to 3, 10 to 13, 20 to 23 are groups 0 to 11.
+    assert index.with_prompt("prompt 3") == [3, 7, 11]
+    assert index.with_prompt("prompt") == []
+    os.remove(index.paths[1])
+    assert RolloutIndex(index.paths).with_prompt("prompt 3") == [3, 7]
+
+
+def test_turns_are_read_where_the_run_had_any(tmp_path):
+    shards = RolloutShards(tmp_path, ["accuracy"], has_turns=True)
+    group = made_up_group(random.Random(0), 0, 0)
+    shards.add([row | {"num_turns": 3, "num_tool_tokens": 8, "env_fault": "timeout"} for row in group], {})
+    write_record(tmp_path / "plain", num_batches=1)
+    turns = [
+        [
+            (c["num_turns"], c["num_tool_tokens"], c["env_fault"])
+            for c in RolloutIndex(shard_paths(folder)).groups([0])[0].completions
+        ]
+        for folder in (tmp_path, tmp_path / "plain")
+    ]
+    assert turns == [[(3, 8, "timeout")] * 4, [(0, 0, "")] * 4]
+
+
 def test_names_are_those_that_the_trainer_writes():
     assert set(VERDICTS) == {verdict.value for verdict in GroupVerdict}
     # An aborted group has no verdict, and is not in the record.
@@ -129,14 +176,15 @@ def test_names_are_those_that_the_trainer_writes():
 
 
 def test_resumed_run_replaces_what_the_killed_one_had_recorded_beyond_the_checkpoint(tmp_path):
-    first = write_record(tmp_path, seed=0, num_batches=5)  # steps 0, 4, 8, 12, 16
+    first = write_record(tmp_path, seed=0, num_batches=5)  # steps 1, 5, 9, 13, 17
     chance, shards = random.Random(9), RolloutShards(tmp_path, ["accuracy"])
     second = made_up_group(chance, 8, 200) + made_up_group(chance, 8, 207)
     shards.add(second, {"step": 8})
     third = RolloutShards(tmp_path, ["accuracy"])
     last = made_up_group(chance, 12, 300)
     third.add(last, {"step": 12})
-    expected = [row for row in first if row["step"] < 8] + second + last
+    made = [row | {"step": row["step"] + 1} for row in second + last]
+    expected = [row for row in first if row["step"] < 9] + made
     index = RolloutIndex(shard_paths(tmp_path))
     assert found(index, Query()) == by_hand(expected, Query())
     assert list(index.columns["step"]) == [row["step"] for row in expected]
@@ -207,7 +255,7 @@ def test_range_that_is_none_is_refused_by_name(text):
         parse_range("Steps", text)
 
 
-@pytest.mark.parametrize("module", [query, shard_reader, rollout_index, run_files, group_view, curve_view])
+@pytest.mark.parametrize("module", [query, shard_reader, rollout_index, run_files, group_view, curve_view, facts_view])
 def test_examples_in_docstrings_hold(module):
     results = doctest.testmod(module)
     assert results.failed == 0

@@ -6,8 +6,9 @@ import math
 from html.parser import HTMLParser
 
 import pytest
-from curve_view import PANELS, curves_html, tiles_html
-from group_view import group_html, list_html, text_html
+from curve_view import PANELS, curves_html
+from facts_view import heading_html, settings_html
+from group_view import Visit, group_html, list_html, pair_html, text_html
 from hypothesis import given
 from hypothesis import strategies as st
 from rollout_index import Batch, Group
@@ -51,7 +52,8 @@ def read(page):
 
 
 def made_group(text, **overrides):
-    completion = {"sample": 0, "advantage": 1.0, "reward": 1.0, "length": 3, "is_truncated": True}
+    completion = {"sample": 0, "advantage": 1.0, "reward": 1.0, "length": 3, "is_truncated": True, "num_turns": 0}
+    completion |= {"num_tool_tokens": 0, "env_fault": text}
     completion |= {"rewards/<b>": math.nan, "completion": text, "extra": json.dumps({text: text})}
     return Group(7, 3, "informative", "trained", text, text, [completion]), ["reward", "rewards/<b>"]
 
@@ -168,7 +170,109 @@ def test_every_metric_of_the_picture_in_the_model_card_is_drawn():
     assert printed <= drawn
 
 
-def test_results_are_escaped():
-    page = tiles_html({"<b>x": 1.0, "accuracy_after": 0.5}, 3, 12, ["<i>groups"])
-    assert read(page).tags <= {"div", "b", "span"}
-    assert "50.0%" in page
+def made_facts(**overrides):
+    facts = {
+        "model_name": "tiny-dapo",
+        "base_model": "tiny",
+        "train_data": {"name": "gsm8k", "config": "main", "split": "train"},
+        "num_train_rows": 7473,
+        "rewards": {"accuracy_reward": 1.0},
+        "step": 40,
+        "num_steps": 60,
+        "sampling": {"seed": 3},
+        "settings": {"beta": [0.1, 0.0], "num_generations": [16, 8]},
+    }
+    return facts | overrides
+
+
+def test_run_is_named_with_its_model_data_steps_and_results():
+    page = heading_html("out/run", made_facts(stop_reason="entropy fell"), {"accuracy_after": 0.5}, 3, 12, ["a file"])
+    for words in (
+        "tiny-dapo",
+        "out/run",
+        "model tiny, data gsm8k main train, prompts 7473, steps 40 of 60, seed 3",
+        "50.0%",
+    ):
+        assert words in page
+    assert "Stopped: entropy fell" in page
+    assert "1 files could not be read: a file" in page
+
+
+def test_settings_of_one_run_are_beside_their_defaults_and_of_two_only_where_they_differ():
+    page = settings_html({"a": made_facts()})
+    assert "<tr><td>beta</td><td>0.1</td><td>0.0</td></tr>" in page
+    assert "<tr><td>data</td><td>gsm8k main train</td><td></td></tr>" in page
+    other = made_facts(settings={"num_generations": [16, 8], "seed": [7, 42]}, num_train_rows=512)
+    page = settings_html({"a": made_facts(), "b": other})
+    rows = [row.split("</tr>")[0] for row in page.split("<tbody>")[1].split("<tr>")[1:]]
+    assert rows == [  # a setting that one run left alone has its default there
+        "<td>prompts</td><td>7473</td><td>512</td><td></td>",
+        "<td>seed</td><td>3</td><td>7</td><td>42</td>",
+        "<td>beta</td><td>0.1</td><td>0.0</td><td>0.0</td>",
+    ]
+    assert "same settings" in settings_html({"a": made_facts(), "b": made_facts()})
+    assert "b has no run_facts.json" in settings_html({"a": made_facts(), "b": {}})
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_facts_of_a_stranger_are_text(text):
+    facts = dict.fromkeys(("model_name", "base_model", "stop_reason", "num_train_rows", "num_steps", "step"), text)
+    facts |= {"train_data": {"name": text}, "settings": {text: [text, {text: text}]}, "rewards": [text], "sampling": 3}
+    heading = read(heading_html(text, facts, {text: 1.0}, 3, 12, [text], "solid"))
+    assert heading.tags <= {"div", "h3", "code", "p", "b", "span"}
+    table = read(settings_html({text: facts, "b": facts | {"settings": {}}}))
+    assert table.tags <= {"table", "thead", "tbody", "tr", "th", "td", "span"}
+    assert heading.attributes | table.attributes <= {"class"}
+
+
+def test_second_run_is_drawn_in_broken_lines_over_the_first():
+    one = [{"step": step, "loss": 1.0 * step} for step in (0, 10)]
+    two = [{"step": step, "loss": 2.0 * step} for step in (0, 10)]
+    page = curves_html(one, other=two)
+    # The axes hold both: 20 is at the top (y 8), and 10 in the middle (y 70).
+    assert '<polyline class="l0" points="38.0,132.0 312.0,70.0"/>' in page
+    assert '<polyline class="l0 other" points="38.0,132.0 312.0,8.0"/>' in page
+    assert '<span class="l0">loss <b>10</b></span><span class="l0 other"><b>20</b></span>' in page
+
+
+def test_passes_are_drawn_from_two_on_and_reliability_where_it_was_written():
+    one = Batch(1, {"all_wrong": 1, "below_half": 1, "half_or_more": 0, "all_correct": 0})
+    assert "logged nothing yet" in curves_html([], passes=[one])
+    page = curves_html([], passes=[one, Batch(2, {**one.counts, "all_correct": 2})])
+    assert "pass 2: 2 of 4 all correct" in page
+    page = curves_html([], reliability=[{"predicted": 0.5, "found": 0.25, "num_groups": 4.0}])
+    # x = 38 + 274 / 2, y = 8 + 124 * 3 / 4, and the radius of a dot for all groups.
+    assert '<circle class="l0" cx="175.0" cy="101.0" r="9.5">' in page
+
+
+def test_turns_of_a_completion_are_a_conversation_with_tools_set_apart():
+    call = {"function": {"name": "add", "arguments": {"a": 2}}}
+    turns = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "add", "content": "<4>"},
+        {"role": "assistant", "content": "It is 4."},
+    ]
+    group, names = made_group(json.dumps(turns))
+    as_text = read(group_html(group, names, [True]))
+    assert as_text.texts[-1] == json.dumps(turns)  # one turn: a model wrote this JSON
+    group.completions[0] |= {"num_turns": 2, "num_tool_tokens": 5}
+    page = group_html(group, names, [True])
+    assert read(page).texts[-3:] == ['add({"a": 2})', "<4>", "It is 4."]
+    assert '<div class="turn tool"><span class="role">tool add</span>' in page
+    assert "2 turns" in page
+    assert "5 tokens of tools" in page
+
+
+def test_all_groups_of_a_prompt_lead_to_each_other():
+    group, names = made_group("x")
+    page = group_html(group, names, [True], visits=[Visit(7, 3, 1, 8), Visit(20, 9, 5, 8)])
+    assert '<button type="button" class="visit chosen" data-group="7">step 3 <b>1/8</b></button>' in page
+    assert '<button type="button" class="visit" data-group="20">step 9 <b>5/8</b></button>' in page
+    assert "data-group" not in group_html(group, names, [True], visits=[Visit(7, 3, 1, 8)])
+
+
+def test_pair_has_both_groups_under_the_names_of_their_runs():
+    left, right = (group_html(*made_group(text), [True], title=f"run <{text}>") for text in "xy")
+    texts = read(pair_html(left, right)).texts
+    assert texts == ["x", "x", "x", "y", "y", "y"]
+    assert "run &lt;x&gt;" in left

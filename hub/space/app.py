@@ -1,4 +1,4 @@
-"""Shows a run in the browser: its curves and its sampled groups. `python app.py OUTPUT_DIR` opens a folder."""
+"""Shows a run in the browser, or compares two: curves, sampled groups, settings. `python app.py OUTPUT_DIR` opens a folder."""
 
 import argparse
 import html
@@ -12,11 +12,12 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
-from curve_view import curves_html, tiles_html
-from group_view import group_html, list_html
+from curve_view import curves_html
+from facts_view import heading_html, settings_html
+from group_view import Visit, group_html, list_html, pair_html
 from query import ORDERS, Query, parse_range
 from rollout_index import OTHER, RolloutIndex
-from run_files import download_run, read_history, read_results, shard_paths
+from run_files import download_run, read_facts, read_history, read_reliability, read_results, shard_paths
 from shard_reader import FATES, VERDICTS
 
 
@@ -31,11 +32,31 @@ element.addEventListener('click', (event) => {
     if (!row) return;
     element.querySelectorAll('.chosen').forEach((other) => other.classList.remove('chosen'));
     row.classList.add('chosen');
+    document.querySelector('#detail').dataset.asked = 'yes';
     trigger('select', {group: row.dataset.group});
 });
 """
-# A newly opened group is shown from its beginning.
-_FROM_THE_TOP = "watch('value', () => { element.closest('#detail').scrollTop = 0; });"
+# A newly opened group is shown from its beginning. Where it is below the list, a click on the list brings it into view.
+_FROM_THE_TOP = """
+watch('value', () => {
+    const detail = element.closest('#detail');
+    detail.scrollTop = 0;
+    if (detail.dataset.asked && window.innerWidth < 900) detail.scrollIntoView();
+    delete detail.dataset.asked;
+});
+"""
+# The address leads to what is shown.
+_ADDRESS = """
+(run, other) => {
+    const address = new URL(window.location);
+    for (const [name, value] of [['run', run], ['with', other]])
+        value ? address.searchParams.set(name, value) : address.searchParams.delete(name);
+    window.history.replaceState(null, '', address);
+}
+"""
+_WHICH = "Run: a folder, or owner/name on the Hub"
+_NO_RECORD = "This run recorded no groups. Set <code>num_groups_to_log</code> (or <code>log_completions</code>) and train again."
+_NO_RUN = '<div class="empty">Choose a run above, or type the name of one on the Hub.</div>'
 
 
 class Run:
@@ -51,6 +72,8 @@ class Run:
         self.index = RolloutIndex(shard_paths(folder))
         self.history = read_history(folder)
         self.results = read_results(folder)
+        self.reliability = read_reliability(folder)
+        self.facts = read_facts(folder)
 
 
 class Runs:
@@ -138,7 +161,7 @@ def query_of(
 
 def _shown(error: Exception) -> gr.Error:
     # Gradio shows messages as HTML, and the message may contain text from a link.
-    return gr.Error(html.escape(str(error)), duration=8)
+    return gr.Error(html.escape(str(error)), duration=8, print_exception=False)
 
 
 class Views:
@@ -153,35 +176,52 @@ class Views:
     def __init__(self, runs: Runs):
         self.runs = runs
 
-    def open(self, name: str, is_anew: bool, *fields: Any) -> list[Any]:
-        """Opens a run: returns its name, results, curves and reward functions, and the first page of groups."""
-        if not name:
-            return ["", tiles_html({}, 0, 0, []), "", gr.skip(), *self.page("", 0, *fields)]
+    def open(self, name: str, other: str, is_anew: bool, *fields: Any) -> list[Any]:
+        """
+        Opens a run, and the one to compare it with.
+
+        Returns the names that are shown, the contents of the page, and the first page of groups.
+        """
+        names = list(dict.fromkeys(filter(None, ((name or "").strip(), (other or "").strip()))))
+        if not names:
+            return ["", "", "", "", _NO_RUN, _NO_RUN, "", gr.skip(), *self.page("", "", 0, *fields)]
         try:
-            run = self.runs.open(name.strip(), is_anew)
+            opened = [self.runs.open(name, is_anew) for name in names]
         except ValueError as error:
             raise _shown(error) from error
-        index = run.index
-        return [
-            name.strip(),
-            tiles_html(run.results, len(index), index.num_completions, index.problems),
-            curves_html(run.history, index.batches),
-            gr.Dropdown(
-                [(name.removeprefix("rewards/"), name) for name in index.reward_names], value=index.filter_reward
-            ),
-            *self.page(name.strip(), 0, *fields),
-        ]
+        kinds = ("solid", "broken") if len(opened) > 1 else ("",)
+        headings = "".join(
+            heading_html(
+                name, run.facts, run.results, len(run.index), run.index.num_completions, run.index.problems, kind
+            )
+            for name, run, kind in zip(names, opened, kinds, strict=True)
+        )
+        run, index, rest = opened[0], opened[0].index, opened[1:]
+        if rest:
+            curves = curves_html(run.history, other=rest[0].history)
+        else:
+            num_prompts = run.facts.get("num_train_rows")
+            passes = index.passes(num_prompts) if isinstance(num_prompts, int) else []
+            curves = curves_html(run.history, index.batches, passes, run.reliability)
+        rewards = [(name.removeprefix("rewards/"), name) for name in index.reward_names]
+        shown = [names[0], names[1] if rest else ""]
+        settings = settings_html({name: run.facts for name, run in zip(names, opened, strict=True)})
+        reward = gr.Dropdown(rewards, value=index.filter_reward)
+        return [*shown, *shown, headings, curves, settings, reward, *self.page(*shown, 0, *fields)]
 
     def open_linked(self, request: gr.Request, *fields: Any) -> list[Any]:
-        """Opens the run in the address (`?run=<owner>/<name>`), or else the first folder."""
+        """Opens the runs in the address (`?run=<owner>/<name>&with=<owner>/<name>`), or else the first folder."""
         folders = list(self.runs.folders)
-        return self.open(request.query_params.get("run") or (folders[0] if folders else ""), False, *fields)
+        name = request.query_params.get("run") or (folders[0] if folders else "")
+        return self.open(name, request.query_params.get("with") or "", False, *fields)
 
-    def page(self, name: str, number: int, *fields: Any) -> list[Any]:
+    def page(self, name: str, other: str, number: int, *fields: Any) -> list[Any]:
         """Shows a page of the groups that match the query, and opens the first of them."""
         if not name:
-            return [0, "", '<div class="empty">Name a run above.</div>', ""]
+            return [0, "", _NO_RUN, ""]
         index, query = self.runs.open(name).index, query_of(*fields)
+        if not len(index):
+            return [0, "", f'<div class="empty">{_NO_RECORD}</div>', ""]
         numbers, _ = index.find(query)
         number = max(0, min(number, (len(numbers) - 1) // PAGE))
         shown = index.groups(numbers[number * PAGE : (number + 1) * PAGE], has_completions=False)
@@ -189,35 +229,60 @@ class Views:
         position = f"{first:,}-{last:,} of {len(numbers):,} groups" if shown else "no groups"
         chosen = shown[0].number if shown else None
         rows = list_html(shown, index.filter_reward, chosen, query.text)
-        return [number, position, rows, "" if chosen is None else _detail(index, query, chosen)]
+        return [number, position, rows, "" if chosen is None else self._detail(name, other, query, chosen)]
 
-    def group(self, name: str, event: gr.EventData, *fields: Any) -> str:
+    def group(self, name: str, other: str, event: gr.EventData, *fields: Any) -> str:
         """Opens the group that was clicked."""
-        index, query = self.runs.open(name).index, query_of(*fields)
-        return _detail(index, query, int(event.group))
+        return self._detail(name, other, query_of(*fields), int(event.group))
 
-
-def _detail(index: RolloutIndex, query: Query, number: int) -> str:
-    _, meets = index.find(query)
-    for group in index.groups([number]):
-        first = index.first_rows[number]
-        is_meant = meets[first : first + len(group.completions)].tolist()
+    def _detail(self, name: str, other: str, query: Query, number: int) -> str:
+        """Returns a group; beside it the other run's group of the same prompt whose step is nearest."""
+        index = self.runs.open(name).index
+        groups = index.groups([number])
+        if not groups:
+            return ""
+        _, meets = index.find(query)
+        first, prompt = index.first_rows[number], groups[0].prompt
+        is_meant = meets[first : first + len(groups[0].completions)].tolist()
         # If no completion matches the query any more, none is pale.
-        return group_html(group, index.reward_names, is_meant if any(is_meant) else [True] * len(is_meant), query.text)
-    return ""
+        is_meant = is_meant if any(is_meant) else [True] * len(is_meant)
+        visits = _visits(index, prompt)
+        if not other:
+            return group_html(groups[0], index.reward_names, is_meant, query.text, visits=visits)
+        left = group_html(groups[0], index.reward_names, is_meant, query.text, name, visits)
+        index = self.runs.open(other).index
+        visits = _visits(index, prompt)
+        if not visits:
+            return pair_html(
+                left, f'<div class="empty">{html.escape(other)} has no record of a group of this prompt.</div>'
+            )
+        nearest = min(visits, key=lambda visit: abs(visit.step - groups[0].step))
+        group = index.groups([nearest.number])[0]
+        all_meant = [True] * len(group.completions)
+        return pair_html(left, group_html(group, index.reward_names, all_meant, query.text, other))
+
+
+def _visits(index: RolloutIndex, prompt: str) -> list[Visit]:
+    steps = index.columns["step"]
+    return [
+        Visit(number, int(steps[index.first_rows[number]]), int(index.num_correct[number]), int(index.sizes[number]))
+        for number in index.with_prompt(prompt)
+    ]
 
 
 def build(runs: Runs) -> gr.Blocks:
     """Returns the Gradio page."""
     views, names = Views(runs), list(runs.folders)
     with gr.Blocks(title="Look at a DAPO run", analytics_enabled=False, fill_width=True) as page:
-        run, number = gr.State(""), gr.State(0)
+        run, other, number = gr.State(""), gr.State(""), gr.State(0)
         narrow: dict[str, Any] = {"min_width": 110}
         with gr.Row():
-            folder = gr.Dropdown(names, value=names[0] if names else None, label="Run here", visible=bool(names))
-            repository = gr.Textbox(label="Run on the Hub", placeholder="owner/name", max_length=200)
+            asked = gr.Dropdown(names, value=None, allow_custom_value=True, label=_WHICH, elem_id="run")
+            against = gr.Dropdown(
+                ["", *names], value=None, allow_custom_value=True, label="Compare with", elem_id="other"
+            )
             refresh = gr.Button("Refresh", size="sm", min_width=90, scale=0, elem_id="refresh")
-        tiles = gr.HTML(elem_classes="look", elem_id="tiles")
+        headings = gr.HTML(elem_classes="look", elem_id="headings")
         with gr.Tab("Groups"):
             with gr.Row():
                 verdicts = gr.Dropdown([*VERDICTS, OTHER], multiselect=True, label="Verdict", elem_id="verdicts")
@@ -245,31 +310,42 @@ def build(runs: Runs) -> gr.Blocks:
                         forth = gr.Button("Next", size="sm", min_width=60, scale=0, elem_id="forth")
                     rows = gr.HTML(elem_classes="look", elem_id="rows", js_on_load=_SELECT)
                 with gr.Column(scale=6, min_width=420):
-                    detail = gr.HTML(elem_classes="look", elem_id="detail", js_on_load=_FROM_THE_TOP)
+                    detail = gr.HTML(elem_classes="look", elem_id="detail", js_on_load=_SELECT + _FROM_THE_TOP)
         with gr.Tab("Curves"):
             curves = gr.HTML(elem_classes="look", elem_id="curves")
+        with gr.Tab("Settings"):
+            settings = gr.HTML(elem_classes="look", elem_id="settings")
 
         fields = [verdicts, fates, text, steps, reward, rewards, tokens, truncated, order]
         shown = [number, position, rows, detail]
-        opened = [run, tiles, curves, reward, *shown]
+        opened = [run, other, asked, against, headings, curves, settings, reward, *shown]
         common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(views.open_linked, fields, opened, **common)
-        folder.input(lambda name, *rest: views.open(name, False, *rest), [folder, *fields], opened, **common)
-        repository.submit(lambda name, *rest: views.open(name, False, *rest), [repository, *fields], opened, **common)
-        refresh.click(lambda name, *rest: views.open(name, True, *rest), [run, *fields], opened, **common)
+        gr.on(
+            [asked.input, against.input],
+            lambda name, other, *rest: views.open(name, other, False, *rest),
+            [asked, against, *fields],
+            opened,
+            **common,
+        ).success(None, [asked, against], js=_ADDRESS)
+        refresh.click(
+            lambda name, other, *rest: views.open(name, other, True, *rest), [run, other, *fields], opened, **common
+        )
         asks = [field.submit for field in (text, steps, rewards, tokens)]
         asks += [field.input for field in (verdicts, fates, reward, truncated, order)]
-        gr.on(
-            asks,
-            lambda name, *rest: views.page(name, 0, *rest),
-            [run, *fields],
-            shown,
-            trigger_mode="always_last",
-            **common,
-        )
-        back.click(lambda name, at, *rest: views.page(name, at - 1, *rest), [run, number, *fields], shown, **common)
-        forth.click(lambda name, at, *rest: views.page(name, at + 1, *rest), [run, number, *fields], shown, **common)
-        rows.select(views.group, [run, *fields], detail, **common)
+        for events, move in ((asks, None), ([back.click], -1), ([forth.click], 1)):
+            gr.on(
+                events,
+                lambda name, other, at, *rest, move=move: views.page(
+                    name, other, 0 if move is None else at + move, *rest
+                ),
+                [run, other, number, *fields],
+                shown,
+                trigger_mode="always_last" if move is None else "once",
+                **common,
+            )
+        for clicked in (rows, detail):
+            clicked.select(views.group, [run, other, *fields], detail, **common)
     return page
 
 

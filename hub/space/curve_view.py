@@ -1,6 +1,5 @@
 """The curves of a run as SVG in HTML, drawn without a plotting library."""
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -90,49 +89,46 @@ PANELS: tuple[tuple[str, tuple[tuple[tuple[str, ...], str], ...]], ...] = (
 )
 
 
-def curves_html(history: Sequence[dict[str, Any]], batches: Sequence[Batch]) -> str:
+def curves_html(
+    history: Sequence[dict[str, Any]],
+    batches: Sequence[Batch] = (),
+    passes: Sequence[Batch] = (),
+    reliability: Sequence[dict[str, float]] = (),
+    other: Sequence[dict[str, Any]] = (),
+) -> str:
     """
-    Returns the curves of a run, and the fates of the groups of each generation batch.
+    Returns the curves of a run, or those of two runs over each other.
 
     Args:
         history (`Sequence[dict]`):
             The log of the run; each entry has a `step`.
-        batches (`Sequence[Batch]`):
-            The batches of the record.
+        batches (`Sequence[Batch]`, *optional*):
+            The batches of the record, by the fates of their groups.
+        passes (`Sequence[Batch]`, *optional*):
+            The passes over the data, by the pass rates of their groups. A single pass is not drawn.
+        reliability (`Sequence[dict]`, *optional*):
+            What selective rollout `predicted` and `found`.
+        other (`Sequence[dict]`, *optional*):
+            The log of another run, drawn in broken lines.
     """
-    figures = [_bars(batches)] if batches else []
+    figures = [_bars(GROUPS_SAMPLED, batches)] if batches else []
     for title, metrics in PANELS:
-        lines = [(label, points) for names, label in metrics if (points := _points(history, names))]
+        lines = [
+            (f"l{number}{kind}", label, points)
+            for number, (names, label) in enumerate(metrics)
+            for kind, log in (("", history), (" other", other))
+            if (points := _points(log, names))
+        ]
         # The record has more details of the groups than the log.
         if lines and not (batches and title == GROUPS_SAMPLED):
             figures.append(_figure(title, lines))
+    if len(passes) > 1:
+        figures.append(_bars("Recorded groups by pass rate, of each pass over the data", passes, "pass"))
+    if reliability:
+        figures.append(_reliability(reliability))
     if not figures:
         return '<div class="empty">The run has logged nothing yet.</div>'
     return f'<div class="figures">{"".join(figures)}</div>'
-
-
-def tiles_html(results: dict[str, float], num_groups: int, num_completions: int, problems: Sequence[str]) -> str:
-    """
-    Returns the results of a run in one line.
-
-    Args:
-        results (`dict[str, float]`):
-            The numbers of `results.json`.
-        num_groups, num_completions (`int`):
-            Size of the record.
-        problems (`Sequence[str]`):
-            Files that could not be read.
-    """
-    tiles = [(f"{num_groups:,}", "groups"), (f"{num_completions:,}", "completions")]
-    for name, value in list(results.items())[:12]:
-        shown = f"{value:.1%}" if "accuracy" in name and 0 <= value <= 1 else f"{value:.4g}"
-        tiles.append((shown, name[:60].replace("_", " ")))
-    cells = "".join(f"<div class=tile><b>{value}</b><span>{html.escape(name)}</span></div>" for value, name in tiles)
-    note = ""
-    if problems:
-        first = html.escape("; ".join(problems[:3]))
-        note = f'<div class="problem">{len(problems)} files could not be read: {first}</div>'
-    return f'<div class="tiles">{cells}</div>{note}'
 
 
 def _points(history: Sequence[dict[str, Any]], names: Sequence[str]) -> list[tuple[int, float]]:
@@ -145,9 +141,9 @@ def _points(history: Sequence[dict[str, Any]], names: Sequence[str]) -> list[tup
     return []
 
 
-def _figure(title: str, lines: Sequence[tuple[str, list[tuple[int, float]]]]) -> str:
-    steps = [step for _, points in lines for step, _ in points]
-    values = [value for _, points in lines for _, value in points]
+def _figure(title: str, lines: Sequence[tuple[str, str, list[tuple[int, float]]]]) -> str:
+    steps = [step for _, _, points in lines for step, _ in points]
+    values = [value for _, _, points in lines for _, value in points]
     low, high = min(0.0, *values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
         high = low + max(1.0, abs(low))
@@ -159,32 +155,58 @@ def _figure(title: str, lines: Sequence[tuple[str, list[tuple[int, float]]]]) ->
     def y(value: float) -> float:
         return _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_axes(first, last, low, high, y)]
-    for number, (label, points) in enumerate(lines):
+    parts = [_axes(f"{first:g}", f"step {last:g}", low, high, y)]
+    for kind, label, points in lines:
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-        parts.append(f'<polyline class="l{number}" points="{path}"/>')
+        parts.append(f'<polyline class="{kind}" points="{path}"/>')
         dots = points if len(points) <= 60 else []
         parts += [
-            f'<circle class="l{number}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2">'
+            f'<circle class="{kind}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2">'
             f"<title>{label}, step {step}: {value:.4g}</title></circle>"
             for step, value in dots
         ]
-    legend = "".join(
-        f'<span class="l{number}">{label} <b>{points[-1][1]:.3g}</b></span>'
-        for number, (label, points) in enumerate(lines)
-    )
+    legend, last_label = "", ""
+    for kind, label, points in lines:
+        # The second run's line follows the first one's.
+        legend += f'<span class="{kind}">{label + " " if label != last_label else ""}<b>{points[-1][1]:.3g}</b></span>'
+        last_label = label
     return _framed(title, "".join(parts), legend)
 
 
-def _bars(batches: Sequence[Batch]) -> str:
-    """Draws the fates of the groups sampled for each batch, as shares."""
+def _reliability(table: Sequence[dict[str, float]]) -> str:
+    """Draws the share of informative groups that was found against the predicted probability. A larger dot: more groups."""
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def place(predicted: float, found: float) -> tuple[float, float]:
+        return _LEFT + predicted * width, _TOP + (1 - found) * height
+
+    total = sum(row.get("num_groups", 0) for row in table) or 1
+    (left, bottom), (right, top) = place(0, 0), place(1, 1)
+    parts = [_axes("predicted 0", "1", 0.0, 1.0, lambda value: place(0, value)[1])]
+    parts.append(f'<line class="grid" x1="{left}" y1="{bottom}" x2="{right}" y2="{top}"/>')
+    for row in table:
+        x, y = place(row["predicted"], row["found"])
+        share = max(0.0, min(row.get("num_groups", 0) / total, 1.0))
+        parts.append(
+            f'<circle class="l0" cx="{x:.1f}" cy="{y:.1f}" r="{2.5 + 7 * math.sqrt(share):.1f}">'
+            f"<title>predicted {row['predicted']:.2f}, found {row['found']:.2f}, {share:.0%} of the groups</title></circle>"
+        )
+    legend = (
+        '<span class="l0">share of informative groups that was found; on the diagonal, predictions are right</span>'
+    )
+    return _framed("Reliability of the predictions", "".join(parts), legend)
+
+
+def _bars(title: str, batches: Sequence[Batch], unit: str = "step") -> str:
+    """Draws shares of groups: of each batch by their fates, or of each pass by their pass rates."""
     stride = math.ceil(len(batches) / _MAX_BARS)
     shown = [batch for batch in batches[::stride] if sum(batch.counts.values())]
     width = (_WIDTH - _LEFT - _RIGHT) / max(1, len(shown))
     height = _HEIGHT - _TOP - _BOTTOM
-    parts = (
-        [_axes(shown[0].step, shown[-1].step, 0.0, 1.0, lambda value: _TOP + (1 - value) * height)] if shown else []
-    )
+    parts = []
+    if shown:
+        ends = f"{shown[0].step}", f"{unit} {shown[-1].step}"
+        parts.append(_axes(*ends, 0.0, 1.0, lambda value: _TOP + (1 - value) * height))
     totals: dict[str, int] = {}
     for number, batch in enumerate(shown):
         below, total = float(_TOP), sum(batch.counts.values())
@@ -195,7 +217,7 @@ def _bars(batches: Sequence[Batch]) -> str:
                 parts.append(
                     f'<rect class="{name}" x="{_LEFT + number * width:.2f}" y="{below:.2f}" '
                     f'width="{max(width - 0.6, 0.5):.2f}" height="{part:.2f}">'
-                    f"<title>step {batch.step}: {count} of {total} {name.replace('_', ' ')}</title></rect>"
+                    f"<title>{unit} {batch.step}: {count} of {total} {name.replace('_', ' ')}</title></rect>"
                 )
                 below += part
     legend = "".join(
@@ -203,10 +225,10 @@ def _bars(batches: Sequence[Batch]) -> str:
         for name, count in totals.items()
         if count
     )
-    return _framed(GROUPS_SAMPLED, "".join(parts), legend)
+    return _framed(title, "".join(parts), legend)
 
 
-def _axes(first: float, last: float, low: float, high: float, y: Any) -> str:
+def _axes(first: str, last: str, low: float, high: float, y: Any) -> str:
     parts = []
     for value in _ticks(low, high):
         parts.append(
@@ -214,8 +236,8 @@ def _axes(first: float, last: float, low: float, high: float, y: Any) -> str:
         )
         parts.append(f'<text class="tick" x="{_LEFT - 4}" y="{y(value) + 3:.1f}" text-anchor="end">{value:.4g}</text>')
     bottom = _HEIGHT - 5
-    parts.append(f'<text class="tick" x="{_LEFT}" y="{bottom}">{first:g}</text>')
-    parts.append(f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{bottom}" text-anchor="end">step {last:g}</text>')
+    parts.append(f'<text class="tick" x="{_LEFT}" y="{bottom}">{first}</text>')
+    parts.append(f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{bottom}" text-anchor="end">{last}</text>')
     return "".join(parts)
 
 

@@ -9,16 +9,30 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from rollout_index import Group
+from rollout_index import CORRECT, Group
 
 
 _MAX_TEXT = 40_000  # characters of one text; the beginning and the end are shown
 _MAX_SNIPPET = 160
-_CORRECT = 1 - 1e-6
+_MAX_VISITS = 40
+_DOTS_LEGEND = "<i class=right></i> correct <i class=wrong></i> wrong <i class=none></i> not scored"
+_ADVANTAGE_LEGEND = (
+    '<div class="key"><b>A</b> is the advantage: training makes a completion with A above 0 more probable, and one with A below 0 '
+    "less probable.</div>"
+)
 # Characters that are invisible, or that change the order in which their neighbours are shown.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+
+
+class Visit(NamedTuple):
+    """A group of a prompt: its number, step, number of correct completions, and number of completions."""
+
+    number: int
+    step: int
+    num_correct: int
+    size: int
 
 
 def text_html(text: str, mark: str = "", limit: int = _MAX_TEXT) -> str:
@@ -74,10 +88,17 @@ def list_html(groups: Sequence[Group], filter_reward: str, chosen: int | None, m
             f'<span class="length">{min(lengths):d}&ndash;{max(lengths):d} tokens</span></span>'
             f'<span class="snippet">{text_html(_last_words(group.prompt), mark)}</span></button>'
         )
-    return f'<div class="rows">{"".join(rows)}</div>'
+    return f'<div class="key dots">{_DOTS_LEGEND}</div><div class="rows">{"".join(rows)}</div>'
 
 
-def group_html(group: Group, reward_names: Iterable[str], meets: Sequence[bool], mark: str = "") -> str:
+def group_html(
+    group: Group,
+    reward_names: Iterable[str],
+    meets: Sequence[bool],
+    mark: str = "",
+    title: str = "",
+    visits: Sequence[Visit] = (),
+) -> str:
     """
     Returns a group with its prompt, solution and completions.
 
@@ -90,6 +111,10 @@ def group_html(group: Group, reward_names: Iterable[str], meets: Sequence[bool],
             Whether each completion matches the query; the others are pale.
         mark (`str`, *optional*):
             Text to highlight.
+        title (`str`, *optional*):
+            Name of the run, where two are shown.
+        visits (`Sequence[Visit]`, *optional*):
+            All groups of the prompt.
     """
     names = [name for name in reward_names if name.startswith("rewards/")]
     cards = "".join(
@@ -102,10 +127,31 @@ def group_html(group: Group, reward_names: Iterable[str], meets: Sequence[bool],
         else ""
     )
     left_out = f'<div class="empty">{group.num_left_out:,} more left out</div>' if group.num_left_out else ""
+    heading = f'<h4 class="title">{text_html(title, limit=200)}</h4>' if title else ""
+    has_advantage = any(math.isfinite(completion["advantage"]) for completion in group.completions)
     return (
-        f'<div class="group"><div class="line">{_outcome(group)}<span class="step">step {group.step:d}</span></div>'
-        f'<div class="part"><h4>Prompt</h4>{_prompt_html(group.prompt, mark)}</div>{gold}{cards}{left_out}</div>'
+        f'<div class="group">{heading}<div class="line">{_outcome(group)}<span class="step">step {group.step:d}</span></div>'
+        f"{_visits_html(visits, group.number)}"
+        f'<div class="part"><h4>Prompt</h4>{_prompt_html(group.prompt, mark)}</div>{gold}'
+        f"{_ADVANTAGE_LEGEND if has_advantage else ''}{cards}{left_out}</div>"
     )
+
+
+def pair_html(left: str, right: str) -> str:
+    """Returns two groups side by side, or one below the other where there is no room."""
+    return f'<div class="pair"><div>{left}</div><div>{right}</div></div>'
+
+
+def _visits_html(visits: Sequence[Visit], chosen: int) -> str:
+    if len(visits) < 2:
+        return ""
+    buttons = "".join(
+        f'<button type="button" class="visit{" chosen" if visit.number == chosen else ""}" data-group="{visit.number:d}">'
+        f"step {visit.step:d} <b>{visit.num_correct:d}/{visit.size:d}</b></button>"
+        for visit in visits[:_MAX_VISITS]
+    )
+    left_out = f" {len(visits) - _MAX_VISITS} more" if len(visits) > _MAX_VISITS else ""
+    return f'<div class="part"><h4>Correct, each time this prompt was sampled</h4><div class="line">{buttons}{left_out}</div></div>'
 
 
 def _completion_html(
@@ -122,6 +168,13 @@ def _completion_html(
     if len(names) > 1:
         facts.append(f'<span class="fact">sum <b>{_number(completion["reward"])}</b></span>')
     facts.append(f'<span class="fact">{completion["length"]:d} tokens</span>')
+    # Only tools and environments make more than one turn: a model that writes JSON cannot look like them.
+    has_turns = completion["num_turns"] > 1 or completion["num_tool_tokens"] > 0
+    if has_turns:
+        facts.append(f'<span class="fact">{completion["num_turns"]:d} turns</span>')
+        facts.append(f'<span class="fact">{completion["num_tool_tokens"]:d} tokens of tools</span>')
+    if completion["env_fault"]:
+        facts.append(f'<span class="chip truncated">{text_html(completion["env_fault"], limit=60)}</span>')
     if completion["is_truncated"]:
         facts.append('<span class="chip truncated">truncated</span>')
     extra = "".join(
@@ -129,10 +182,13 @@ def _completion_html(
         for name, value in _extra(completion["extra"])
         if (name, value) != ("solution", solution)  # shown above
     )
-    text = text_html(completion["completion"], mark) or '<span class="gap">empty</span>'
+    turns = _conversation(completion["completion"]) if has_turns else None
+    empty = '<pre><span class="gap">empty</span></pre>'
+    text = _turns_html(turns, mark) if turns else f"<pre>{text_html(completion['completion'], mark)}</pre>"
+    text = text if completion["completion"] else empty
     return (
         f'<div class="card{"" if is_meant else " pale"}"><div class="line">{"".join(facts)}</div>'
-        f"{f'<div class=line>{extra}</div>' if extra else ''}<pre>{text}</pre></div>"
+        f"{f'<div class=line>{extra}</div>' if extra else ''}{text}</div>"
     )
 
 
@@ -145,7 +201,7 @@ def _outcome(group: Group) -> str:
 
 
 def _dots(rewards: Sequence[float]) -> str:
-    kinds = ["none" if math.isnan(reward) else "right" if reward >= _CORRECT else "wrong" for reward in rewards[:32]]
+    kinds = ["none" if math.isnan(reward) else "right" if reward >= CORRECT else "wrong" for reward in rewards[:32]]
     scored = [kind for kind in kinds if kind != "none"]
     title = f"{kinds.count('right')} of {len(scored)} correct"
     return f'<span class="dots" title="{title}">{"".join(f"<i class={kind}></i>" for kind in kinds)}</span>'
@@ -153,10 +209,13 @@ def _dots(rewards: Sequence[float]) -> str:
 
 def _prompt_html(prompt: str, mark: str) -> str:
     messages = _conversation(prompt)
-    if messages is None:
-        return f"<pre>{text_html(prompt, mark)}</pre>"
+    return f"<pre>{text_html(prompt, mark)}</pre>" if messages is None else _turns_html(messages, mark)
+
+
+def _turns_html(messages: Sequence[tuple[str, str]], mark: str) -> str:
     return "".join(
-        f'<div class="turn"><span class="role">{text_html(role, limit=40)}</span><pre>{text_html(content, mark)}</pre></div>'
+        f'<div class="turn{" tool" if role.startswith("tool") else ""}"><span class="role">{text_html(role, limit=60)}</span>'
+        f"<pre>{text_html(content, mark)}</pre></div>"
         for role, content in messages[:100]
     )
 
@@ -169,14 +228,29 @@ def _last_words(prompt: str) -> str:
 
 
 def _conversation(prompt: str) -> list[tuple[str, str]] | None:
-    """Returns the roles and contents of a prompt that is a conversation, else `None`."""
+    """Returns the roles and contents of a text that is a conversation, else `None`."""
     if not prompt.startswith("[{"):
         return None
     try:
-        messages = json.loads(prompt)
-        return [(str(message["role"]), _content(message["content"])) for message in messages] or None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return [_message(message) for message in json.loads(prompt)] or None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _message(message: dict[str, Any]) -> tuple[str, str]:
+    """
+    Returns role and content of a message; calls of tools are lines of the content.
+
+    >>> call = {"function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
+    >>> _message({"role": "assistant", "content": "Let me see.", "tool_calls": [call]})
+    ('assistant', 'Let me see.\\nadd({"a": 2, "b": 3})')
+    """
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    content = message.get("content") if calls else message["content"]
+    lines = [_content(content)] if content or not calls else []
+    lines += [f"{call['name']}({_content(call['arguments'])})" for call in calls]
+    name = message.get("name") if message["role"] == "tool" else None
+    return (f"tool {name}" if name else str(message["role"])), "\n".join(lines)
 
 
 def _content(content: Any) -> str:

@@ -74,4 +74,6 @@ def parse_range(name: str, text: str) -> tuple[float | None, float | None]:
         bounds = [math.nan]
     if any(bound is not None and not math.isfinite(bound) for bound in bounds):
         raise ValueError(f"{name} is {text[:40]!r}, but must be a range like 10..50, 10.. or ..50, or one number.")
+    if bounds[0] is not None and bounds[1] is not None and bounds[0] > bounds[1]:
+        raise ValueError(f"{name} is {text[:40]!r}, but its first number must not be above the second: {high}..{low}.")
     return bounds[0], bounds[1]

@@ -5,6 +5,7 @@ Numbers are kept in memory, about 100 bytes a completion. Texts stay in the file
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from shard_reader import (
     NUMBERS,
     READ_ERRORS,
     TEXTS,
+    TURN_NUMBERS,
     VERDICTS,
     Shard,
     read_shard,
@@ -31,6 +33,9 @@ OTHER = "other"
 MAX_NEEDLE = 200
 # Of one group; the groups of real runs are far smaller.
 MAX_COMPLETIONS = 256
+CORRECT = 1 - 1e-6  # a reward from here on is full marks
+# Groups by their share of correct completions; each name is that of its colour.
+PASS_RATES = ("all_wrong", "below_half", "half_or_more", "all_correct")
 
 
 @dataclass
@@ -49,7 +54,10 @@ class Group:
 
 @dataclass
 class Batch:
-    """Counts of the groups sampled for one generation batch, by fate; groups that are not in the record count too."""
+    """
+    Counts of the groups sampled for one generation batch, by fate; groups that are not in the record count too. Or counts of the
+    recorded groups of one pass over the data, by `PASS_RATES`; then `step` is the number of the pass, from 1.
+    """
 
     step: int
     counts: dict[str, int]
@@ -99,7 +107,10 @@ class RolloutIndex:
         lengths = [len(shard.columns["step"]) for shard in shards]
         self.shard_of_row = np.repeat(np.arange(len(shards)), lengths)
         self.shard_ends = np.cumsum([0, *lengths])
-        empty = {**dict.fromkeys(NUMBERS, np.zeros(0)), **dict.fromkeys(NAMES, np.zeros(0, dtype=np.int8))}
+        empty = {
+            **dict.fromkeys((*NUMBERS, *TURN_NUMBERS), np.zeros(0)),
+            **dict.fromkeys(NAMES, np.zeros(0, dtype=np.int8)),
+        }
         self.columns = {
             name: np.concatenate([shard.columns[name] for shard in shards]) if shards else empty[name]
             for name in empty
@@ -123,7 +134,50 @@ class RolloutIndex:
         self.first_rows = starts
         self.sizes = np.diff(np.concatenate([starts, [len(position)]])) if len(starts) else starts
         self.group_of_row = np.repeat(np.arange(len(starts)), self.sizes)
-        self.batches = [Batch(_int(shard.facts.get("step")), _counts(shard.facts.get("groups"))) for shard in shards]
+        self.batches = [
+            Batch(_int(shard.facts.get("step")) + 1, _counts(shard.facts.get("groups"))) for shard in shards
+        ]
+
+    @functools.cached_property
+    def num_correct(self) -> np.ndarray:
+        """Number of correct completions of each group, shape `(N,)`."""
+        is_correct = self.columns[self.filter_reward] >= CORRECT
+        return np.bincount(self.group_of_row[is_correct], minlength=len(self))
+
+    def passes(self, num_prompts: int) -> list[Batch]:
+        """
+        Returns how many of the recorded groups were all wrong, correct below half, from half on, and all correct, for each pass.
+
+        Args:
+            num_prompts (`int`):
+                Number of prompts in the training data.
+        """
+        if not 0 < num_prompts < 2**31 or not len(self):
+            return []
+        number_of = self.columns["position"][self.first_rows] // num_prompts
+        share = self.num_correct / self.sizes
+        kind = np.where(share == 0, 0, np.where(share == 1, 3, np.where(share < 0.5, 1, 2)))
+        counts = [(number, np.bincount(kind[number_of == number], minlength=4)) for number in np.unique(number_of)]
+        return [
+            Batch(int(number) + 1, dict(zip(PASS_RATES, of_pass.tolist(), strict=True))) for number, of_pass in counts
+        ]
+
+    def with_prompt(self, prompt: str) -> list[int]:
+        """Returns the numbers of the groups of a prompt, in the order of the record."""
+        return self._numbers_by_prompt.get(hash(prompt), [])
+
+    @functools.cached_property
+    def _numbers_by_prompt(self) -> dict[int, list[int]]:
+        numbers: dict[int, list[int]] = {}
+        for shard, (begin, end) in enumerate(itertools.pairwise(self.shard_ends)):
+            of_shard = np.flatnonzero((self.first_rows >= begin) & (self.first_rows < end))
+            try:
+                prompts = read_texts(self.paths[shard], TEXTS[:1])["prompt"].take(self.first_rows[of_shard] - begin)
+            except READ_ERRORS:
+                continue  # the file was removed or changed
+            for number, prompt in zip(of_shard.tolist(), prompts.to_pylist(), strict=True):
+                numbers.setdefault(hash(prompt), []).append(number)
+        return numbers
 
     def _find(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -202,8 +256,8 @@ class RolloutIndex:
             texts = [{}] * size  # the file was removed or changed
         completions = []
         for row, text in enumerate(texts, start=first):
-            numbers = {name: self.columns[name][row].item() for name in (*NUMBERS, *self.reward_names)}
-            completions.append(numbers | {"completion": _text(text, "completion"), "extra": _text(text, "extra")})
+            numbers = {name: self.columns[name][row].item() for name in (*NUMBERS, *TURN_NUMBERS, *self.reward_names)}
+            completions.append(numbers | {name: _text(text, name) for name in TEXTS[2:]})
         verdict, fate = ((*names, OTHER)[self.columns[name][first]] for name, names in NAMES.items())
         prompt, solution = (_text(texts[0], name) for name in ("prompt", "solution"))
         num_left_out = int(self.sizes[number]) - size

@@ -12,6 +12,7 @@ ROLLOUTS_FOLDER = "rollouts"
 _SHARD_NAME = re.compile(r"groups-\d{3,}-\d{6,}\.parquet", re.ASCII)
 _HISTORY_NAMES = ("log_history.jsonl", "trainer_state.json")
 _RESULTS_NAME = "results.json"
+_FACTS_NAME = "run_facts.json"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+", re.ASCII)
 # Anybody may have made the files, so larger ones are not read.
 _MAX_JSON_BYTES = 200 * 2**20
@@ -30,8 +31,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """
     Returns the log of a run in the order of its steps. Each entry has a `step` (`int`) and finite numbers.
 
-    There are three sources: `log_history.jsonl`, which grows during a run, and `trainer_state.json` of the finished run and of its
-    last checkpoint. The one with the latest step is returned.
+    There are four sources: `log_history.jsonl`, which grows during a run, `trainer_state.json` of the finished run and of its last
+    checkpoint, and `run_facts.json`, which is on the Hub beside the model. The one with the latest step is returned.
 
     Args:
         folder (`Path`):
@@ -40,17 +41,28 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     checkpoints = [path for path in folder.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name)]
     checkpoints.sort(key=lambda path: int(path.name.split("-")[1]))
     histories = [_from_lines(folder / _HISTORY_NAMES[0])]
-    for place in (folder, *checkpoints[-1:]):
-        state = _read_json(place / _HISTORY_NAMES[1])
-        entries = state.get("log_history") if isinstance(state, dict) else None
+    states = [place / _HISTORY_NAMES[1] for place in (folder, *checkpoints[-1:])]
+    for path in (*states, folder / _FACTS_NAME):
+        entries = _read_dict(path).get("log_history")
         histories.append(_clean(entries if isinstance(entries, list) else []))
     return max(histories, key=lambda history: history[-1]["step"] if history else -1)
 
 
 def read_results(folder: Path) -> dict[str, float]:
     """Returns the numbers of `results.json`, or nothing if there is no such file."""
-    results = _read_json(folder / _RESULTS_NAME)
-    return _numbers(results) if isinstance(results, dict) else {}
+    return _numbers(_read_dict(folder / _RESULTS_NAME))
+
+
+def read_reliability(folder: Path) -> list[dict[str, float]]:
+    """Returns the table of `results.json` that compares the predictions of selective rollout with what was found."""
+    table = _read_dict(folder / _RESULTS_NAME).get("reliability")
+    rows = [_numbers(row) for row in (table if isinstance(table, list) else [])[:100] if isinstance(row, dict)]
+    return [row for row in rows if all(0 <= row.get(name, -1) <= 1 for name in ("predicted", "found"))]
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Returns the facts in `run_facts.json`, of any type, or nothing if there is no such file."""
+    return _read_dict(folder / _FACTS_NAME)
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
@@ -60,7 +72,7 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     >>> wanted_files(["model.safetensors", "rollouts/groups-000-000001.parquet", "rollouts/../x.parquet", "results.json"])
     ['results.json', 'rollouts/groups-000-000001.parquet']
     """
-    plain = {*_HISTORY_NAMES, _RESULTS_NAME}
+    plain = {*_HISTORY_NAMES, _RESULTS_NAME, _FACTS_NAME}
 
     def is_wanted(name: str) -> bool:
         folder, _, file = name.rpartition("/")
@@ -167,11 +179,12 @@ def _numbers(values: Mapping[Any, Any]) -> dict[str, float]:
     }
 
 
-def _read_json(path: Path) -> Any:
+def _read_dict(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(_read_bytes(path) or b"null")
+        content = json.loads(_read_bytes(path) or b"null")
     except (ValueError, RecursionError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -29,8 +29,10 @@ NUMBERS = {
     "length": pa.int64(),
     "is_truncated": pa.bool_(),
 }
+# Of runs with tools or environments; 0 in all others.
+TURN_NUMBERS = ("num_turns", "num_tool_tokens")
 NAMES = {"verdict": VERDICTS, "fate": FATES}
-TEXTS = ("prompt", "solution", "completion", "extra")
+TEXTS = ("prompt", "solution", "completion", "extra", "env_fault")
 MAX_REWARDS = 64
 _MAX_FILE_BYTES = 2 * 2**30
 # Errors for a file that is not a record, or was removed.
@@ -48,7 +50,8 @@ class Shard:
         start (`int`):
             Number of the start of the run that wrote it.
         columns (`dict[str, np.ndarray]`):
-            `NUMBERS`, and `NAMES` as indices (unknown names have the next index); each of shape `(R,)`.
+            `NUMBERS`, `TURN_NUMBERS`, and `NAMES` as indices (unknown names have the next index); each of shape `(R,)`.
+            `step` is the first optimizer step that trains on the batch, counted from 1 as in the log.
         rewards (`dict[str, np.ndarray]`):
             Reward of each completion by each function, `rewards/<name>`, shape `(R,)`. NaN: not scored.
         facts (`dict`):
@@ -73,10 +76,15 @@ def read_shard(path: Path) -> Shard:
         _check_size(file)
         schema = file.schema_arrow
         rewards = [name for name in schema.names if name.startswith("rewards/")][:MAX_REWARDS]
-        table = file.read([*NUMBERS, *NAMES, *rewards])
+        turns = [name for name in TURN_NUMBERS if name in schema.names]
+        table = file.read([*NUMBERS, *NAMES, *rewards, *turns])
         if "completion" not in schema.names:
             raise ValueError("has no completions")
     columns = {name: _as_numpy(table[name].cast(kind)) for name, kind in NUMBERS.items()}
+    # The file has the number of steps before the batch.
+    columns["step"] = columns["step"] + 1
+    for name in TURN_NUMBERS:
+        columns[name] = _as_numpy(table[name].cast(pa.int64())) if name in turns else np.zeros(len(table), np.int64)
     for name, names in NAMES.items():
         codes = pc.index_in(table[name].cast(pa.string()), pa.array(names))
         columns[name] = pc.fill_null(codes, len(names)).to_numpy(zero_copy_only=False).astype(np.int8)

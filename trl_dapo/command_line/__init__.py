@@ -22,7 +22,7 @@ COMMANDS = {
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
     "recipes": "Lists the recipes that come with the package, and copies one.",
     "serve": "Starts a vLLM server that `train` samples from.",
-    "migrate": "Turns a configuration of verl, ms-swift, OpenRLHF or NeMo-RL into a recipe.",
+    "migrate": "Turns a configuration of verl, ms-swift, OpenRLHF, NeMo-RL, ROLL or SkyRL into a recipe.",
     "push": "Pushes a trained model with its card, curves and results to the Hub.",
 }
 

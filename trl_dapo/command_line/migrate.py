@@ -103,11 +103,14 @@ def migrate(config: dict[str, Any], framework: str, num_processes: int | None = 
     result = Migration(dict(table.always))
     numbers: dict[str, Any] = {}
     steps: list[tuple[Option, Any]] = []
+    known = set()
     for option in table.options:
-        is_given = given.get(option.theirs) is not None
+        name = next((name for name in given if name not in known and _is_named(name, option.theirs)), option.theirs)
+        known.add(name)
+        is_given = given.get(name) is not None
         if not is_given and option.default is None:
             continue
-        value = given[option.theirs] if is_given else option.default
+        value = given[name] if is_given else option.default
         if not is_given and option.theirs == "epsilon_high" and value == "epsilon":
             value = result.recipe.get("epsilon", 0.2)
         try:
@@ -116,18 +119,18 @@ def migrate(config: dict[str, Any], framework: str, num_processes: int | None = 
                     raise CannotTranslateError(f"no number of steps: write {option.ours} or its strategy")
                 steps.append((option, _whole(value)))
             elif option.role:
-                numbers[option.role] = _whole(value)
+                number = _whole(option.convert(value) if option.convert else value)
+                numbers[option.role] = number * (numbers.get("parts", 1) if option.role == "parts" else 1)
             else:
                 _refuse_expression(value)
                 result.recipe |= option.convert(value) if option.convert else {option.ours: _as_number(value)}
         except CannotTranslateError as reason:
             where = "" if is_given else ", its default"
-            result.untranslated.append(f"{option.theirs}: {value}{where} ({reason})")
+            result.untranslated.append(f"{name}: {value}{where} ({reason})")
             continue
-        (result.translated if is_given else result.assumed).append(f"{option.theirs}: {value} -> {option.ours}")
+        (result.translated if is_given else result.assumed).append(f"{name}: {value} -> {option.ours}")
         if is_given and option.note:
-            result.different.append(f"{option.theirs}: {option.note}")
-    known = {option.theirs for option in table.options}
+            result.different.append(f"{name}: {option.note}")
     for name, value in given.items():
         if name not in known:
             result.untranslated.append(f"{name}: {value} ({_reason(name, table, framework)})")
@@ -229,6 +232,11 @@ def _resolved(flat: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+def _is_named(name: str, pattern: str) -> bool:
+    levels, wanted = name.split("."), pattern.split(".")
+    return len(levels) == len(wanted) and all(part in (level, "*") for level, part in zip(levels, wanted, strict=True))
+
+
 def _reason(name: str, table: Framework, framework: str) -> str:
     if name in table.left_out:
         return table.left_out[name]
@@ -260,8 +268,12 @@ def _put_batch(result: Migration, numbers: dict[str, int], num_processes: int | 
     if "prompts" not in numbers:
         return 1
     generations = numbers["generations"]
-    samples = numbers["update_samples"] if "update_samples" in numbers else numbers["update_prompts"] * generations
-    result.num_processes = num_processes or numbers["gpus"] * numbers["nodes"]
+    gpus = numbers["gpus"] * numbers.get("nodes", 1)
+    if "accumulation" in numbers:
+        samples = numbers["micro"] * numbers["accumulation"] * gpus // numbers.get("parts", 1)
+    else:
+        samples = numbers["update_samples"] if "update_samples" in numbers else numbers["update_prompts"] * generations
+    result.num_processes = num_processes or gpus
     fields = batch_fields(numbers["prompts"], generations, samples, result.num_processes, numbers.get("micro", 1))
     result.recipe |= fields
     updates = fields["steps_per_generation"] // fields["gradient_accumulation_steps"]

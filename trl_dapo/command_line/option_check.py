@@ -5,6 +5,8 @@ Names, types and defaults of the options are read from the source of the datacla
 """
 
 import difflib
+import importlib.util
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 
 from trl_dapo.config.field_types import check_choices
 from trl_dapo.config.local_paths import require_existing
+from trl_dapo.rewards import get_reward
 
 from .launcher import num_processes
 from .option_sources import SOURCES, Option, read_options
@@ -84,6 +87,9 @@ def check_options(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     _check_paths(values, command)
     if command == "train":
         check_choices(values)
+        _check_engine(values)
+        for reward in _reward_names(arguments, config):
+            get_reward(reward)
         _check_groups({name: option.default for name, option in fields.items()} | values)
         for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
             if values.get(name) is None and not _is_true(values.get("tiny_task")):
@@ -198,6 +204,27 @@ def _check_paths(values: Mapping[str, Any], command: str) -> None:
             )
     if output is not None and Path(str(output)).expanduser().is_file():
         raise ValueError(f"--output_dir is {str(output)!r}, which is a file. Give a folder, which need not exist.")
+
+
+def _reward_names(arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Returns the rewards that are named on the command line, or else in the recipe."""
+    if "--reward_names" not in arguments:
+        names = config.get("reward_names")
+        return [str(name) for name in names] if isinstance(names, list) else []
+    following = arguments[list(arguments).index("--reward_names") + 1 :]
+    return list(itertools.takewhile(lambda argument: not argument.startswith("--"), following))
+
+
+def _has_vllm() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _check_engine(values: Mapping[str, Any]) -> None:
+    if _is_true(values.get("use_vllm")) and not _has_vllm():
+        raise ValueError(
+            "use_vllm is true, but vLLM is not installed. Install it (pip install 'trl-dapo[vllm]'), or set --use_vllm false: "
+            "transformers samples then."
+        )
 
 
 def _check_groups(values: Mapping[str, Any]) -> None:

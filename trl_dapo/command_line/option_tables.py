@@ -1,5 +1,6 @@
 """Options of other frameworks and what they are here: one table per framework, from which docs/moving.md is checked."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,15 +17,15 @@ class Option:
 
     Attributes:
         theirs (`str`):
-            Its name there, with dots between the levels.
+            Its name there, with dots between the levels. `*` stands for the name of one level, which the user chose.
         ours (`str`):
             The field here, or several with commas.
         role (`str`, *optional*):
             `""`: the value is copied or converted. `"steps"`: a count of rollout steps there, of optimizer steps here. Else
             the number of the batch that it is: `"prompts"`, `"generations"`, `"update_prompts"`, `"update_samples"`,
-            `"micro"`, `"gpus"` or `"nodes"`.
-        convert (`Callable[[Any], dict[str, Any]]`, *optional*):
-            Turns the value into fields of ours. `None`: it is copied.
+            `"accumulation"`, `"micro"`, `"gpus"`, `"nodes"` or `"parts"` (GPUs that hold one model together).
+        convert (`Callable[[Any], Any]`, *optional*):
+            Turns the value into fields of ours (`dict[str, Any]`), or into the number of the batch. `None`: it is copied.
         note (`str`, *optional*):
             What is different here.
         default (`Any`, *optional*):
@@ -34,7 +35,7 @@ class Option:
     theirs: str
     ours: str
     role: str = ""
-    convert: Callable[[Any], dict[str, Any]] | None = None
+    convert: Callable[[Any], Any] | None = None
     note: str = ""
     default: Any = None
 
@@ -598,4 +599,410 @@ NEMO = Framework(
     {"lr_scheduler_type": "constant_with_warmup"},
 )
 
-FRAMEWORKS: dict[str, Framework] = {"verl": VERL, "ms-swift": SWIFT, "OpenRLHF": OPENRLHF, "NeMo-RL": NEMO}
+
+def _roll_devices(value: Any) -> int:
+    """Returns the number of devices in a list, or in text such as `list(range(0, 8))`."""
+    spans = re.findall(r"range\(\s*(\d+)\s*,\s*(\d+)\s*\)", value) if isinstance(value, str) else []
+    if spans:
+        return sum(int(end) - int(start) for start, end in spans)
+    if isinstance(value, list):
+        return len(value)
+    raise CannotTranslateError("not a list of devices: give the number of GPUs with --num_processes")
+
+
+_ROLL_T, _ROLL_A, _ROLL_I = "actor_train.training_args.", "actor_train.", "actor_infer."
+_ROLL_FILTER = "rewards.*.query_filter_config."
+ROLL = Framework(
+    [
+        Option("pretrain", "model_name_or_path"),
+        Option(_ROLL_A + "data_args.file_name", "dataset_name", convert=_one_file("dataset_name")),
+        Option("validation.data_args.file_name", "eval_dataset_name", convert=_one_file("eval_dataset_name")),
+        Option("rollout_batch_size", "steps_per_generation", "prompts", note="in prompts there", default=128),
+        Option("num_return_sequences_in_group", "num_generations", "generations", default=1),
+        Option(_ROLL_T + "per_device_train_batch_size", "per_device_train_batch_size", "micro", default=8),
+        Option(
+            _ROLL_T + "gradient_accumulation_steps",
+            "gradient_accumulation_steps",
+            "accumulation",
+            note="of a data-parallel rank; here every GPU is one",
+            default=1,
+        ),
+        Option(
+            _ROLL_A + "device_mapping",
+            "--num_processes",
+            "gpus",
+            _roll_devices,
+            note="the devices that train",
+            default=[0],
+        ),
+        *(
+            Option(_ROLL_A + f"strategy_args.strategy_config.{kind}_size", "gradient_accumulation_steps", "parts")
+            for kind in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
+        ),
+        Option(_ROLL_A + "model_args.ulysses_size", "gradient_accumulation_steps", "parts"),
+        Option("ppo_epochs", "num_iterations"),
+        Option("max_steps", "max_steps", "steps", note=_ROUNDS_NOTE, default=500),
+        Option("save_steps", "save_steps", "steps", note=_ROUNDS_NOTE, default=50),
+        Option("eval_steps", "eval_steps", "steps", note=_ROUNDS_NOTE, default=10),
+        Option("logging_steps", "logging_steps", "steps", note=_ROUNDS_NOTE, default=1),
+        Option("response_length", "max_completion_length"),
+        Option("pg_clip", "epsilon, epsilon_high", convert=lambda x: {"epsilon": x, "epsilon_high": x}, default=0.2),
+        Option("pg_clip_low", "epsilon", note="there only with use_pg_clip_range"),
+        Option("pg_clip_high", "epsilon_high", note="there only with use_pg_clip_range"),
+        Option(
+            "dual_clip_loss",
+            "delta",
+            convert=_only(False, "its bound follows from pg_clip: write delta: 1 + 2 x pg_clip, so 1.4 for 0.2"),
+        ),
+        Option(
+            "adv_estimator",
+            "scale_rewards",
+            convert=_choice("adv_estimator", {"grpo": {}, "reinforce": {}}),
+            note="reinforce there is GRPO only with norm_mean_type and norm_std_type: group",
+            default="gae",
+        ),
+        Option("norm_mean_type", "scale_rewards", convert=_only("group", "the baseline is the mean of the group")),
+        Option(
+            "norm_std_type",
+            "scale_rewards",
+            convert=_choice(
+                "norm_std_type", {"group": {"scale_rewards": "group"}, "batch": {"scale_rewards": "batch"}}
+            ),
+        ),
+        Option(
+            "whiten_advantages", "scale_rewards", convert=_only(False, "advantages are not whitened over the batch")
+        ),
+        Option("kl_loss_coef", "beta"),
+        Option("use_kl_loss", "beta", convert=_off_sets("beta", 0.0), default=False),
+        Option(
+            "add_token_level_kl",
+            "beta",
+            convert=_only(False, "a KL term in the reward has no counterpart; beta puts it into the loss"),
+        ),
+        Option(
+            "entropy_loss_coef", "entropy_coef", convert=_only(0, "an entropy bonus is not translated"), note="only 0"
+        ),
+        Option(
+            "loss_agg_mode",
+            "loss_type",
+            convert=_choice(
+                "loss_agg_mode",
+                {
+                    "token-mean": {"loss_type": "dapo"},
+                    "seq-mean-token-mean": {"loss_type": "grpo"},
+                    "seq-mean-token-sum-norm": {"loss_type": "dr_grpo"},
+                },
+            ),
+            default="seq-mean-token-mean",
+        ),
+        Option(
+            "importance_sampling",
+            "importance_sampling_level",
+            convert=_choice(
+                "importance_sampling",
+                {"token": {"importance_sampling_level": "token"}, "seq": {"importance_sampling_level": "sequence"}},
+            ),
+        ),
+        Option("max_len_mask", "mask_truncated_completions", note="the masked tokens are not in the denominator here"),
+        Option(
+            _ROLL_FILTER + "type",
+            "dynamic_sampling",
+            convert=_choice(
+                "query_filter_config.type",
+                {
+                    "no_filter": {"dynamic_sampling": False},
+                    "mean_filter": {"dynamic_sampling": True},
+                    "std_filter": {"dynamic_sampling": True},
+                },
+            ),
+            note="of one domain; filter_reward names the reward that decides",
+            default="no_filter",
+        ),
+        Option(
+            _ROLL_FILTER + "filter_args.threshold_down",
+            "filter_range",
+            convert=_only(0, "write filter_range: [threshold_down, threshold_up]"),
+            note="only 0, which every group with a correct and a wrong completion meets",
+        ),
+        Option(
+            _ROLL_FILTER + "filter_args.threshold_up",
+            "filter_range",
+            convert=_only(1, "write filter_range: [threshold_down, threshold_up]"),
+            note="only 1, which every group with a correct and a wrong completion meets",
+        ),
+        Option(
+            _ROLL_FILTER + "filter_args.std_threshold",
+            "filter_range",
+            convert=_only(0, "groups are filtered by their mean (filter_range), not by their deviation"),
+            note="only 0",
+        ),
+        Option(_ROLL_T + "learning_rate", "learning_rate", default=5e-5),
+        Option(_ROLL_T + "weight_decay", "weight_decay"),
+        Option(_ROLL_T + "warmup_steps", "warmup_steps", note="in optimizer steps on both sides"),
+        Option(_ROLL_T + "warmup_ratio", "warmup_steps", note="below 1 it is a share"),
+        Option(_ROLL_T + "lr_scheduler_type", "lr_scheduler_type"),
+        Option("max_grad_norm", "max_grad_norm"),
+        Option(
+            _ROLL_A + "model_args.disable_gradient_checkpointing",
+            "gradient_checkpointing",
+            convert=lambda value: {"gradient_checkpointing": not value},
+        ),
+        Option(
+            _ROLL_A + "model_args.dtype",
+            "bf16",
+            convert=_choice("dtype", {"bf16": {"bf16": True}, "fp32": {"bf16": False}}),
+        ),
+        Option(
+            _ROLL_A + "model_args.lora_rank",
+            "use_peft, lora_r",
+            convert=lambda rank: {"use_peft": True, "lora_r": rank} if rank else {},
+        ),
+        Option(_ROLL_A + "model_args.lora_alpha", "lora_alpha"),
+        Option(_ROLL_I + "strategy_args.strategy_name", "use_vllm, vllm_mode", convert=_ENGINE, default="vllm"),
+        Option(_ROLL_I + "strategy_args.strategy_config.gpu_memory_utilization", "vllm_gpu_memory_utilization"),
+        Option(_ROLL_I + "strategy_args.strategy_config.tensor_parallel_size", "vllm_tensor_parallel_size"),
+        Option(_ROLL_I + "generating_args.temperature", "temperature"),
+        Option(_ROLL_I + "generating_args.top_p", "top_p"),
+        Option(_ROLL_I + "generating_args.top_k", "top_k", convert=_top_k),
+        Option("seed", "seed", default=42),
+        Option("output_dir", "output_dir"),
+        Option("exp_name", "run_name"),
+        Option(
+            "track_with",
+            "report_to",
+            convert=_choice(
+                "track_with",
+                {name: {"report_to": name} for name in ("wandb", "tensorboard", "swanlab")}
+                | {"stdout": {"report_to": "none"}},
+            ),
+        ),
+    ],
+    {
+        "prompt_length": "there is no limit on prompts here; vllm_max_model_length holds prompt and completion",
+        "sequence_length": "max_completion_length is sequence_length - prompt_length",
+        "num_gpus_per_node": "the GPUs are those of actor_train.device_mapping",
+        "use_pg_clip_range": "epsilon and epsilon_high are two settings: without it, leave pg_clip_low and pg_clip_high out",
+        "is_use_additional_prompts": _ROUND_SIZE,
+        "max_additional_running_prompts": _ROUND_SIZE,
+        "max_running_requests": _MEMORY,
+        "generate_opt_level": _MEMORY,
+        "is_num_return_sequences_expand": _MEMORY,
+        "async_generation_ratio": "sampling is not asynchronous here",
+        "difficulty_*": "prompts that are too easy or too hard: filter_range, or selective_rollout",
+        "error_max_len_*": "soft_punish_cache punishes completions near the limit",
+        "add_len_reward": "soft_punish_cache punishes completions near the limit",
+        "reward_clip": "rewards are not clipped",
+        "advantage_clip": "advantages are not clipped",
+        "init_kl_coef": "used there only with add_token_level_kl",
+        "lambd": "there is no critic: an advantage belongs to the whole completion",
+        "gamma": "there is no critic: an advantage belongs to the whole completion",
+        "value_clip": "there is no critic",
+        "reward_pretrain": "there is no critic",
+        "critic*": "there is no critic",
+        "rewards.*": "rewards are functions: name them in reward_names",
+        "reference.*": "a reference model exists only with beta above 0, and has no options",
+        "validation.*": "evaluation samples as training does; trl-dapo eval has its own sampling options",
+        _ROLL_T + "num_train_epochs": "max_steps ends the run there",
+        _ROLL_A + "data_args.*": _DATA,
+        _ROLL_A + "*": _PARALLEL,
+        _ROLL_I + "generating_args.*": "generation_kwargs takes other options of sampling",
+        _ROLL_I + "*": _MEMORY,
+        "resume_from_checkpoint": "resume with --resume_from_checkpoint true",
+        "checkpoint_config.*": "checkpoints are in output_dir",
+        "tracker_kwargs.*": _LOGGING,
+        "logging_dir": _LOGGING,
+        "hydra.*": "there is no Hydra here: options are flat",
+        "defaults": "the files that it names are not read: merge them",
+        "system_envs.*": "set environment variables in the shell",
+    },
+)
+
+_SKY_A, _SKY_P = "trainer.algorithm.", "trainer.policy."
+_SKY_G, _SKY_E = "generator.", "generator.inference_engine."
+SKYRL = Framework(
+    [
+        Option(_SKY_P + "model.path", "model_name_or_path"),
+        Option("data.train_data", "dataset_name", convert=_one_file("dataset_name")),
+        Option("data.val_data", "eval_dataset_name", convert=_one_file("eval_dataset_name")),
+        Option("trainer.train_batch_size", "steps_per_generation", "prompts", note="in prompts there", default=1024),
+        Option(_SKY_G + "n_samples_per_prompt", "num_generations", "generations", default=5),
+        Option(
+            "trainer.policy_mini_batch_size",
+            "gradient_accumulation_steps",
+            "update_prompts",
+            note="in prompts there, multiplied by n_samples_per_prompt; here in completions",
+            default=256,
+        ),
+        Option("trainer.micro_train_batch_size_per_gpu", "per_device_train_batch_size", "micro", default=1),
+        Option("trainer.placement.policy_num_gpus_per_node", "--num_processes", "gpus", default=1),
+        Option("trainer.placement.policy_num_nodes", "--num_machines", "nodes", default=1),
+        Option("trainer.update_epochs_per_batch", "num_iterations"),
+        Option("trainer.epochs", "num_train_epochs", default=1),
+        Option("trainer.ckpt_interval", "save_steps", "steps", note=_ROUNDS_NOTE, default=10),
+        Option("trainer.eval.interval", "eval_steps", "steps", note=_ROUNDS_NOTE, default=5),
+        Option("trainer.eval_interval", "eval_steps", "steps", note=_ROUNDS_NOTE),
+        Option("trainer.eval.before_train", "eval_on_start"),
+        Option("trainer.eval_before_train", "eval_on_start"),
+        Option(
+            "trainer.max_ckpts_to_keep",
+            "save_total_limit",
+            convert=lambda count: {"save_total_limit": count} if count > 0 else {},
+        ),
+        Option("trainer.ckpt_path", "output_dir"),
+        Option("trainer.run_name", "run_name"),
+        Option("trainer.logger", "report_to", convert=_trackers),
+        Option("trainer.seed", "seed", default=42),
+        Option("trainer.bf16", "bf16"),
+        Option("trainer.gradient_checkpointing", "gradient_checkpointing"),
+        Option(
+            _SKY_A + "advantage_estimator",
+            "scale_rewards",
+            convert=_choice("advantage_estimator", {"grpo": {}}),
+            note="only grpo is translated",
+        ),
+        Option(
+            _SKY_A + "grpo_norm_by_std",
+            "scale_rewards",
+            convert=lambda value: {"scale_rewards": "group" if value else "none"},
+        ),
+        Option(_SKY_A + "eps_clip_low", "epsilon", default=0.2),
+        Option(_SKY_A + "eps_clip_high", "epsilon_high", default=0.2),
+        Option(
+            _SKY_A + "clip_ratio_c",
+            "delta",
+            note="only with policy_loss_type: dual_clip",
+            default=3.0,
+        ),
+        Option(
+            _SKY_A + "policy_loss_type",
+            "delta, importance_sampling_level",
+            convert=_choice(
+                "policy_loss_type",
+                {
+                    "regular": {"delta": None},
+                    "dual_clip": {},
+                    "gspo": {"delta": None, "importance_sampling_level": "sequence"},
+                },
+            ),
+            default="regular",
+        ),
+        Option(
+            _SKY_A + "loss_reduction",
+            "loss_type",
+            convert=_choice(
+                "loss_reduction",
+                {
+                    "token_mean": {"loss_type": "dapo"},
+                    "token_mean_legacy": {"loss_type": "dapo"},
+                    "prompt_mean": {"loss_type": "dapo", "loss_normalization": "group"},
+                    "sequence_mean": {"loss_type": "grpo"},
+                    "seq_mean_token_sum_norm": {"loss_type": "dr_grpo"},
+                },
+            ),
+            note="token_mean_legacy averages over micro-batches there; the mean here is over the tokens of the optimizer step",
+            default="token_mean",
+        ),
+        Option(_SKY_A + "kl_loss_coef", "beta", default=0.001),
+        Option(_SKY_A + "use_kl_loss", "beta", convert=_off_sets("beta", 0.0)),
+        Option(
+            _SKY_A + "use_kl_in_reward",
+            "beta",
+            convert=_only(False, "a KL term in the reward has no counterpart; beta puts it into the loss"),
+        ),
+        Option(
+            _SKY_A + "use_entropy_loss", "entropy_coef", convert=_only(False, "an entropy bonus is not translated")
+        ),
+        Option(
+            _SKY_A + "dynamic_sampling.type",
+            "dynamic_sampling",
+            convert=_choice(
+                "dynamic_sampling.type", {"filter": {"dynamic_sampling": True}, "null": {"dynamic_sampling": False}}
+            ),
+            note="replace, which repeats good groups, is not here",
+            default="null",
+        ),
+        Option(
+            _SKY_A + "dynamic_sampling.max_sample_batches",
+            "max_generation_rounds, on_exhausted",
+            convert=lambda value: _rounds(value) | {"on_exhausted": "error"},
+            note="there the run ends when the rounds are spent; on_exhausted: partial would train what was found",
+        ),
+        Option(_SKY_A + "overlong_buffer_len", "soft_punish_cache", note="of its DAPO example", default=0),
+        Option(_SKY_A + "overlong_buffer_penalty_factor", "overlong_penalty_factor", note="of its DAPO example"),
+        Option(
+            _SKY_G + "apply_overlong_filtering",
+            "mask_truncated_completions",
+            note="the masked tokens are not in the denominator here",
+        ),
+        Option(
+            _SKY_A + "off_policy_correction.tis_ratio_type",
+            "vllm_importance_sampling_correction",
+            convert=_choice(
+                "tis_ratio_type",
+                {
+                    "null": {"vllm_importance_sampling_correction": False},
+                    "token": {"vllm_importance_sampling_correction": True},
+                },
+            ),
+            note="on by default here",
+            default="null",
+        ),
+        Option(_SKY_P + "optimizer_config.lr", "learning_rate", default=1e-6),
+        Option(_SKY_P + "optimizer_config.weight_decay", "weight_decay", default=0.01),
+        Option(_SKY_P + "optimizer_config.max_grad_norm", "max_grad_norm"),
+        Option(_SKY_P + "optimizer_config.num_warmup_steps", "warmup_steps", note="in optimizer steps on both sides"),
+        Option(_SKY_P + "optimizer_config.scheduler", "lr_scheduler_type", default="constant_with_warmup"),
+        Option(
+            _SKY_P + "model.lora.rank",
+            "use_peft, lora_r",
+            convert=lambda rank: {"use_peft": True, "lora_r": rank} if rank else {},
+        ),
+        Option(_SKY_P + "model.lora.alpha", "lora_alpha"),
+        Option(_SKY_E + "backend", "use_vllm, vllm_mode", convert=_ENGINE, default="vllm"),
+        Option(_SKY_G + "backend", "use_vllm, vllm_mode", convert=_ENGINE),
+        Option(_SKY_E + "gpu_memory_utilization", "vllm_gpu_memory_utilization", default=0.8),
+        Option(_SKY_G + "gpu_memory_utilization", "vllm_gpu_memory_utilization"),
+        Option(_SKY_E + "tensor_parallel_size", "vllm_tensor_parallel_size"),
+        Option(_SKY_G + "inference_engine_tensor_parallel_size", "vllm_tensor_parallel_size"),
+        Option(_SKY_G + "sampling_params.max_generate_length", "max_completion_length", default=1024),
+        Option(_SKY_G + "sampling_params.temperature", "temperature"),
+        Option(_SKY_G + "sampling_params.top_p", "top_p"),
+        Option(_SKY_G + "sampling_params.top_k", "top_k", convert=_top_k),
+        Option(_SKY_G + "sampling_params.min_p", "min_p"),
+    ],
+    {
+        "trainer.max_prompt_length": "there is no limit on prompts here; vllm_max_model_length holds prompt and completion",
+        _SKY_A + "dynamic_sampling.min_replace_ratio": "replace, which repeats good groups, is not here",
+        _SKY_A + "zero_variance_filter*": "a group without spread has advantages of 0",
+        _SKY_A + "value_*": "there is no critic",
+        _SKY_A + "lambd": "there is no critic: an advantage belongs to the whole completion",
+        _SKY_A + "gamma": "there is no critic: an advantage belongs to the whole completion",
+        "trainer.critic*": "there is no critic",
+        "trainer.ref.*": "a reference model exists only with beta above 0, and has no options",
+        "trainer.placement.*": _PARALLEL,
+        "trainer.strategy": _PARALLEL,
+        _SKY_P + "*": _PARALLEL,
+        "trainer.fully_async.*": "sampling is not asynchronous here",
+        "trainer.eval*": "evaluation samples as training does; trl-dapo eval has its own sampling options",
+        "trainer.micro_forward_batch_size_per_gpu": _MEMORY,
+        "trainer.use_sample_packing": _MEMORY,
+        "trainer.project_name": _LOGGING,
+        "trainer.resume_*": "resume with --resume_from_checkpoint true",
+        "trainer.export_path": "checkpoints are in output_dir",
+        "trainer.hf_save_interval": "a checkpoint always has the model in the format of transformers",
+        _SKY_G + "eval_*": "evaluation samples as training does; trl-dapo eval has its own sampling options",
+        _SKY_G + "max_turns": "max_tool_calling_iterations, with tools or environments",
+        _SKY_G + "sampling_params.*": "generation_kwargs takes other options of sampling",
+        _SKY_G + "*": "vllm_engine_kwargs takes options of the engine",
+        "environment.*": "rewards are functions: name them in reward_names",
+    },
+)
+
+FRAMEWORKS: dict[str, Framework] = {
+    "verl": VERL,
+    "ms-swift": SWIFT,
+    "OpenRLHF": OPENRLHF,
+    "NeMo-RL": NEMO,
+    "ROLL": ROLL,
+    "SkyRL": SKYRL,
+}

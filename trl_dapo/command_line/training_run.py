@@ -201,7 +201,12 @@ def use_model(args: DAPOConfig, model_args: ModelConfig) -> str:
     return model
 
 
-def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_args: ModelConfig) -> None:
+def run_training(
+    script_args: TrainingScriptArguments,
+    args: DAPOConfig,
+    model_args: ModelConfig,
+    given: dict[str, Any] | None = None,
+) -> None:
     """
     Trains a model, evaluates it before and after, and saves it with its card, `curves.png` and `results.json`.
 
@@ -212,6 +217,8 @@ def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_a
             Configuration of the trainer.
         model_args (`ModelConfig`):
             The model, its precision, and LoRA if any.
+        given (`dict[str, Any]`, *optional*):
+            The options of `trl-dapo train` that the user gave, for the model card.
     """
     # First of all: a misspelt name should not wait for data and model.
     reward_funcs: Any = [get_reward(name) for name in script_args.reward_names]
@@ -232,6 +239,7 @@ def run_training(script_args: TrainingScriptArguments, args: DAPOConfig, model_a
         quantization_config=get_quantization_config(model_args),
     )
     name_data(trainer, script_args, split)
+    trainer.card_options = given
     compare = (lambda: train_grpo(trainer, model, script_args, model_args)) if script_args.compare_grpo else None
     complete_run(trainer, compare)
 
@@ -439,12 +447,13 @@ def _print_results(results: dict[str, Any], num_problems: int) -> None:
         print("\nHeld-out accuracy was not measured.")
     for name, value in results.items():
         shown = {key: part for key, part in value.items() if key != "rows"} if isinstance(value, dict) else value
-        print(f"  {name}: {shown}")
+        if not isinstance(value, list):  # a table is in the file
+            print(f"  {name}: {shown}")
 
 
 def _results(trainer: DAPOTrainer, grpo: GRPOTrainer | None) -> dict[str, Any]:
     """
-    Returns the content of `results.json`: accuracies, wall times of training with its evaluations, efficiency.
+    Returns the content of `results.json`: accuracies, wall times of training with its evaluations, efficiency, reliability.
 
     Accuracy before is there only if the model was evaluated before the first step (`eval_on_start`).
     """
@@ -456,6 +465,9 @@ def _results(trainer: DAPOTrainer, grpo: GRPOTrainer | None) -> dict[str, Any]:
         results["held_out"] = asdict(trainer.card_held_out)
     if trainer.dynamic_sampler is not None:
         results["rollout_efficiency"] = trainer.dynamic_sampler.rollout_efficiency
+        selection = trainer.dynamic_sampler.source.selection
+        if selection is not None:
+            results["reliability"] = selection.reliability.table()
     if grpo is not None:
         results |= {f"grpo_accuracy_{word}": accuracy for word, accuracy in _accuracies(grpo).items()}
         results["grpo_train_seconds"] = _train_seconds(grpo)

@@ -1,6 +1,7 @@
 """The model card: a template, filled from what the run recorded. It contains only what was recorded."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from huggingface_hub import ModelCard, ModelCardData, constants
 
 from trl_dapo.atomic_write import atomic_write
@@ -97,6 +99,8 @@ def render_card(
         license_text=None if license is None else as_markdown(license),
         grades_answers_only="accuracy_reward" in facts.rewards,
         rewards=", ".join(f"{as_markdown(name)} (weight {weight:g})" for name, weight in facts.rewards.items()),
+        recipe=_recipe(facts),
+        inputs=_inputs(facts),
         dapo_citation=DAPO_CITATION,
         package_version=version("trl-dapo"),
     )
@@ -176,6 +180,26 @@ def _adapter(facts: RunFacts) -> str | None:
     if not facts.adapter:
         return None
     return ", ".join(f"{as_markdown(name)} {as_markdown(value)}" for name, value in facts.adapter.items())
+
+
+def _recipe(facts: RunFacts) -> list[str]:
+    """Returns the lines of the recipe file. A value is JSON on one line, so that no text ends the file or its block."""
+    # PyYAML reads 1e-06, as JSON has it, as a text.
+    return [
+        f"{name}: {yaml.safe_dump(value).splitlines()[0] if isinstance(value, float) else json.dumps(value)}"
+        for name, value in (facts.recipe or {}).items()
+    ]
+
+
+def _inputs(facts: RunFacts) -> str | None:
+    """Returns the files and modules of the user that the recipe names."""
+    recipe = facts.recipe or {}
+    sources = {"dataset_name": facts.train_data.is_on_hub, "eval_dataset_name": facts.eval_data.is_on_hub}
+    sources["model_name_or_path"] = facts.base_model_is_on_hub
+    names = [recipe[name] for name, is_on_hub in sources.items() if recipe.get(name) and not is_on_hub]
+    rewards = recipe.get("reward_names")
+    names += [name for name in rewards if "." in str(name)] if isinstance(rewards, list) else []
+    return ", ".join(as_code(name) for name in dict.fromkeys(names)) or None
 
 
 def _run_time(facts: RunFacts) -> str | None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -47,6 +48,11 @@ _LEFT_OUT = frozenset(
         "vllm_structured_outputs_regex",
         "pad_to_multiple_of",
     }
+)
+# Options that say where a run is written, shown and started. Another user has other places.
+_OF_THE_PLACE = re.compile(
+    r"output_dir|logging_dir|run_name|report_to|project|push_to_hub|hub_.*|trackio_.*|resume_from_checkpoint|machine_rank|"
+    r"main_process_.*|vllm_server_.*|vllm_group_port|vllm_weight_folder|log_completions_hub_repo|compare_grpo"
 )
 # The default of fields that are `None` until `DAPOConfig` computes them from other fields.
 _RESOLVED: dict[str, Callable[[DAPOConfig], Any]] = {
@@ -99,6 +105,8 @@ class RunFacts:
             What the run did, and where it differs from DAPO in the paper, as in the first lines of the run.
         settings (`dict[str, list]`):
             Value and default of each setting that differs from its default.
+        recipe (`dict[str, Any]`, *optional*):
+            Options of `trl-dapo train` that train such a model again. `None`: another program trained it.
         sampling (`dict[str, Any]`):
             How completions were sampled: temperature, top-p, most tokens, seed.
         hardware (`dict[str, Any]`):
@@ -133,6 +141,7 @@ class RunFacts:
     method: list[str]
     departures: list[str]
     settings: dict[str, list[Any]]
+    recipe: dict[str, Any] | None
     sampling: dict[str, Any]
     hardware: dict[str, Any]
     versions: dict[str, str]
@@ -192,6 +201,27 @@ def changed_settings(args: DAPOConfig) -> dict[str, list[Any]]:
         if not is_unused and _plain(value) != _plain(default):
             changed[field.name] = [_plain(without_secrets(value, field.name)), _plain(default)]
     return changed
+
+
+def published_recipe(options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Returns options of `trl-dapo train` as they can be published: without secrets, places, and the folders of local files.
+
+    Args:
+        options (`Mapping[str, Any]`):
+            The options that a user gave.
+
+    >>> published_recipe({"dataset_name": "/home/me/rows.jsonl", "max_steps": 40, "hub_token": "hf_x"})
+    {'dataset_name': 'rows.jsonl', 'max_steps': 40}
+    """
+    recipe = {}
+    for name, value in options.items():
+        known = without_secrets(value, name)
+        if known is None or _OF_THE_PLACE.fullmatch(name):
+            continue
+        is_local = isinstance(known, str) and os.sep in known and Path(known).exists()
+        recipe[name] = Path(known).name if is_local else _plain(known)
+    return recipe
 
 
 def hardware_of(args: DAPOConfig) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from trl_dapo.errors import TrainingStoppedError
 from trl_dapo.trl_seams import AddedReward
 
 from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
-from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions
+from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions, published_recipe
 from .hub_errors import explained
 
 
@@ -55,6 +55,8 @@ class PublishedTrainer(GRPOTrainer):
     card_eval_source: DataSource | None = None
     card_held_out: HeldOut | None = None
     card_license: str | None = None
+    # Options of `trl-dapo train`, if that command runs.
+    card_options: dict[str, Any] | None = None
     # Why a guard stopped the training before its last step.
     stop_reason: str | None = None
     _is_saving_checkpoint = False
@@ -235,6 +237,7 @@ class PublishedTrainer(GRPOTrainer):
             method=describe_method(args, num_steps, num_rows, self.punishment.names, self.filter_names),
             departures=departures(args),
             settings=changed_settings(args),
+            recipe=None if self.card_options is None else published_recipe(self.card_options),
             sampling=sampling,
             hardware=hardware_of(args),
             versions=installed_versions(),

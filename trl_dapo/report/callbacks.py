@@ -59,6 +59,8 @@ class RunRecord(TrainerCallback):
 _SHOWN = (
     ("sampled accuracy", "dapo/sampled_accuracy", ".3f"),
     ("acceptance", "dapo/acceptance_rate", ".2f"),
+    ("all correct", "dapo/frac_all_correct", ".2f"),
+    ("all wrong", "dapo/frac_all_wrong", ".2f"),
     ("entropy", "entropy", ".3f"),
     ("length", "completions/mean_length", ".0f"),
     ("reward", "reward", ".3f"),
