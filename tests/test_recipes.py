@@ -159,7 +159,7 @@ def run_script(*arguments, **environment):
 
 
 def test_script_without_hub_says_in_one_line_what_to_do():
-    finished = run_script("--use_cpu", "true", HF_ENDPOINT="http://127.0.0.1:9")
+    finished = run_script("--use_cpu", "true", "--use_vllm", "false", HF_ENDPOINT="http://127.0.0.1:9")
     assert finished.returncode == 1
     last_line = finished.stderr.strip().splitlines()[-1]
     assert last_line.startswith("HubUnreachableError: --dataset_name is 'openai/gsm8k'")
