@@ -1,62 +1,46 @@
-"""The private parts of TRL and transformers that the trainer builds on. When one moves, this fails first and says so."""
+"""
+What the package relies on in TRL and transformers, seen in runs of TRL's own trainer: which method calls what, with what, when.
+
+When one moves, this fails first and says which: each failure names the seam, what was expected and what came. The tests of a
+seam are those with its name in `relies_on`. tests/test_moved_trl.py moves some.
+"""
 
 import inspect
-import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from transformers import GenerationMixin, Trainer
-from trl import GRPOTrainer
+import torch
+import transformers.trainer
+from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
+from tiny_tools import Counted, ScriptedGRPO, calculate, call, chat_tokenizer, correct, make_chat_trainer, problems
+from transformers import GenerationMixin, LlamaConfig, LlamaForSequenceClassification, Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerState
+from trl import GRPOConfig, GRPOTrainer
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
+from trl_recorder import TRAINS_HERE, WHY_NOT, Recording, recorded, relies_on
 
 from trl_dapo import DAPOTrainer
-from trl_dapo.trl_seams import OVERRIDDEN, OVERRIDDEN_IN_VLLM_GENERATION, rebound, replaced
+from trl_dapo.trl_seams import (
+    OVERRIDDEN,
+    OVERRIDDEN_IN_VLLM_GENERATION,
+    AddedReward,
+    Generated,
+    TrainerSeams,
+    _is_of_environments,
+    completions_printed_by,
+    engine_built_by,
+    rebound,
+    replaced,
+)
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 from trl_dapo.vllm_server.generation import ServerGeneration
 
 
-SIGNATURES = {
-    "_generate": ["self", "prompts"],
-    "_generate_single_turn": [
-        "self",
-        "prompt_ids",
-        "images",
-        "multimodal_fields",
-        "num_generations",
-        "has_tool_images",
-    ],
-    "_tool_call_loop": [
-        "self",
-        "prompts",
-        "prompt_ids",
-        "completion_ids",
-        "completions",
-        "logprobs",
-        "images",
-        "multimodal_fields",
-    ],
-    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-    "_generate_and_score_completions": ["self", "inputs"],
-    "log": ["self", "logs", "start_time"],
-    "_compute_loss": ["self", "model", "inputs"],
-    "_prepare_inputs": ["self", "generation_batch"],
-    "_save_checkpoint": ["self", "model", "trial"],
-    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
-    "_load_rng_state": ["self", "checkpoint"],
-    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
-    "_issue_warnings_after_load": ["self", "load_result"],
-    "_push_from_checkpoint": ["self", "checkpoint_folder"],
-    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
-    "_get_train_sampler": ["self", "dataset"],
-    "get_train_dataloader": ["self"],
-    "save_model": ["self", "output_dir", "_internal_call"],
-    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
-    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
-    "init_hf_repo": ["self", "token", "private"],
-    "push_to_hub": ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"],
-}
+# Which methods are overridden, and with which parameters
 
 
 def overridden(ours, theirs):
@@ -66,10 +50,44 @@ def overridden(ours, theirs):
     return {name for name in names if hasattr(theirs, name)} - {"__init__"}
 
 
+def assert_overrides(ours, theirs, name):
+    """Asserts that our method takes each parameter that the method of TRL has, by name or at its place."""
+    assert hasattr(theirs, name), f"{theirs.__name__} has no method `{name}`"
+    taken = inspect.signature(getattr(ours, name)).parameters.values()
+    kinds = {parameter.kind for parameter in taken}
+    names = {p.name for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    positional = [p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for place, parameter in enumerate(inspect.signature(getattr(theirs, name)).parameters.values()):
+        is_positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if is_positional and place < len(positional):
+            assert positional[place] == parameter.name, f"`{parameter.name}` of `{name}` is at place {place}, not ours"
+            continue
+        is_taken = parameter.name in names or parameter.VAR_KEYWORD in kinds
+        is_taken |= is_positional and parameter.VAR_POSITIONAL in kinds
+        assert is_taken, f"`{name}` of {theirs.__name__} takes `{parameter}`, and our override does not"
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_override_takes_every_argument_that_the_method_of_trl_takes(name):
+    with relies_on(name, "a method of GRPOTrainer, with no parameter that our override would lose"):
+        assert_overrides(DAPOTrainer, GRPOTrainer, name)
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN_IN_VLLM_GENERATION)
+@pytest.mark.parametrize("ours", [DAPOVLLMGeneration, ServerGeneration])
+def test_override_takes_every_argument_that_the_method_of_vllm_generation_takes(ours, name):
+    with relies_on(f"VLLMGeneration.{name}", "a method with no parameter that our override would lose"):
+        assert_overrides(ours, VLLMGeneration, name)
+
+
 def test_every_overridden_method_is_listed_with_its_reason():
-    assert overridden(DAPOTrainer, GRPOTrainer) == set(OVERRIDDEN)
+    # One that TRL does not have any more is told by the test above.
+    assert overridden(DAPOTrainer, GRPOTrainer) == {name for name in OVERRIDDEN if hasattr(GRPOTrainer, name)}
     ours = overridden(DAPOVLLMGeneration, VLLMGeneration) | overridden(ServerGeneration, VLLMGeneration)
-    assert ours == set(OVERRIDDEN_IN_VLLM_GENERATION)
+    assert ours == {name for name in OVERRIDDEN_IN_VLLM_GENERATION if hasattr(VLLMGeneration, name)}
+
+
+# Replacing names
 
 
 def test_rebound_function_sees_other_names_and_its_module_does_not():
@@ -90,220 +108,662 @@ def test_replaced_name_is_back_afterwards_even_after_an_error():
     assert grpo_trainer.gather is before
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_overridden_method_has_the_signature_we_override(name):
-    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == SIGNATURES[name]
+# Generating and scoring a batch
 
 
-@pytest.mark.parametrize(
-    "fragment",
-    [
-        # What the replay hands back must be what TRL unpacks.
-        "prompt_ids_list,\n            completion_ids_list,\n            tool_mask_list,\n            completions,\n"
-        "            sampling_per_token_logps_list,\n            extra_fields,\n            images,\n"
-        "            tool_images,\n        ) = self._generate(prompts)",
-        "rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
-        '"num_items_in_batch": num_items_in_batch',
-        "self._pending_extra_logs.get(column, [None] * len(prompts))",
-        # The record of rollout groups reads the advantages of all ranks here.
-        'self._logs["advantages"].extend(all_process_advantages.tolist())',
-    ],
-)
-def test_scoring_calls_the_seams_that_the_replay_fills(fragment):
-    assert fragment in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+async def length(completion_ids, log_metric, **kwargs):
+    log_metric("calls", 1.0)
+    return [float(len(ids)) for ids in completion_ids]
 
 
-def test_card_is_written_before_each_checkpoint_and_each_push():
-    saving, pushing = inspect.getsource(GRPOTrainer._save_checkpoint), inspect.getsource(Trainer.push_to_hub)
-    assert saving.index("self.create_model_card(model_name=model_name)") < saving.index("super()._save_checkpoint")
-    assert pushing.index("self.save_model(") < pushing.index("self.create_model_card(model_name=model_name, **kwargs)")
-    assert pushing.index("self.create_model_card(") < pushing.index("upload_folder(")
+def parity(completion_ids, log_extra, **kwargs):
+    log_extra("first", [ids[0] for ids in completion_ids])
+    return first_token_reward(completion_ids)
 
 
-def test_pushes_in_training_are_where_we_look_for_them():
-    assert "self.push_in_progress = PushInProgress(push_jobs)" in inspect.getsource(Trainer._push_from_checkpoint)
-    assert "not self.push_in_progress.is_done()" in inspect.getsource(Trainer._finish_current_push)
+def tiny_reward_model():
+    """Returns a reward model for the words of the tiny tokenizer."""
+    torch.manual_seed(3)
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=20, num_labels=1, pad_token_id=0, name_or_path="judge", **shape)
+    return LlamaForSequenceClassification(config).eval()
 
 
-def test_generation_returns_eight_values():
-    source = inspect.getsource(GRPOTrainer._generate)
-    returned = "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images"
-    assert returned in source
-
-
-@pytest.mark.parametrize(
-    "attribute",
-    ["reward_funcs", "reward_func_names", "reward_processing_classes", "reward_weights", "eos_token_ids"],
-)
-def test_trainer_keeps_its_rewards_where_we_extend_them(attribute):
-    assert f"self.{attribute} = " in inspect.getsource(GRPOTrainer.__init__)
-
-
-def test_optimizer_step_is_announced_before_it_is_taken():
-    source = inspect.getsource(Trainer)
-    assert source.index("on_pre_optimizer_step") < source.index("self.optimizer.step()")
-
-
-# Groups that are sampled and graded by one rank alone
-
-
-def test_rewards_cross_ranks_by_a_name_that_can_be_replaced():
-    assert callable(grpo_trainer.gather)
-    source = inspect.getsource(GRPOTrainer._calculate_rewards)
-    assert source.count("gather(rewards_per_func)") == 1
-    assert "self.accelerator" not in source.replace("self.accelerator.device", "")
-
-
-def test_each_reward_function_is_called_inside_what_bounds_it():
-    assert callable(grpo_trainer.profiling_context)
-    source = inspect.getsource(GRPOTrainer._calculate_rewards)
-    assert source.count("with profiling_context(self, reward_func_name):") == 2
-    assert source.count("with profiling_context(self, func_name):") == 1
-    calls = [source.index(call) for call in ("= reward_func(**", "= reward_func(\n", "await func(")]
-    opened = [match.start() for match in re.finditer("with profiling_context", source)]
-    assert sorted(calls + opened) == [place for pair in zip(opened, calls, strict=True) for place in pair]
-
-
-def test_prompts_are_tokenized_apart_from_generation():
-    assert list(inspect.signature(GRPOTrainer._tokenize_prompts).parameters) == ["self", "prompts"]
-    assert "return prompt_ids, images, multimodal_fields" in inspect.getsource(GRPOTrainer._tokenize_prompts)
-
-
-def test_weights_are_pushed_where_the_step_has_changed():
-    source = inspect.getsource(GRPOTrainer._generate_single_turn)
-    assert "if self.state.global_step != self._last_loaded_step:" in source
-    assert "self._last_loaded_step = self.state.global_step" in source
-
-
-def test_images_are_put_into_prompts_and_taken_out_as_we_do_it():
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    assert 'images = [example.get("images") for example in inputs]' in source
-    assert "prepare_multimodal_messages(prompt, images=image_list)" in source
-    # What the replay hands back comes first; the column stands in for it.
-    assert "if images is None:\n            images = dataset_images" in source
-    assert 'prompt_images.append(part["image"])' in inspect.getsource(GRPOTrainer._tokenize_prompts)
-    assert "self._is_vlm = True" in inspect.getsource(GRPOTrainer.__init__)
-
-
-def test_ranks_that_share_a_model_decode_equally_far():
-    # FSDP2 gathers each layer in each forward pass: a rank that stopped on its own would leave the others waiting.
-    source = inspect.getsource(GenerationMixin._extract_generation_mode_kwargs)
-    assert "is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self)) and world_size > 1" in source
-
-
-# Checkpoints
-
-
-def test_random_numbers_are_restored_after_the_loop_has_reset_its_counters():
-    loop, epoch = (inspect.getsource(getattr(Trainer, name)) for name in ("_inner_training_loop", "_run_epoch"))
-    for reset in ("self._prepare_for_training(", "self._tr_loss = torch.tensor(", "self._evaluate("):
-        assert loop.index(reset) < loop.index("self._run_epoch(")
-    assert epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2
-    assert epoch.index("self.get_batch_samples(") < epoch.index("            if rng_to_sync:")
-
-
-def test_checkpoint_is_pushed_and_older_ones_deleted_when_the_state_of_the_trainer_is_written():
-    source = inspect.getsource(Trainer._save_checkpoint)
-    parts = ["self.save_model(", "self._save_rng_state(", "self.state.save_to_json(", "_push_from_checkpoint("]
-    places = [source.index(part) for part in [*parts, "rotate_checkpoints("]]
-    assert places == sorted(places)
-    assert "save_total_limit=self.args.save_total_limit" in source
-
-
-def test_trainer_keeps_the_batch_that_it_trains_where_it_is_saved():
-    source = inspect.getsource(GRPOTrainer._prepare_inputs)
-    assert "if self._step % generate_every == 0 or self._buffered_inputs is None:" in source
-    assert "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
-
-
-# The vLLM backend. Those of vLLM itself are in tests/with_vllm/test_vllm_seams.py.
-
-
-def test_trainer_builds_its_vllm_backend_by_the_name_that_we_replace():
-    assert "self.vllm_generation = VLLMGeneration(\n" in inspect.getsource(GRPOTrainer.__init__)
-    assert "self.llm = LLM(\n" in inspect.getsource(VLLMGeneration._init_vllm)
-    assert "max_num_batched_tokens=4096," in inspect.getsource(VLLMGeneration._init_vllm)
-
-
-def test_trainer_syncs_weights_once_per_optimizer_step():
-    assert "if self.state.global_step != self._last_loaded_step:\n" in inspect.getsource(
-        GRPOTrainer._generate_single_turn
+def plain_trainer(folder, cls=GRPOTrainer, rewards=parity, processing_class=None, reward_classes=None, **options):
+    """Returns TRL's trainer of the tiny model."""
+    return cls(
+        model=tiny_model(),
+        reward_funcs=rewards,
+        args=GRPOConfig(**training_arguments(folder, **options)),
+        train_dataset=numbered_prompts(4),
+        eval_dataset=numbered_prompts(1),
+        processing_class=processing_class or tiny_tokenizer(),
+        reward_processing_classes=reward_classes,
     )
 
 
-def test_weight_sync_loads_what_the_overridden_iterator_yields():
-    source = inspect.getsource(VLLMGeneration.sync_weights)
-    assert "for name, param in self._iter_named_params():\n                self.llm." in source
-    # The iterator is run to its end before the caches of the old weights are dropped.
-    assert source.index("self._iter_named_params()") < source.index("self.llm.reset_prefix_cache()")
-    assert list(inspect.signature(VLLMGeneration._iter_named_params).parameters) == ["self"]
+def rows_of(num_prompts=2, num_generations=4):
+    """Returns dataset rows as TRL's sampler repeats them."""
+    return [dict(row) for row in numbered_prompts(num_prompts) for _ in range(num_generations)]
 
 
-def test_generation_asks_the_flags_that_keep_the_engine_awake():
-    source = inspect.getsource(VLLMGeneration.generate)
-    assert "self.enable_sleep_mode and self._llm_weights_sleeping" in source
-    assert source.count("if self.enable_sleep_mode:") == 2
-    assert "self.llm.sleep(level=2)\n                self._llm_weights_sleeping = True" in source
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("seams")
 
 
-def test_server_mode_calls_what_stands_in_for_the_client():
-    source = inspect.getsource(VLLMGeneration.sync_weights)
-    assert "if self._weight_metadata is None:" in source
-    assert "self.vllm_client.update_named_params(self._weight_metadata, self._iter_named_params())" in source
-    assert source.count("self.vllm_client.") == 2
-    assert "self.vllm_client.reset_prefix_cache()" in source
-    source = inspect.getsource(GRPOTrainer.__init__)
-    assert 'self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"]' in source
-    assert list(inspect.signature(VLLMGeneration.generate).parameters)[1:4] == ["prompts", "images", "num_generations"]
-    assert inspect.signature(VLLMClient).parameters.keys() >= {"base_url", "group_port", "connection_timeout"}
+@pytest.fixture(scope="module")
+def judged(folder):
+    """A trainer of TRL with a function, an async function and a model as rewards, and with both lists that it logs into."""
+    rewards, classes = [parity, length, tiny_reward_model()], [None, None, tiny_tokenizer()]
+    return plain_trainer(folder, rewards=rewards, reward_classes=classes)
 
 
-def test_backend_without_vllm_has_no_engine_class_to_replace():
-    assert hasattr(vllm_generation, "VLLMGeneration")
-    assert hasattr(vllm_generation, "LLM") == vllm_generation.is_vllm_available()
+@pytest.fixture
+def trainer(judged):
+    """The same, as it was built."""
+    kept = {name: value for name, value in vars(judged).items() if not name.startswith("_metrics")}
+    yield judged
+    vars(judged).update(kept)
+    for name in set(vars(judged)) - set(kept) - {"_metrics"}:
+        delattr(judged, name)
+    judged.model.train()
+    judged.state.global_step = 0
+    judged._pending_extra_logs.clear()
+    judged._pending_metrics.clear()
 
 
-def test_generated_tokens_reach_the_caller_as_the_lists_that_were_sampled():
+@pytest.fixture(scope="module")
+def scored(folder):
+    """One batch that TRL generated and scored."""
+    recording = Recording()
+    names = [*OVERRIDDEN, "_tokenize_prompts"]
+    trainer = plain_trainer(folder, recorded(GRPOTrainer, names, recording))
+    rows = rows_of()
+    output = trainer._generate_and_score_completions(rows)
+    return SimpleNamespace(trainer=trainer, rows=rows, output=output, recording=recording)
+
+
+def test_generation_returns_what_the_replay_hands_back(scored):
+    with relies_on("_generate", f"the {len(Generated._fields)} values of `Generated`: {', '.join(Generated._fields)}"):
+        calls = scored.recording
+        made = calls.only("_generate")
+        assert made.is_inside(calls.only("_generate_and_score_completions"))
+        assert made.arguments["prompts"] == [row["prompt"] for row in scored.rows]
+        assert len(made.result) == len(Generated._fields), f"{len(made.result)} values"
+        generated = Generated(*made.result)
+        assert generated.prompt_ids == calls.only("_tokenize_prompts").result[0]
+        assert [len(ids) > 0 for ids in generated.completion_ids] == [True] * 8
+        assert generated.completions == scored.trainer._tokenizer.batch_decode(generated.completion_ids, True)
+        nothing = [generated.tool_mask, generated.logps, generated.extra_fields, generated.images, generated.tool_images]
+        assert nothing == [None, None, {}, None, []]
+
+
+def test_prompts_are_tokenized_before_one_call_samples_them(scored):
+    with relies_on("_generate_single_turn", "called once by `_generate`, with the three values of `_tokenize_prompts`"):
+        calls = scored.recording
+        turn, tokenized = calls.only("_generate_single_turn"), calls.only("_tokenize_prompts")
+        assert tokenized.ended < turn.began < calls.only("_generate").ended
+        given = [turn.arguments[name] for name in ("prompt_ids", "images", "multimodal_fields", "num_generations")]
+        assert given == [*tokenized.result, 4]
+        completion_ids, logps = turn.result
+        assert [type(ids) for ids in completion_ids] == [list] * 8 and logps is None
+
+
+def test_rewards_are_asked_for_once_with_what_was_generated(scored):
+    with relies_on("_calculate_rewards", "(inputs, prompts, completions, completion_ids_list) of `_generate`; returns (B, F)"):
+        calls = scored.recording
+        rewards, generated = calls.only("_calculate_rewards"), Generated(*calls.only("_generate").result)
+        assert calls.order("_generate", "_calculate_rewards") == ["_generate", "_calculate_rewards"]
+        assert rewards.arguments["completions"] == generated.completions
+        assert rewards.arguments["completion_ids_list"] == generated.completion_ids
+        assert rewards.arguments["prompts"] == [row["prompt"] for row in scored.rows]
+        assert [row["row"] for row in rewards.arguments["inputs"]] == [row["row"] for row in scored.rows]
+        assert rewards.result.tolist() == [[reward] for reward in first_token_reward(generated.completion_ids)]
+
+
+def test_sampled_lists_reach_the_caller_as_they_are(trainer):
     # The class of the list tells an empty completion from one padding token.
-    source = inspect.getsource(GRPOTrainer._generate)
-    assert "completion_ids, logprobs = self._generate_single_turn(" in source
-    assert "completion_ids = " not in source
+    sampled = [[5 + row, 2] for row in range(8)]
+    with relies_on("_generate_single_turn", "its lists are those that `_generate` returns, not copies"):
+        trainer._generate_single_turn = lambda *args, **kwargs: (sampled, None)
+        returned = Generated(*trainer._generate([row["prompt"] for row in rows_of()])).completion_ids
+        assert [list(ids) for ids in returned] == sampled
+        assert all(ids is ours for ids, ours in zip(returned, sampled, strict=True))
 
 
-@pytest.mark.parametrize(
-    "fragment",
-    [
-        # What is done before the first generation, where we stop it, and what it leaves for each row.
-        "for i, (prompt, environment, x) in enumerate(zip(prompts, self.environments, inputs, strict=True)):",
-        "observation = environment.reset(**reset_kwargs)",
-        "self._sync_tool_dicts.append(sync_tool_dict)",
-        "self._async_tool_dicts.append(async_tool_dict)",
-        "self._batch_environments = [",
-        "pool = self._environment_pool[name]",
-        # Fields of a rollout function.
-        "inp[key] = values[i]",
-    ],
-)
-def test_environments_are_prepared_as_we_let_them(fragment):
-    assert fragment in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+@pytest.fixture
+def replay(trainer, monkeypatch):
+    """What TRL makes of a batch that was generated and graded before: prompts of one token, completions of 2 to 4, given rewards."""
+    tokens = [list(range(3, 5 + row % 3)) for row in range(8)]
+    rewards = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]] * 2)
+    returned = Generated([[9]] * 8, tokens, None, ["w"] * 8, None, {"game": "g", "note": list("abcdefgh")}, None, [])
+    given = {}
+
+    def generate(prompts):
+        trainer._pending_extra_logs["first"] = list(range(8))
+        return returned
+
+    def calculate_rewards(inputs, prompts, completions, completion_ids_list):
+        given.update(inputs=inputs, completion_ids=completion_ids_list)
+        return rewards
+
+    def gather_object(objects):
+        # Another rank has logged one more column.
+        return [*objects, "elsewhere"] if objects == ["first"] else objects
+
+    trainer._generate, trainer._calculate_rewards = generate, calculate_rewards
+    monkeypatch.setattr(grpo_trainer, "gather_object", gather_object, raising=False)
+    for cells in (trainer._logs["advantages"], trainer._logs["extra"]):
+        cells.clear()
+    output = trainer._generate_and_score_completions(rows_of())
+    return SimpleNamespace(trainer=trainer, output=output, tokens=tokens, rewards=rewards, given=given)
 
 
-@pytest.mark.parametrize(
-    "fragment",
-    [
-        # The number of a row stays with its tokens.
-        "prompt_ids[idx_with_tool] + completion_ids[idx_with_tool] + suffix_ids",
-        "post_tool_ids, post_tool_logprobs = self._generate_single_turn(\n                prompt_completion_tool_ids,",
-        # A tool that raises is answered.
-        "except Exception as e:",
-        "return tool_mask, completions, completion_ids, logprobs, tool_call_count, tool_failure_count, tool_images",
-    ],
-)
-def test_loop_of_tool_calls_is_the_one_that_we_run(fragment):
-    assert fragment in inspect.getsource(GRPOTrainer._tool_call_loop)
+def test_what_the_replay_hands_back_is_what_is_trained(replay):
+    with relies_on("_generate_and_score_completions", "pads what `_generate` returned, and nothing else"):
+        output, tokens = replay.output, replay.tokens
+        assert output["prompt_ids"].tolist() == [[9]] * 8
+        assert output["completion_ids"].tolist() == [ids + [0] * (4 - len(ids)) for ids in tokens]
+        assert output["completion_mask"].tolist() == [[1] * len(ids) + [0] * (4 - len(ids)) for ids in tokens]
+        assert output["num_items_in_batch"] == sum(map(len, tokens))
+        assert "old_per_token_logps" not in output and "tool_mask" not in output
+    with relies_on("_calculate_rewards", "its rewards, with the weights of the trainer, make the advantages"):
+        sums = replay.rewards.sum(dim=1)
+        groups = sums.view(2, 4)
+        expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+        torch.testing.assert_close(output["advantages"], expected.flatten())
+        assert replay.given["completion_ids"] == tokens
+    with relies_on("_generate", "fields of a rollout function are put into the rows that rewards are given"):
+        assert [(row["game"], row["note"]) for row in replay.given["inputs"]] == [("g", note) for note in "abcdefgh"]
 
 
-def test_rewards_of_environments_are_closures_that_we_recognize():
-    source = inspect.getsource(GRPOTrainer.__init__)
-    assert "def get_reward(environments, _env_type=env_type, **kwargs):" in source
-    assert "return [e.get_reward() if type(e) is _env_type else None for e in environments]" in source
+def test_advantages_and_logged_columns_are_where_the_record_and_the_table_look(replay):
+    with relies_on("TrainerSeams.logged_columns", "a logged column goes to the table of the step; None where a rank has none"):
+        logs = replay.trainer._logs
+        assert {name: list(cells) for name, cells in logs["extra"].items()} == {
+            "first": list(range(8)),
+            "elsewhere": [None] * 8,
+        }
+        assert not replay.trainer._pending_extra_logs
+    with relies_on("_generate_and_score_completions", "`_logs['advantages']` has the advantages of the batch"):
+        assert list(logs["advantages"]) == replay.output["advantages"].tolist()
+
+
+def test_prompts_that_generation_gets_can_be_had_without_it(trainer):
+    rows = rows_of()
+    with relies_on("TrainerSeams.prepare", "all that is done before `_generate`, and its prompts"):
+        seams = TrainerSeams(trainer)
+        assert seams.prepare(rows, reset=None, guarded=None) == [row["prompt"] for row in rows]
+    with relies_on("TrainerSeams.tokenize", "`_tokenize_prompts(prompts)` returns tokens, images, and what else the model reads"):
+        assert seams.tokenize(["w0 w3", "w1"]) == [[3, 6], [4]]
+    with relies_on("TrainerSeams.generate", "`_generate(prompts)` samples for each prompt"):
+        assert len(seams.generate(["w0 w3", "w1"]).completion_ids) == 2
+
+
+def test_tokens_that_end_a_completion_are_those_that_we_set(trainer):
+    sampled = torch.tensor([[3, 4, 5, 6], [3, 6, 4, 5]])
+
+    class Sampling:
+        def generate(self, input_ids, **options):
+            return torch.cat([input_ids, sampled], dim=1)
+
+    with relies_on("_generate_single_turn", "without vLLM, a completion is cut behind the first of `eos_token_ids`"):
+        trainer.eos_token_ids = [4, 5]
+        trainer.model.generate, before = Sampling().generate, trainer.model.generate
+        try:
+            completion_ids, _ = trainer._generate_single_turn([[3, 3], [3]], None, {}, 1)
+        finally:
+            trainer.model.generate = before
+            vars(trainer.model).pop("generate", None)
+        assert completion_ids == [[3, 4], [3, 6, 4]]
+
+
+# Rewards of groups that are sampled and graded by one rank alone
+
+
+class WithoutCollectives:
+    """An accelerator on which ranks cannot meet: another thread may be in a collective."""
+
+    def __init__(self, accelerator):
+        self._accelerator = accelerator
+
+    def __getattr__(self, name):
+        assert not name.startswith(("gather", "reduce", "wait", "pad")), f"TRL calls `accelerator.{name}` for rewards"
+        return getattr(self._accelerator, name)
+
+
+def test_each_reward_function_is_called_inside_what_bounds_it(trainer, monkeypatch):
+    events, ids = [], [[3, 4], [4], [5, 6, 7]]
+    gathered = []
+    monkeypatch.setattr(grpo_trainer, "gather", lambda rewards: gathered.append(rewards), raising=False)
+    trainer.accelerator = WithoutCollectives(trainer.accelerator)
+
+    class Around:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            events.append(f"open {self.name}")
+
+        def __exit__(self, *error):
+            events.append(f"close {self.name}")
+
+    def check(name, values, num):
+        events.append(f"{name} returned {len(values)} of {num}")
+        return values
+
+    cleaned = []
+    texts = trainer._tokenizer.batch_decode(ids)
+    with relies_on("TrainerSeams.compute_rewards", "`profiling_context` around each call, `zip` over the functions, one `gather`"):
+        rewards = TrainerSeams(trainer).compute_rewards(
+            rows_of(3, 1), ["w0", "w1", "w2"], texts, ids, Around,
+            clean_logged=lambda columns, metrics, num: cleaned.append((dict(columns), dict(metrics), num)), check=check,
+        )  # fmt: skip
+        assert events == [
+            "open parity", "parity returned 3 of 3", "close parity",
+            "open judge", "close judge",
+            "open length", "length returned 3 of 3", "close length",
+        ]  # fmt: skip
+        assert not gathered
+        assert rewards[:, :2].tolist() == [[0.0, 2.0], [1.0, 1.0], [0.0, 3.0]]
+        judge = trainer.reward_funcs[2]
+        for row, text in enumerate(texts):
+            read = trainer._tokenizer(f"w{row}{text}", return_tensors="pt")["input_ids"]
+            torch.testing.assert_close(rewards[row, 2], judge(input_ids=read).logits[0, 0].detach())
+    with relies_on("TrainerSeams.take_logged_columns", "what functions log is kept in `_pending_extra_logs` and `_pending_metrics`"):
+        assert cleaned == [({"first": [3, 4, 5]}, {"calls": [1.0]}, 3)]
+        assert TrainerSeams(trainer).take_logged_columns(3) == {"first": [3, 4, 5]}
+
+
+def test_rewards_cross_ranks_by_a_name_that_can_be_replaced(trainer):
+    seen = []
+
+    def gather(rewards):
+        seen.append(tuple(rewards.shape))
+        return "of all ranks"
+
+    with relies_on("TrainerSeams.compute_rewards", "`gather` is called once, at the end, with (B, F)"):
+        calculate_rewards = rebound(GRPOTrainer._calculate_rewards, gather=gather)
+        assert calculate_rewards(trainer, rows_of(2, 1), ["w0", "w1"], ["w1", "w2"], [[4], [5]]) == "of all ranks"
+        assert seen == [(2, 3)]
+
+
+def test_trainer_keeps_its_rewards_where_we_extend_them(trainer):
+    def fine(completion_ids, **kwargs):
+        return [-0.5] * len(completion_ids)
+
+    added = AddedReward(trainer, fine)
+    with relies_on("AddedReward.shown", "TRL has functions, names, processing classes and weights in the four `reward_*` lists"):
+        assert added.names == ["parity", "length", "judge", "fine"]
+        assert added.weights.tolist() == [1.0] * 4
+        with added.shown():
+            rewards = trainer._calculate_rewards(rows_of(2, 1), ["w0", "w1"], ["w1", "w2"], [[4], [5]])
+            assert rewards[:, 3].tolist() == [-0.5] * 2
+            with added.hidden():
+                assert trainer._calculate_rewards(rows_of(2, 1), ["w0", "w1"], ["w1", "w2"], [[4], [5]]).shape == (2, 3)
+            trainer._metrics["train"].clear()
+            trainer._generate_and_score_completions(rows_of())
+        assert trainer._metrics["train"]["rewards/fine/mean"] == [-0.5]
+        assert trainer._metrics["train"]["reward"] == pytest.approx(
+            [sum(trainer._metrics["train"][f"rewards/{name}/mean"][0] for name in added.names)]
+        )
+
+
+# Training: two micro-batches a step, four a generation batch, four an epoch
+
+
+class Uploads:
+    """Stands in for the Hub."""
+
+    def __init__(self, recording):
+        self.recording = recording
+
+    def upload_folder(self, **options):
+        self.recording.begin("upload_folder", **options)
+        return Upload()
+
+
+class Upload:
+    def done(self):
+        return True
+
+
+class Before(TrainerCallback):
+    """Notes when transformers announces an optimizer step, and which micro-batches the seam says it trains."""
+
+    def __init__(self, recording, trainer):
+        self.recording, self.trainer = recording, trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.recording.begin("on_pre_optimizer_step", batches=TrainerSeams(self.trainer).micro_batches_of_step())
+
+
+LOOP = ["training_step", "_finish_current_push", "_save_rng_state"]
+SHAPE = {
+    "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "num_generations": 4, "max_steps": 3,
+    "gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_completion_length": 4, "save_strategy": "steps",
+    "save_steps": 1,
+}  # fmt: skip
+
+
+def training(folder, recording, cls=GRPOTrainer, **options):
+    """Returns a recorded trainer that is not trained yet; no upload leaves it."""
+    names = [name for name in OVERRIDDEN if name != "init_hf_repo"]
+
+    class Local(cls):
+        def init_hf_repo(self, *args, **kwargs):
+            call = recording.begin("init_hf_repo", **kwargs)
+            call.given = args, kwargs
+            self.hub_model_id, self.push_in_progress = "me/model", None
+
+    trainer = plain_trainer(folder, recorded(Local, [*names, *LOOP], recording), **SHAPE | options)
+    trainer.add_callback(Before(recording, trainer))
+    return trainer
+
+
+def run(trainer, recording, *args):
+    """Trains, and notes what transformers calls by other names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.trainer, "hf_api", lambda: Uploads(recording))
+        rotate = recording.noting("rotate_checkpoints", transformers.trainer.rotate_checkpoints)
+        patch.setattr(transformers.trainer, "rotate_checkpoints", rotate)
+        patch.setattr(TrainerState, "save_to_json", recording.noting("save_to_json", TrainerState.save_to_json))
+        step = recording.noting("optimizer.step", torch.optim.AdamW.step)
+        patch.setattr(torch.optim.AdamW, "step", step)
+        trainer.train(*args)
+        return trainer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Three steps, each saved and pushed, the second one evaluated."""
+    if not TRAINS_HERE:
+        pytest.skip(WHY_NOT)
+    recording, folder = Recording(), tmp_path_factory.mktemp("trained")
+
+    class Limited(GRPOTrainer):
+        def _save_checkpoint(self, *args, **kwargs):
+            # As ours does it, to keep the older ones until this one is whole.
+            self.args.save_total_limit, limit = 77, self.args.save_total_limit
+            super()._save_checkpoint(*args, **kwargs)
+            self.args.save_total_limit = limit
+
+    trainer = training(folder, recording, Limited, push_to_hub=True, eval_strategy="steps", eval_steps=2)
+    run(trainer, recording)
+    return SimpleNamespace(trainer=trainer, recording=recording, folder=folder)
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_calls_that_trl_makes_fit_our_override(name, trained, resumed, scored, pushed):
+    ours = inspect.signature(getattr(DAPOTrainer, name))
+    with relies_on(name, f"calls that fit {name}{ours}"):
+        recordings = [run.recording for run in (trained, resumed, scored, pushed)]
+        calls = [call for recording in recordings for call in recording.all(name)]
+        assert calls, f"TRL did not call `{name}`"
+        for call in calls:
+            args, kwargs = call.given
+            ours.bind(None, *args, **kwargs)
+
+
+def test_batch_is_generated_where_the_phase_says_and_kept_for_the_steps_it_trains(trained):
+    calls, trainer = trained.recording, trained.trainer
+    with relies_on("_generate_and_score_completions", "called by `_prepare_inputs` at each fourth micro-batch, with its rows"):
+        made = calls.all("_generate_and_score_completions")
+        assert [(call.step, call.is_training) for call in made] == [(0, True), (2, False), (2, True)]
+        prepared = [call for call in calls.all("_prepare_inputs") if call.is_training]
+        assert [call.step for call in prepared] == [0, 0, 1, 1, 2, 2]
+        assert made[0].is_inside(prepared[0]) and made[2].is_inside(prepared[4])
+        assert len(made[0].arguments["inputs"]) == 16 and set(made[0].arguments["inputs"][0]) == {"prompt", "row"}
+    with relies_on("_prepare_inputs", "returns `_buffered_inputs[_step % steps_per_generation]`, a micro-batch of (B, T)"):
+        assert trainer._step == 6 and len(trainer._buffered_inputs) == 4
+        assert prepared[4].result is trainer._buffered_inputs[0] and prepared[5].result is trainer._buffered_inputs[1]
+        assert {tuple(call.result["completion_ids"].shape)[0] for call in prepared} == {4}
+    with relies_on("_compute_loss", "(model, inputs), with what `_prepare_inputs` returned; a scalar"):
+        losses = [call for call in calls.all("_compute_loss") if call.is_training]
+        assert [call.arguments["inputs"] is batch.result for call, batch in zip(losses, prepared, strict=True)] == [True] * 6
+        assert {call.result.dim() for call in losses} == {0}
+    with relies_on("TrainerSeams.micro_batches_of_step", "those of `_buffered_inputs` that the step trains"):
+        told = [call.arguments["batches"] for call in calls.all("on_pre_optimizer_step")]
+        assert [len(batches) for batches in told] == [2, 2, 2]
+        for step, batches in enumerate(told):
+            assert all(ours is call.result for ours, call in zip(batches, prepared[2 * step :], strict=False))
+
+
+def test_batch_that_we_put_in_place_of_the_kept_one_is_trained(trained):
+    trainer = trained.trainer
+    with relies_on("_prepare_inputs", "what stands in `_buffered_inputs` is trained, and nothing is generated meanwhile"):
+        before, trainer._step = (trainer._step, trainer._buffered_inputs), 1
+        trainer._buffered_inputs = [object() for _ in range(4)]
+        trainer.model.train()
+        try:
+            assert trainer._prepare_inputs(None) is trainer._buffered_inputs[1]
+        finally:
+            trainer._step, trainer._buffered_inputs = before
+
+
+def test_loss_divides_by_the_number_that_the_batch_carries(trained):
+    trainer = trained.trainer
+    batch = trainer._buffered_inputs[0]
+    trainer.model.train()
+    with relies_on("_compute_loss", "half as much when `inputs['num_items_in_batch']` is twice as many"):
+        loss = trainer._compute_loss(trainer.model, {**batch, "advantages": torch.ones(4)})
+        twice = {**batch, "advantages": torch.ones(4), "num_items_in_batch": 2 * batch["num_items_in_batch"]}
+        torch.testing.assert_close(trainer._compute_loss(trainer.model, twice), loss / 2)
+        assert loss.item() != 0
+    with relies_on("_compute_loss", "a row whose `completion_mask` is 0 carries no loss"):
+        mask = batch["completion_mask"].clone()
+        mask[1:] = 0
+        ones = {**batch, "advantages": torch.ones(4)}
+        of_first = trainer._compute_loss(trainer.model, {**ones, "completion_mask": mask})
+        other = {**ones, "completion_mask": mask, "advantages": torch.tensor([1.0, 9.0, 9.0, 9.0])}
+        torch.testing.assert_close(trainer._compute_loss(trainer.model, other), of_first)
+
+
+def test_log_probabilities_of_the_loss_and_of_the_batch_go_through_one_method(trained):
+    calls = trained.recording
+    with relies_on("_get_per_token_logps_and_entropies", "first in scoring, for old ones; returns (B, T), (B, T) and the rest"):
+        scoring = calls.first("_generate_and_score_completions")
+        (old,) = (call for call in calls.all("_get_per_token_logps_and_entropies") if call.is_inside(scoring))
+        assert torch.equal(old.result[0], scoring.result["old_per_token_logps"])
+        assert old.result[0].shape == scoring.result["completion_ids"].shape
+        loss = calls.first("_compute_loss")
+        (of_loss,) = (call for call in calls.all("_get_per_token_logps_and_entropies") if call.is_inside(loss))
+        # By name: so the override tells this call from the other one.
+        assert of_loss.given[1].get("compute_entropy") and not old.given[1].get("compute_entropy")
+        logps, entropies, *_ = of_loss.result
+        assert logps.shape == entropies.shape == loss.arguments["inputs"]["completion_ids"].shape
+    with relies_on("TrainerSeams.score", "the same log-probabilities, of the prompts and completions of a batch"):
+        trainer, batch = trained.trainer, trained.trainer._buffered_inputs[0]
+        logits = trainer.model(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)).logits / trainer.temperature
+        by_hand = logits.log_softmax(-1)[:, -1 - batch["completion_ids"].size(1) : -1]
+        by_hand = by_hand.gather(2, batch["completion_ids"].unsqueeze(2)).squeeze(2)
+        mask = batch["completion_mask"].bool()
+        torch.testing.assert_close(TrainerSeams(trainer).score(batch)[mask], by_hand[mask].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_optimizer_step_is_announced_before_it_is_taken(trained):
+    with relies_on("TrainerSeams.micro_batches_of_step", "`on_pre_optimizer_step` comes before `optimizer.step`, after the losses"):
+        names = [call.name for call in trained.recording.calls]
+        steps = [name for name in names if name in ("get_batch_samples", "training_step", "on_pre_optimizer_step", "optimizer.step")]
+        assert steps == ["get_batch_samples", "training_step", "training_step", "on_pre_optimizer_step", "optimizer.step"] * 3
+
+
+def test_dataloader_and_its_sampler_are_made_once_before_the_first_batch(trained):
+    calls = trained.recording
+    with relies_on("get_train_dataloader", "called once per training, before the first batch"):
+        loader = calls.only("get_train_dataloader")
+        assert loader.ended < calls.first("get_batch_samples").began
+    with relies_on("_get_train_sampler", "called by `get_train_dataloader`; repeats rows, in the order of its generator"):
+        sampler = calls.only("_get_train_sampler")
+        assert sampler.is_inside(loader)
+        assert sampler.result.shuffle and sampler.result.num_samples == 4 and len(sampler.result) == 16
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(trained.trainer.args.seed)).tolist()
+        first = calls.first("_generate_and_score_completions").arguments["inputs"]
+        assert [row["row"] for row in first] == [number for number in order for _ in range(4)]
+
+
+def test_metrics_that_we_add_are_logged_and_forgotten(trained):
+    trainer, calls = trained.trainer, trained.recording
+    with relies_on("log", "called in training mode for steps, else for an evaluation; writes the mean of each of `_metrics`"):
+        kinds = [call.is_training for call in calls.all("log") if any(name.endswith("loss") for name in call.arguments["logs"])]
+        assert kinds[:4] == [True, True, False, True]
+        trainer.model.train()
+        trainer._metrics["train"]["dapo/mine"].extend([1.0, 3.0])
+        trainer.log({"loss": 0.5})
+        line = trainer.state.log_history.pop()
+        assert (line["dapo/mine"], line["loss"]) == (2.0, 0.5) and not trainer._metrics["train"]
+    with relies_on("evaluation_loop", "of each evaluation, around its batches and before its line"):
+        loop = calls.only("evaluation_loop")
+        (batch,) = (call for call in calls.all("_calculate_rewards") if not call.is_training)
+        assert batch.is_inside(loop)
+        (line,) = (call for call in calls.all("log") if not call.is_training)
+        assert line.began > loop.ended
+
+
+def test_table_of_completions_goes_through_what_we_put_in_its_place(trainer):
+    tables = []
+    trainer.log_completions = True
+    Path(trainer.args.output_dir, "completions").mkdir(parents=True, exist_ok=True)
+    with relies_on("completions_printed_by", "called by `log`, with prompts, completions, rewards and advantages"):
+        if not grpo_trainer.is_rich_available():
+            pytest.skip("TRL prints its table with rich")
+        trainer._generate_and_score_completions(rows_of())
+        with completions_printed_by(lambda *args, **kwargs: tables.append(args)):
+            trainer.log({"loss": 0.0})
+        ((prompts, completions, rewards, advantages, *_),) = tables
+        assert len(prompts) == len(completions) == len(advantages) == 8
+        assert {name: len(cells) for name, cells in rewards.items()} == {"parity": 8, "length": 8, "judge": 8}
+
+
+# Checkpoints and pushes
+
+
+def test_checkpoint_is_pushed_and_older_ones_deleted_when_the_state_of_the_trainer_is_written(trained):
+    calls = trained.recording
+    order = ["create_model_card", "save_model", "_save_rng_state", "save_to_json", "_push_from_checkpoint", "rotate_checkpoints"]
+    with relies_on("_save_checkpoint", f"calls {', '.join(order)}, in this order"):
+        assert [call.step for call in calls.all("_save_checkpoint")] == [1, 2, 3]
+        for saving in calls.all("_save_checkpoint"):
+            assert calls.order(*order, inside=saving) == order
+        assert {call.arguments.get("save_total_limit") for call in calls.all("rotate_checkpoints")} == {77}
+    with relies_on("save_model", "(folder, _internal_call=True) for a checkpoint, and writes the arguments as they are then"):
+        saved = calls.first("save_model")
+        folder = str(trained.folder / "checkpoint-1")
+        assert (saved.arguments["output_dir"], saved.arguments["_internal_call"]) == (folder, True)
+        assert torch.load(f"{folder}/training_args.bin", weights_only=False).save_total_limit == 77
+    with relies_on("_push_from_checkpoint", "(folder of the checkpoint); its uploads are `push_in_progress.jobs`"):
+        pushed = calls.first("_push_from_checkpoint")
+        assert list(pushed.arguments.values())[1:] == [folder]
+        assert any(call.is_inside(pushed) for call in calls.all("upload_folder"))
+        assert [type(job) for job in trained.trainer.push_in_progress.jobs] == [Upload]
+    with relies_on("create_model_card", "called with the name of the model"):
+        assert calls.first("create_model_card").arguments["model_name"] == trained.folder.name
+    with relies_on("init_hf_repo", "called once, before the training"):
+        assert calls.only("init_hf_repo").began < calls.first("train").began
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """A trainer that pushes without having trained, while another push is in progress."""
+    recording = Recording()
+    trainer = training(tmp_path_factory.mktemp("pushed"), recording)
+
+    class InProgress:
+        def is_done(self):
+            return False
+
+        def wait_until_done(self):
+            recording.begin("wait_until_done")
+
+    trainer.push_in_progress = InProgress()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.trainer, "hf_api", lambda: Uploads(recording))
+        trainer.push_to_hub("words")
+        trainer._push_from_checkpoint(str(trainer.args.output_dir))
+    return SimpleNamespace(recording=recording, trainer=trainer)
+
+
+def test_push_makes_the_repository_then_model_then_card_then_uploads(pushed):
+    calls = pushed.recording
+    order = ["init_hf_repo", "save_model", "create_model_card", "_finish_current_push", "upload_folder"]
+    with relies_on("push_to_hub", f"calls {', '.join(order)}, in this order"):
+        assert calls.order(*order, inside=calls.only("push_to_hub")) == order
+        assert calls.only("upload_folder").arguments["commit_message"] == "words"
+    with relies_on("_push_from_checkpoint", "`_finish_current_push` waits for `push_in_progress`, and while it lasts none is begun"):
+        assert calls.only("wait_until_done").is_inside(calls.first("_finish_current_push"))
+        assert not any(call.is_inside(calls.only("_push_from_checkpoint")) for call in calls.all("upload_folder"))
+
+
+KEPT_BATCH = "that of the checkpoint"
+
+
+def resume(recording, trained, step, tmp_path, **options):
+    """Resumes from a checkpoint, as ours does: the state of the loop is put back after the random numbers; two steps in all."""
+
+    class Resuming(GRPOTrainer):
+        def _load_rng_state(self, checkpoint):
+            super()._load_rng_state(checkpoint)
+            self._step, self._buffered_inputs = 2 * step, trained.trainer._buffered_inputs
+            self._tr_loss += 7.0
+            self._total_loss_scalar, self._globalstep_last_logged = -7.0, 0
+            self._metrics["train"]["kept"].append(5.0)
+
+        def get_batch_samples(self, *args, **kwargs):
+            if self.state.global_step >= max(2, step + 1):
+                self.control.should_training_stop = True
+                return [], None
+            return super().get_batch_samples(*args, **kwargs)
+
+    trainer = training(tmp_path, recording, Resuming, save_strategy="no", logging_steps=1, **options)
+    run(trainer, recording, str(trained.folder / f"checkpoint-{step}"))
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def resumed(trained, tmp_path_factory):
+    """A run that was resumed within an epoch, evaluates first and ends early; its checkpoint has a weight too little."""
+    recording = Recording()
+    trainer = resume(recording, trained, 1, tmp_path_factory.mktemp("resumed"), eval_on_start=True, eval_strategy="epoch")
+    return SimpleNamespace(recording=recording, trainer=trainer)
+
+
+def test_state_of_the_run_is_loaded_in_the_order_in_which_we_restore_it(resumed, trained):
+    calls, folder = resumed.recording, str(trained.folder / "checkpoint-1")
+    order = ["_load_from_checkpoint", "_get_train_sampler", "_load_optimizer_and_scheduler", "evaluation_loop", "get_batch_samples",
+             "_load_rng_state", "training_step"]  # fmt: skip
+    with relies_on("_load_rng_state", f"{', '.join(order)}, in this order"):
+        assert calls.order(*order) == order
+        assert calls.only("_load_rng_state").arguments["checkpoint"] == folder
+    with relies_on("_load_optimizer_and_scheduler", "(folder), when the steps of the checkpoint are known"):
+        loaded = calls.only("_load_optimizer_and_scheduler")
+        assert (loaded.arguments["checkpoint"], loaded.step) == (folder, 1)
+    with relies_on("_load_from_checkpoint", "(folder, ...), and reports what it found by `_issue_warnings_after_load`"):
+        assert calls.first("_load_from_checkpoint").arguments["resume_from_checkpoint"] == folder
+        assert calls.only("_issue_warnings_after_load").is_inside(calls.only("_load_from_checkpoint"))
+    with relies_on("_issue_warnings_after_load", "told of the missing keys, those of tied weights included"):
+        found = list(calls.only("_issue_warnings_after_load").arguments.values())[-1]
+        assert list(found.missing_keys) == ["lm_head.weight"]
+
+
+def test_loop_goes_on_from_what_stands_there_after_the_random_numbers(resumed, trained):
+    calls, trainer = resumed.recording, resumed.trainer
+    with relies_on("_load_rng_state", "the loop sets its counters before, not after: kept batch, loss, metrics and phase stay"):
+        assert not [call for call in calls.all("_generate_and_score_completions") if call.is_training]
+        prepared = [call.result for call in calls.all("_prepare_inputs") if call.is_training]
+        assert [batch is kept for batch, kept in zip(prepared, trained.trainer._buffered_inputs[2:], strict=True)] == [True] * 2
+        (line,) = (line for line in trainer.state.log_history if line["step"] == 2 and "loss" in line)
+        losses = [call.result.item() for call in calls.all("training_step")]
+        assert line["kept"] == 5.0
+        assert line["loss"] == pytest.approx((7 + sum(losses)) / 2, abs=1e-4)
+    with relies_on("get_batch_samples", "returning none of them, and `should_training_stop`, ends the training"):
+        assert trainer.state.global_step == 2 and len(losses) == 2
+
+
+def test_random_numbers_are_restored_at_the_start_of_an_epoch_too(trained, tmp_path):
+    recording = Recording()
+    resume(recording, trained, 2, tmp_path)
+    with relies_on("_load_rng_state", "called once, also for a checkpoint at the end of an epoch, before the first step"):
+        loaded = recording.only("_load_rng_state")
+        assert loaded.arguments["checkpoint"] == str(trained.folder / "checkpoint-2")
+        assert loaded.ended < recording.first("training_step").began
