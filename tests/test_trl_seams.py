@@ -11,15 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers.generation.utils as generation_of_transformers
 import transformers.trainer
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
-from tiny_tools import Counted, ScriptedGRPO, calculate, call, chat_tokenizer, correct, make_chat_trainer, problems
-from transformers import GenerationMixin, LlamaConfig, LlamaForSequenceClassification, Trainer, TrainerCallback
+from tiny_tools import Counted, ScriptedGRPO, calculate, call, make_chat_trainer, problems
+from tiny_vlm import coloured_squares, tiny_processor, tiny_vlm
+from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
+from trl.import_utils import is_vllm_available
 from trl.trainer import grpo_trainer
 from trl_recorder import TRAINS_HERE, WHY_NOT, Recording, recorded, relies_on
 
@@ -171,6 +174,8 @@ def trainer(judged):
     judged.state.global_step = 0
     judged._pending_extra_logs.clear()
     judged._pending_metrics.clear()
+    for logged in judged._logs.values():
+        logged.clear()
 
 
 @pytest.fixture(scope="module")
@@ -195,23 +200,34 @@ def test_generation_returns_what_the_replay_hands_back(scored):
         assert generated.prompt_ids == calls.only("_tokenize_prompts").result[0]
         assert [len(ids) > 0 for ids in generated.completion_ids] == [True] * 8
         assert generated.completions == scored.trainer._tokenizer.batch_decode(generated.completion_ids, True)
-        nothing = [generated.tool_mask, generated.logps, generated.extra_fields, generated.images, generated.tool_images]
+        nothing = [
+            generated.tool_mask,
+            generated.logps,
+            generated.extra_fields,
+            generated.images,
+            generated.tool_images,
+        ]
         assert nothing == [None, None, {}, None, []]
 
 
 def test_prompts_are_tokenized_before_one_call_samples_them(scored):
-    with relies_on("_generate_single_turn", "called once by `_generate`, with the three values of `_tokenize_prompts`"):
+    with relies_on(
+        "_generate_single_turn", "called once by `_generate`, with the three values of `_tokenize_prompts`"
+    ):
         calls = scored.recording
         turn, tokenized = calls.only("_generate_single_turn"), calls.only("_tokenize_prompts")
         assert tokenized.ended < turn.began < calls.only("_generate").ended
         given = [turn.arguments[name] for name in ("prompt_ids", "images", "multimodal_fields", "num_generations")]
         assert given == [*tokenized.result, 4]
         completion_ids, logps = turn.result
-        assert [type(ids) for ids in completion_ids] == [list] * 8 and logps is None
+        assert [type(ids) for ids in completion_ids] == [list] * 8
+        assert logps is None
 
 
 def test_rewards_are_asked_for_once_with_what_was_generated(scored):
-    with relies_on("_calculate_rewards", "(inputs, prompts, completions, completion_ids_list) of `_generate`; returns (B, F)"):
+    with relies_on(
+        "_calculate_rewards", "(inputs, prompts, completions, completion_ids_list) of `_generate`; returns (B, F)"
+    ):
         calls = scored.recording
         rewards, generated = calls.only("_calculate_rewards"), Generated(*calls.only("_generate").result)
         assert calls.order("_generate", "_calculate_rewards") == ["_generate", "_calculate_rewards"]
@@ -254,8 +270,6 @@ def replay(trainer, monkeypatch):
 
     trainer._generate, trainer._calculate_rewards = generate, calculate_rewards
     monkeypatch.setattr(grpo_trainer, "gather_object", gather_object, raising=False)
-    for cells in (trainer._logs["advantages"], trainer._logs["extra"]):
-        cells.clear()
     output = trainer._generate_and_score_completions(rows_of())
     return SimpleNamespace(trainer=trainer, output=output, tokens=tokens, rewards=rewards, given=given)
 
@@ -267,7 +281,8 @@ def test_what_the_replay_hands_back_is_what_is_trained(replay):
         assert output["completion_ids"].tolist() == [ids + [0] * (4 - len(ids)) for ids in tokens]
         assert output["completion_mask"].tolist() == [[1] * len(ids) + [0] * (4 - len(ids)) for ids in tokens]
         assert output["num_items_in_batch"] == sum(map(len, tokens))
-        assert "old_per_token_logps" not in output and "tool_mask" not in output
+        assert "old_per_token_logps" not in output
+        assert "tool_mask" not in output
     with relies_on("_calculate_rewards", "its rewards, with the weights of the trainer, make the advantages"):
         sums = replay.rewards.sum(dim=1)
         groups = sums.view(2, 4)
@@ -279,7 +294,9 @@ def test_what_the_replay_hands_back_is_what_is_trained(replay):
 
 
 def test_advantages_and_logged_columns_are_where_the_record_and_the_table_look(replay):
-    with relies_on("TrainerSeams.logged_columns", "a logged column goes to the table of the step; None where a rank has none"):
+    with relies_on(
+        "TrainerSeams.logged_columns", "a logged column goes to the table of the step; None where a rank has none"
+    ):
         logs = replay.trainer._logs
         assert {name: list(cells) for name, cells in logs["extra"].items()} == {
             "first": list(range(8)),
@@ -295,7 +312,9 @@ def test_prompts_that_generation_gets_can_be_had_without_it(trainer):
     with relies_on("TrainerSeams.prepare", "all that is done before `_generate`, and its prompts"):
         seams = TrainerSeams(trainer)
         assert seams.prepare(rows, reset=None, guarded=None) == [row["prompt"] for row in rows]
-    with relies_on("TrainerSeams.tokenize", "`_tokenize_prompts(prompts)` returns tokens, images, and what else the model reads"):
+    with relies_on(
+        "TrainerSeams.tokenize", "`_tokenize_prompts(prompts)` returns tokens, images, and what else the model reads"
+    ):
         assert seams.tokenize(["w0 w3", "w1"]) == [[3, 6], [4]]
     with relies_on("TrainerSeams.generate", "`_generate(prompts)` samples for each prompt"):
         assert len(seams.generate(["w0 w3", "w1"]).completion_ids) == 2
@@ -355,7 +374,9 @@ def test_each_reward_function_is_called_inside_what_bounds_it(trainer, monkeypat
 
     cleaned = []
     texts = trainer._tokenizer.batch_decode(ids)
-    with relies_on("TrainerSeams.compute_rewards", "`profiling_context` around each call, `zip` over the functions, one `gather`"):
+    with relies_on(
+        "TrainerSeams.compute_rewards", "`profiling_context` around each call, `zip` over the functions, one `gather`"
+    ):
         rewards = TrainerSeams(trainer).compute_rewards(
             rows_of(3, 1), ["w0", "w1", "w2"], texts, ids, Around,
             clean_logged=lambda columns, metrics, num: cleaned.append((dict(columns), dict(metrics), num)), check=check,
@@ -371,7 +392,10 @@ def test_each_reward_function_is_called_inside_what_bounds_it(trainer, monkeypat
         for row, text in enumerate(texts):
             read = trainer._tokenizer(f"w{row}{text}", return_tensors="pt")["input_ids"]
             torch.testing.assert_close(rewards[row, 2], judge(input_ids=read).logits[0, 0].detach())
-    with relies_on("TrainerSeams.take_logged_columns", "what functions log is kept in `_pending_extra_logs` and `_pending_metrics`"):
+    with relies_on(
+        "TrainerSeams.take_logged_columns",
+        "what functions log is kept in `_pending_extra_logs` and `_pending_metrics`",
+    ):
         assert cleaned == [({"first": [3, 4, 5]}, {"calls": [1.0]}, 3)]
         assert TrainerSeams(trainer).take_logged_columns(3) == {"first": [3, 4, 5]}
 
@@ -394,14 +418,19 @@ def test_trainer_keeps_its_rewards_where_we_extend_them(trainer):
         return [-0.5] * len(completion_ids)
 
     added = AddedReward(trainer, fine)
-    with relies_on("AddedReward.shown", "TRL has functions, names, processing classes and weights in the four `reward_*` lists"):
+    with relies_on(
+        "AddedReward.shown", "TRL has functions, names, processing classes and weights in the four `reward_*` lists"
+    ):
         assert added.names == ["parity", "length", "judge", "fine"]
         assert added.weights.tolist() == [1.0] * 4
         with added.shown():
             rewards = trainer._calculate_rewards(rows_of(2, 1), ["w0", "w1"], ["w1", "w2"], [[4], [5]])
             assert rewards[:, 3].tolist() == [-0.5] * 2
             with added.hidden():
-                assert trainer._calculate_rewards(rows_of(2, 1), ["w0", "w1"], ["w1", "w2"], [[4], [5]]).shape == (2, 3)
+                assert trainer._calculate_rewards(rows_of(2, 1), ["w0", "w1"], ["w1", "w2"], [[4], [5]]).shape == (
+                    2,
+                    3,
+                )
             trainer._metrics["train"].clear()
             trainer._generate_and_score_completions(rows_of())
         assert trainer._metrics["train"]["rewards/fine/mean"] == [-0.5]
@@ -455,7 +484,8 @@ def training(folder, recording, cls=GRPOTrainer, **options):
         def init_hf_repo(self, *args, **kwargs):
             call = recording.begin("init_hf_repo", **kwargs)
             call.given = args, kwargs
-            self.hub_model_id, self.push_in_progress = "me/model", None
+            self.hub_model_id = "me/model"
+            vars(self).setdefault("push_in_progress", None)
 
     trainer = plain_trainer(folder, recorded(Local, [*names, *LOOP], recording), **SHAPE | options)
     trainer.add_callback(Before(recording, trainer))
@@ -495,10 +525,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
-def test_calls_that_trl_makes_fit_our_override(name, trained, resumed, scored, pushed):
+def test_calls_that_trl_makes_fit_our_override(name, trained, resumed, scored, tools, pushed):
     ours = inspect.signature(getattr(DAPOTrainer, name))
     with relies_on(name, f"calls that fit {name}{ours}"):
-        recordings = [run.recording for run in (trained, resumed, scored, pushed)]
+        recordings = [run.recording for run in (trained, resumed, scored, tools, pushed)]
         calls = [call for recording in recordings for call in recording.all(name)]
         assert calls, f"TRL did not call `{name}`"
         for call in calls:
@@ -508,20 +538,30 @@ def test_calls_that_trl_makes_fit_our_override(name, trained, resumed, scored, p
 
 def test_batch_is_generated_where_the_phase_says_and_kept_for_the_steps_it_trains(trained):
     calls, trainer = trained.recording, trained.trainer
-    with relies_on("_generate_and_score_completions", "called by `_prepare_inputs` at each fourth micro-batch, with its rows"):
+    with relies_on(
+        "_generate_and_score_completions", "called by `_prepare_inputs` at each fourth micro-batch, with its rows"
+    ):
         made = calls.all("_generate_and_score_completions")
-        assert [(call.step, call.is_training) for call in made] == [(0, True), (2, False), (2, True)]
+        assert [(call.step, call.is_training) for call in made] == [(0, True), (2, False), (2, True), (3, False)]
         prepared = [call for call in calls.all("_prepare_inputs") if call.is_training]
         assert [call.step for call in prepared] == [0, 0, 1, 1, 2, 2]
-        assert made[0].is_inside(prepared[0]) and made[2].is_inside(prepared[4])
-        assert len(made[0].arguments["inputs"]) == 16 and set(made[0].arguments["inputs"][0]) == {"prompt", "row"}
-    with relies_on("_prepare_inputs", "returns `_buffered_inputs[_step % steps_per_generation]`, a micro-batch of (B, T)"):
-        assert trainer._step == 6 and len(trainer._buffered_inputs) == 4
-        assert prepared[4].result is trainer._buffered_inputs[0] and prepared[5].result is trainer._buffered_inputs[1]
-        assert {tuple(call.result["completion_ids"].shape)[0] for call in prepared} == {4}
+        assert made[0].is_inside(prepared[0])
+        assert made[2].is_inside(prepared[4])
+        assert len(made[0].arguments["inputs"]) == 16
+        assert set(made[0].arguments["inputs"][0]) == {"prompt", "row"}
+    with relies_on(
+        "_prepare_inputs", "returns `_buffered_inputs[_step % steps_per_generation]`, a micro-batch of (B, T)"
+    ):
+        assert trainer._step == 6
+        assert len(trainer._buffered_inputs) == 4
+        assert prepared[4].result is trainer._buffered_inputs[0]
+        assert prepared[5].result is trainer._buffered_inputs[1]
+        assert {next(iter(call.result["completion_ids"].shape)) for call in prepared} == {4}
     with relies_on("_compute_loss", "(model, inputs), with what `_prepare_inputs` returned; a scalar"):
         losses = [call for call in calls.all("_compute_loss") if call.is_training]
-        assert [call.arguments["inputs"] is batch.result for call, batch in zip(losses, prepared, strict=True)] == [True] * 6
+        assert [call.arguments["inputs"] is batch.result for call, batch in zip(losses, prepared, strict=True)] == [
+            True
+        ] * 6
         assert {call.result.dim() for call in losses} == {0}
     with relies_on("TrainerSeams.micro_batches_of_step", "those of `_buffered_inputs` that the step trains"):
         told = [call.arguments["batches"] for call in calls.all("on_pre_optimizer_step")]
@@ -532,7 +572,9 @@ def test_batch_is_generated_where_the_phase_says_and_kept_for_the_steps_it_train
 
 def test_batch_that_we_put_in_place_of_the_kept_one_is_trained(trained):
     trainer = trained.trainer
-    with relies_on("_prepare_inputs", "what stands in `_buffered_inputs` is trained, and nothing is generated meanwhile"):
+    with relies_on(
+        "_prepare_inputs", "what stands in `_buffered_inputs` is trained, and nothing is generated meanwhile"
+    ):
         before, trainer._step = (trainer._step, trainer._buffered_inputs), 1
         trainer._buffered_inputs = [object() for _ in range(4)]
         trainer.model.train()
@@ -562,7 +604,9 @@ def test_loss_divides_by_the_number_that_the_batch_carries(trained):
 
 def test_log_probabilities_of_the_loss_and_of_the_batch_go_through_one_method(trained):
     calls = trained.recording
-    with relies_on("_get_per_token_logps_and_entropies", "first in scoring, for old ones; returns (B, T), (B, T) and the rest"):
+    with relies_on(
+        "_get_per_token_logps_and_entropies", "first in scoring, for old ones; returns (B, T), (B, T) and the rest"
+    ):
         scoring = calls.first("_generate_and_score_completions")
         (old,) = (call for call in calls.all("_get_per_token_logps_and_entropies") if call.is_inside(scoring))
         assert torch.equal(old.result[0], scoring.result["old_per_token_logps"])
@@ -570,23 +614,38 @@ def test_log_probabilities_of_the_loss_and_of_the_batch_go_through_one_method(tr
         loss = calls.first("_compute_loss")
         (of_loss,) = (call for call in calls.all("_get_per_token_logps_and_entropies") if call.is_inside(loss))
         # By name: so the override tells this call from the other one.
-        assert of_loss.given[1].get("compute_entropy") and not old.given[1].get("compute_entropy")
+        assert of_loss.given[1].get("compute_entropy")
+        assert not old.given[1].get("compute_entropy")
         logps, entropies, *_ = of_loss.result
         assert logps.shape == entropies.shape == loss.arguments["inputs"]["completion_ids"].shape
     with relies_on("TrainerSeams.score", "the same log-probabilities, of the prompts and completions of a batch"):
         trainer, batch = trained.trainer, trained.trainer._buffered_inputs[0]
-        logits = trainer.model(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)).logits / trainer.temperature
+        logits = (
+            trainer.model(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)).logits
+            / trainer.temperature
+        )
         by_hand = logits.log_softmax(-1)[:, -1 - batch["completion_ids"].size(1) : -1]
         by_hand = by_hand.gather(2, batch["completion_ids"].unsqueeze(2)).squeeze(2)
         mask = batch["completion_mask"].bool()
-        torch.testing.assert_close(TrainerSeams(trainer).score(batch)[mask], by_hand[mask].detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            TrainerSeams(trainer).score(batch)[mask], by_hand[mask].detach(), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_optimizer_step_is_announced_before_it_is_taken(trained):
-    with relies_on("TrainerSeams.micro_batches_of_step", "`on_pre_optimizer_step` comes before `optimizer.step`, after the losses"):
+    with relies_on(
+        "TrainerSeams.micro_batches_of_step", "`on_pre_optimizer_step` comes before `optimizer.step`, after the losses"
+    ):
         names = [call.name for call in trained.recording.calls]
-        steps = [name for name in names if name in ("get_batch_samples", "training_step", "on_pre_optimizer_step", "optimizer.step")]
-        assert steps == ["get_batch_samples", "training_step", "training_step", "on_pre_optimizer_step", "optimizer.step"] * 3
+        steps = [
+            name
+            for name in names
+            if name in ("get_batch_samples", "training_step", "on_pre_optimizer_step", "optimizer.step")
+        ]
+        assert (
+            steps
+            == ["get_batch_samples", "training_step", "training_step", "on_pre_optimizer_step", "optimizer.step"] * 3
+        )
 
 
 def test_dataloader_and_its_sampler_are_made_once_before_the_first_batch(trained):
@@ -594,31 +653,44 @@ def test_dataloader_and_its_sampler_are_made_once_before_the_first_batch(trained
     with relies_on("get_train_dataloader", "called once per training, before the first batch"):
         loader = calls.only("get_train_dataloader")
         assert loader.ended < calls.first("get_batch_samples").began
-    with relies_on("_get_train_sampler", "called by `get_train_dataloader`; repeats rows, in the order of its generator"):
+    with relies_on(
+        "_get_train_sampler", "called by `get_train_dataloader`; repeats rows, in the order of its generator"
+    ):
         sampler = calls.only("_get_train_sampler")
         assert sampler.is_inside(loader)
-        assert sampler.result.shuffle and sampler.result.num_samples == 4 and len(sampler.result) == 16
-        order = torch.randperm(4, generator=torch.Generator().manual_seed(trained.trainer.args.seed)).tolist()
         first = calls.first("_generate_and_score_completions").arguments["inputs"]
+        assert sampler.result.shuffle
+        assert sampler.result.num_samples == 4
+        # Four micro-batches an epoch.
+        assert len(sampler.result) // len(first) == 4
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(trained.trainer.args.seed)).tolist()
         assert [row["row"] for row in first] == [number for number in order for _ in range(4)]
 
 
 def test_metrics_that_we_add_are_logged_and_forgotten(trained):
     trainer, calls = trained.trainer, trained.recording
-    with relies_on("log", "called in training mode for steps, else for an evaluation; writes the mean of each of `_metrics`"):
-        kinds = [call.is_training for call in calls.all("log") if any(name.endswith("loss") for name in call.arguments["logs"])]
+    with relies_on(
+        "log", "called in training mode for steps, else for an evaluation; writes the mean of each of `_metrics`"
+    ):
+        kinds = [
+            call.is_training
+            for call in calls.all("log")
+            if any(name.endswith("loss") for name in call.arguments["logs"])
+        ]
         assert kinds[:4] == [True, True, False, True]
         trainer.model.train()
         trainer._metrics["train"]["dapo/mine"].extend([1.0, 3.0])
         trainer.log({"loss": 0.5})
         line = trainer.state.log_history.pop()
-        assert (line["dapo/mine"], line["loss"]) == (2.0, 0.5) and not trainer._metrics["train"]
+        assert (line["dapo/mine"], line["loss"]) == (2.0, 0.5)
+        assert not trainer._metrics["train"]
     with relies_on("evaluation_loop", "of each evaluation, around its batches and before its line"):
-        loop = calls.only("evaluation_loop")
-        (batch,) = (call for call in calls.all("_calculate_rewards") if not call.is_training)
-        assert batch.is_inside(loop)
-        (line,) = (call for call in calls.all("log") if not call.is_training)
-        assert line.began > loop.ended
+        batches = [call for call in calls.all("_calculate_rewards") if not call.is_training]
+        lines = [call for call in calls.all("log") if not call.is_training and "eval_loss" in call.arguments["logs"]]
+        for loop, batch, line in zip(calls.all("evaluation_loop"), batches, lines, strict=True):
+            assert batch.is_inside(loop)
+            assert loop.ended < line.began
+        assert [loop.step for loop in calls.all("evaluation_loop")] == [2, 3]
 
 
 def test_table_of_completions_goes_through_what_we_put_in_its_place(trainer):
@@ -641,13 +713,22 @@ def test_table_of_completions_goes_through_what_we_put_in_its_place(trainer):
 
 def test_checkpoint_is_pushed_and_older_ones_deleted_when_the_state_of_the_trainer_is_written(trained):
     calls = trained.recording
-    order = ["create_model_card", "save_model", "_save_rng_state", "save_to_json", "_push_from_checkpoint", "rotate_checkpoints"]
+    order = [
+        "create_model_card",
+        "save_model",
+        "_save_rng_state",
+        "save_to_json",
+        "_push_from_checkpoint",
+        "rotate_checkpoints",
+    ]
     with relies_on("_save_checkpoint", f"calls {', '.join(order)}, in this order"):
         assert [call.step for call in calls.all("_save_checkpoint")] == [1, 2, 3]
         for saving in calls.all("_save_checkpoint"):
             assert calls.order(*order, inside=saving) == order
         assert {call.arguments.get("save_total_limit") for call in calls.all("rotate_checkpoints")} == {77}
-    with relies_on("save_model", "(folder, _internal_call=True) for a checkpoint, and writes the arguments as they are then"):
+    with relies_on(
+        "save_model", "(folder, _internal_call=True) for a checkpoint, and writes the arguments as they are then"
+    ):
         saved = calls.first("save_model")
         folder = str(trained.folder / "checkpoint-1")
         assert (saved.arguments["output_dir"], saved.arguments["_internal_call"]) == (folder, True)
@@ -690,12 +771,12 @@ def test_push_makes_the_repository_then_model_then_card_then_uploads(pushed):
     with relies_on("push_to_hub", f"calls {', '.join(order)}, in this order"):
         assert calls.order(*order, inside=calls.only("push_to_hub")) == order
         assert calls.only("upload_folder").arguments["commit_message"] == "words"
-    with relies_on("_push_from_checkpoint", "`_finish_current_push` waits for `push_in_progress`, and while it lasts none is begun"):
+    with relies_on(
+        "_push_from_checkpoint",
+        "`_finish_current_push` waits for `push_in_progress`, and while it lasts none is begun",
+    ):
         assert calls.only("wait_until_done").is_inside(calls.first("_finish_current_push"))
         assert not any(call.is_inside(calls.only("_push_from_checkpoint")) for call in calls.all("upload_folder"))
-
-
-KEPT_BATCH = "that of the checkpoint"
 
 
 def resume(recording, trained, step, tmp_path, **options):
@@ -724,7 +805,9 @@ def resume(recording, trained, step, tmp_path, **options):
 def resumed(trained, tmp_path_factory):
     """A run that was resumed within an epoch, evaluates first and ends early; its checkpoint has a weight too little."""
     recording = Recording()
-    trainer = resume(recording, trained, 1, tmp_path_factory.mktemp("resumed"), eval_on_start=True, eval_strategy="epoch")
+    trainer = resume(
+        recording, trained, 1, tmp_path_factory.mktemp("resumed"), eval_on_start=True, eval_strategy="epoch"
+    )
     return SimpleNamespace(recording=recording, trainer=trainer)
 
 
@@ -738,7 +821,9 @@ def test_state_of_the_run_is_loaded_in_the_order_in_which_we_restore_it(resumed,
     with relies_on("_load_optimizer_and_scheduler", "(folder), when the steps of the checkpoint are known"):
         loaded = calls.only("_load_optimizer_and_scheduler")
         assert (loaded.arguments["checkpoint"], loaded.step) == (folder, 1)
-    with relies_on("_load_from_checkpoint", "(folder, ...), and reports what it found by `_issue_warnings_after_load`"):
+    with relies_on(
+        "_load_from_checkpoint", "(folder, ...), and reports what it found by `_issue_warnings_after_load`"
+    ):
         assert calls.first("_load_from_checkpoint").arguments["resume_from_checkpoint"] == folder
         assert calls.only("_issue_warnings_after_load").is_inside(calls.only("_load_from_checkpoint"))
     with relies_on("_issue_warnings_after_load", "told of the missing keys, those of tied weights included"):
@@ -748,22 +833,511 @@ def test_state_of_the_run_is_loaded_in_the_order_in_which_we_restore_it(resumed,
 
 def test_loop_goes_on_from_what_stands_there_after_the_random_numbers(resumed, trained):
     calls, trainer = resumed.recording, resumed.trainer
-    with relies_on("_load_rng_state", "the loop sets its counters before, not after: kept batch, loss, metrics and phase stay"):
+    with relies_on(
+        "_load_rng_state", "the loop sets its counters before, not after: kept batch, loss, metrics and phase stay"
+    ):
         assert not [call for call in calls.all("_generate_and_score_completions") if call.is_training]
         prepared = [call.result for call in calls.all("_prepare_inputs") if call.is_training]
-        assert [batch is kept for batch, kept in zip(prepared, trained.trainer._buffered_inputs[2:], strict=True)] == [True] * 2
+        assert [batch is kept for batch, kept in zip(prepared, trained.trainer._buffered_inputs[2:], strict=True)] == [
+            True
+        ] * 2
         (line,) = (line for line in trainer.state.log_history if line["step"] == 2 and "loss" in line)
         losses = [call.result.item() for call in calls.all("training_step")]
         assert line["kept"] == 5.0
         assert line["loss"] == pytest.approx((7 + sum(losses)) / 2, abs=1e-4)
     with relies_on("get_batch_samples", "returning none of them, and `should_training_stop`, ends the training"):
-        assert trainer.state.global_step == 2 and len(losses) == 2
+        assert trainer.state.global_step == 2
+        assert len(losses) == 2
 
 
 def test_random_numbers_are_restored_at_the_start_of_an_epoch_too(trained, tmp_path):
     recording = Recording()
     resume(recording, trained, 2, tmp_path)
-    with relies_on("_load_rng_state", "called once, also for a checkpoint at the end of an epoch, before the first step"):
+    with relies_on(
+        "_load_rng_state", "called once, also for a checkpoint at the end of an epoch, before the first step"
+    ):
         loaded = recording.only("_load_rng_state")
         assert loaded.arguments["checkpoint"] == str(trained.folder / "checkpoint-2")
         assert loaded.ended < recording.first("training_step").began
+
+
+# Tools and environments: turns are scripted
+
+
+def times(expression: str) -> str:
+    """
+    Computes, or not.
+
+    Args:
+        expression: What to compute.
+    """
+    if expression == "broken":
+        raise ValueError("out of order")
+    return calculate(expression)
+
+
+def turns(text, sample):
+    """The first row calls a tool that works, then one that fails, then answers; the second answers."""
+    user = text.split("user\n")[-1].split("<|im_end|>")[0]
+    if user.endswith("4*2"):
+        return "8<|im_end|>"
+    return [call("3*2", "times"), call("broken", "times"), "6<|im_end|>"][text.count("<tool_response>")]
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory):
+    """Two rows that were generated with a tool."""
+    recording = Recording()
+
+    class Turns(ScriptedGRPO):
+        script = staticmethod(turns)
+
+    cls = recorded(Turns, OVERRIDDEN, recording)
+    trainer = make_chat_trainer(tmp_path_factory.mktemp("tools"), cls, config=GRPOConfig, tools=[times])
+    rows = list(problems(2))
+    prompts = TrainerSeams(trainer).prepare([dict(row) for row in rows], None, lambda row, tool: tool)
+    generated = Generated(*trainer._generate(prompts))
+    return SimpleNamespace(recording=recording, generated=generated, trainer=trainer, rows=rows)
+
+
+def test_turns_after_a_call_begin_with_the_tokens_before_it(tools):
+    calls, generated = tools.recording, tools.generated
+    names = "prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields"
+    with relies_on("_tool_call_loop", f"called once by `_generate`, by place, with {names}; returns seven values"):
+        loop = calls.only("_tool_call_loop")
+        assert ", ".join(name for name in loop.arguments if name != "self") == names
+        assert len(loop.given[0]) == 7
+        assert len(loop.result) == 7
+        tool_mask, completions, completion_ids, logps, num_calls, num_failed, images = loop.result
+        assert (tool_mask, completion_ids) == (generated.tool_mask, generated.completion_ids)
+        assert (logps, num_calls, num_failed, images) == (None, 2, 1, [[], []])
+        assert [turn["role"] for turn in completions[0]] == ["assistant", "tool", "assistant", "tool", "assistant"]
+    with relies_on(
+        "_generate_single_turn",
+        "later turns: prompt + completion so far + the answer of the tool, of those that go on",
+    ):
+        first, second, third = calls.all("_generate_single_turn")
+        assert second.is_inside(loop)
+        assert third.is_inside(loop)
+        assert not first.is_inside(loop)
+        # The lists of the first turn are those to which the loop adds.
+        asked = [
+            tools.trainer._tokenizer(text)["input_ids"]
+            for text in (call("3*2", "times"), call("broken", "times"), "6<|im_end|>")
+        ]
+        prompt, turn = first.arguments["prompt_ids"][0], asked[0]
+        (longer,) = second.arguments["prompt_ids"]
+        assert longer[: len(prompt) + len(turn)] == prompt + turn
+        (longest,) = third.arguments["prompt_ids"]
+        assert longest[: len(longer)] == longer
+        assert second.arguments["num_generations"] == 1
+    with relies_on(
+        "_tool_call_loop", "a tool that raises is answered with its error, and its tokens are 0 in the mask"
+    ):
+        text = tools.trainer._tokenizer.decode(longest)
+        assert "out of order" in text
+        assert sum(generated.tool_mask[0]) == sum(map(len, asked))
+        assert generated.tool_mask[1] == [1] * len(generated.completion_ids[1])
+
+
+def test_number_of_a_row_stays_with_its_tokens(tools):
+    class Numbered(list):
+        def __add__(self, others):
+            longer = Numbered(super().__add__(others))
+            longer.number = self.number
+            return longer
+
+    seen = []
+
+    class Looped(type(tools.trainer)):
+        def _tool_call_loop(self, prompts, prompt_ids, *rest):
+            for number, ids in enumerate(prompt_ids):
+                prompt_ids[number] = Numbered(ids)
+                prompt_ids[number].number = number
+            return super()._tool_call_loop(prompts, prompt_ids, *rest)
+
+        def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+            seen.append([getattr(ids, "number", None) for ids in prompt_ids])
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+
+    with relies_on("_tool_call_loop", "longer prompts are sums that begin with the lists of `prompt_ids`"):
+        trainer = tools.trainer
+        cls, trainer.__class__ = trainer.__class__, Looped
+        try:
+            prompts = TrainerSeams(trainer).prepare(
+                [dict(row) for row in tools.rows[::-1]], None, lambda row, tool: tool
+            )
+            trainer._generate(prompts)
+        finally:
+            trainer.__class__ = cls
+        assert seen == [[None, None], [1], [1]]
+
+
+def test_tools_of_each_row_are_those_that_we_let_it_have(tools):
+    seen = []
+
+    def guarded(row, tool):
+        return None if row else lambda **arguments: seen.append((row, tool.__name__, arguments)) or "guarded"
+
+    with relies_on(
+        "TrainerSeams.prepare", "`_sync_tool_dicts` and `_async_tool_dicts` have the tools of each row, by name"
+    ):
+        seams = TrainerSeams(tools.trainer)
+        prompts = seams.prepare([dict(tools.rows[0]) for _ in range(2)], None, guarded)
+        generated = Generated(*tools.trainer._generate(prompts))
+        assert seen == [(0, "times", {"expression": "3*2"}), (0, "times", {"expression": "broken"})]
+        answers = [turns[1]["content"] for turns in generated.completions]
+        assert answers[0] == "guarded"
+        assert "not found" in answers[1]
+    with relies_on("TrainerSeams.only_rows", "nothing else is kept for each row"):
+        with seams.only_rows([1]):
+            (turns,) = Generated(*tools.trainer._generate(prompts[1:])).completions
+        assert "not found" in turns[1]["content"]
+
+
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory):
+    """A trainer of TRL with an environment for each completion."""
+    folder = tmp_path_factory.mktemp("environments")
+    return make_chat_trainer(folder, ScriptedGRPO, config=GRPOConfig, environment_factory=Counted)
+
+
+def test_environments_are_reset_as_we_let_them_and_shown_in_the_prompts(environments):
+    trainer, seen = environments, []
+
+    def reset(number, environment, row):
+        seen.append((number, environment, row["row"]))
+        environment.reset(**row)
+        return f" shown {number}"
+
+    rows = list(problems(3))
+    with relies_on(
+        "TrainerSeams.prepare", "`zip` over prompts, `environments` and rows; `reset(**row)` once each; what it shows"
+    ):
+        seams = TrainerSeams(trainer)
+        prompts = seams.prepare([dict(row) for row in rows], reset, lambda row, tool: tool)
+        assert [(number, row) for number, _, row in seen] == [(0, 0), (1, 1), (2, 2)]
+        assert [environment for _, environment, _ in seen] == trainer.environments
+        shown = [row["prompt"][-1]["content"] + f" shown {number}" for number, row in enumerate(rows)]
+        assert [prompt[-1]["content"] for prompt in prompts] == shown
+    with relies_on("TrainerSeams.environment_of", "tools of a row are methods of its environment"):
+        tool = trainer._sync_tool_dicts[1]["calculate"]
+        assert seams.environment_of(1, tool) is trainer.environments[1]
+        assert seams.environment_of(0, tool) is None
+    with relies_on("TrainerSeams.take_environments", "made ones are kept in pools, and new ones made where they lack"):
+        assert seams.pooled_environments == trainer.environments
+        assert seams.take_environments(lambda environment: environment.row == 1) == [trainer.environments[1]]
+        before = Counted.num_made
+        seams.prepare([dict(row) for row in rows], reset, lambda row, tool: tool)
+        assert Counted.num_made == before + 1
+    with relies_on("TrainerSeams.only_rows", "environments and tools of the other rows are not used"):
+        with seams.only_rows([2]):
+            assert [environment.row for environment in trainer.environments] == [2]
+            assert len(Generated(*trainer._generate(prompts[2:])).completion_ids) == 1
+
+
+def test_rewards_of_environments_are_functions_that_we_recognize(environments):
+    trainer = environments
+    with relies_on(
+        "TrainerSeams.compute_rewards", "`get_reward` of an environment is a closure of TRL: one reward an environment"
+    ):
+        assert list(map(_is_of_environments, trainer.reward_funcs)) == [False, True]
+        one = Counted()
+        one.num_calls = 3
+        assert trainer.reward_funcs[1](environments=[one], prompts=None) == [0.75]
+        assert trainer.reward_func_names[1] == "Counted"
+
+
+def test_batch_of_environments_that_are_done_is_scored_without_them(environments):
+    trainer, num_resets = environments, Counted.num_resets
+    rows = [dict(row) for row in problems(2) for _ in range(4)]
+    tokens = [[40, 41]] * 8
+    with relies_on(
+        "TrainerSeams.without_environments", "no environment is handed out or reset where there is no factory"
+    ):
+        returned = Generated([[9]] * 8, tokens, [[1, 0]] * 8, [[]] * 8, None, {}, None, [[] for _ in tokens])
+        with (
+            TrainerSeams(trainer).without_environments(),
+            replaced(trainer, "_generate", lambda prompts: returned),
+            replaced(trainer, "_calculate_rewards", lambda *args: torch.zeros(8, 2)),
+        ):
+            output = trainer._generate_and_score_completions(rows)
+        assert Counted.num_resets == num_resets
+        assert output["tool_mask"].tolist() == [[1, 0]] * 8
+        assert output["num_items_in_batch"] == 8
+
+
+def test_rollout_function_is_called_with_what_we_put_before_it(trainer):
+    def rollout(prompts, trainer):
+        return {
+            "prompt_ids": [[3]] * len(prompts), "completion_ids": [[4, 5]] * len(prompts), "logprobs": None,
+            "env_mask": [[1, 0]] * len(prompts), "note": ["n"] * len(prompts),
+        }  # fmt: skip
+
+    trainer.rollout_func = rollout
+    with relies_on(
+        "TrainerSeams.rollout_function_called_by", "`_generate` calls `rollout_func(prompts, trainer)`; its fields"
+    ):
+        with TrainerSeams(trainer).rollout_function_called_by(lambda function, prompts: function(prompts[:1])):
+            generated = Generated(*trainer._generate(["w0", "w1"]))
+        assert (generated.prompt_ids, generated.completion_ids) == ([[3]], [[4, 5]])
+        assert (generated.tool_mask, generated.extra_fields) == ([[1, 0]], {"note": ["n"]})
+
+
+# Images
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    """A trainer of TRL whose model sees, and its rows."""
+    rows = coloured_squares(2)
+    trainer = GRPOTrainer(
+        model=tiny_vlm(),
+        reward_funcs=first_token_reward,
+        args=GRPOConfig(**training_arguments(tmp_path_factory.mktemp("vision"))),
+        train_dataset=rows,
+        processing_class=tiny_processor(),
+    )
+    return trainer, [dict(row) for row in rows for _ in range(4)]
+
+
+def test_images_are_put_into_prompts_and_taken_out_as_we_do_it(vision):
+    trainer, rows = vision
+    given = [row["image"].getpixel((0, 0)) for row in rows]
+    with relies_on("TrainerSeams.is_multimodal", "`_is_vlm`"):
+        seams = TrainerSeams(trainer)
+        assert seams.is_multimodal
+    with relies_on("TrainerSeams.prepare", "the image of a row stands before its text"):
+        prompts = seams.prepare([dict(row) for row in rows], None, lambda row, tool: tool)
+        parts = [prompt[-1]["content"] for prompt in prompts]
+        assert [[part["type"] for part in content] for content in parts] == [["image", "text"]] * 8
+        assert [content[0]["image"].getpixel((0, 0)) for content in parts] == given
+    with relies_on("TrainerSeams.tokenize", "`_tokenize_prompts` finds the images in the prompts"):
+        _, images, fields = trainer._tokenize_prompts(prompts)
+        assert [image.getpixel((0, 0)) for (image,) in images] == given
+        assert "pixel_values" in fields
+    with relies_on("_generate_and_score_completions", "without images of `_generate`, those of the rows are trained"):
+        ids = [list(ids) for ids in seams.tokenize(prompts)]
+        returned = Generated(ids, [[4, 5]] * 8, None, ["w1 w2"] * 8, None, {}, None, [])
+        with (
+            replaced(trainer, "_generate", lambda prompts: returned),
+            replaced(trainer, "_calculate_rewards", lambda *args: torch.zeros(8, 1)),
+        ):
+            output = trainer._generate_and_score_completions(rows)
+        assert output["num_images"] == [1] * 8
+        assert torch.equal(output["pixel_values"], torch.as_tensor(fields["pixel_values"]))
+
+
+def test_ranks_that_share_a_model_decode_equally_far(monkeypatch):
+    # FSDP2 gathers each layer in each forward pass: a rank that stopped on its own would leave the others waiting.
+    model, counts = tiny_model(), []
+    for world_size, is_fsdp in ((2, True), (1, True), (2, False)):
+        monkeypatch.setattr(generation_of_transformers, "_get_torch_distributed_world_size", lambda n=world_size: n)
+        monkeypatch.setattr(
+            generation_of_transformers, "is_fsdp_managed_module", lambda module, is_fsdp=is_fsdp: is_fsdp
+        )
+
+        def sample(*args, synced_gpus=None, **kwargs):
+            counts.append(synced_gpus)
+            return args[1] if len(args) > 1 else kwargs["input_ids"]
+
+        monkeypatch.setattr(type(model), "_sample", sample)
+        model.generate(torch.ones(1, 2, dtype=torch.long), do_sample=True, max_new_tokens=2)
+    with relies_on(
+        "TrainerSeams.calls_together", "`generate` tells its sampler to go on with the other ranks, with FSDP alone"
+    ):
+        assert counts == [True, False, False]
+
+
+# The vLLM backend, with a stand-in for the engine. What is of vLLM itself is in tests/with_vllm/test_vllm_seams.py.
+
+
+class Engine:
+    """Stands in for `vllm.LLM`, and says what is asked of it."""
+
+    def __init__(self, **options):
+        self.options, self.events, self.loaded = options, [], []
+        model = SimpleNamespace(load_weights=self.loaded.extend)
+        worker = SimpleNamespace(model_runner=SimpleNamespace(model=model))
+        self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=worker))
+
+    def sleep(self, level):
+        self.events.append(f"sleep {level}")
+
+    def wake_up(self, tags):
+        self.events.append(f"wake {tags}")
+
+    def reset_prefix_cache(self):
+        self.events.append(f"forget, {len(self.loaded)} loaded")
+
+    def generate(self, prompts, sampling_params, **options):
+        self.events.append(f"generate {len(prompts)}")
+        logprob = {4: SimpleNamespace(logprob=-0.5, rank=1)}
+        return [
+            SimpleNamespace(
+                prompt_token_ids=prompt["prompt_token_ids"],
+                outputs=[SimpleNamespace(token_ids=[4], logprobs=[logprob])],
+            )
+            for prompt in prompts
+        ]
+
+
+@pytest.fixture
+def backend(trainer, monkeypatch):
+    """Builds TRL's vLLM backend of the tiny model."""
+
+    def build(**options):
+        monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda *args, **kwargs: True)
+        monkeypatch.setattr(vllm_generation, "SamplingParams", lambda **given: SimpleNamespace(**given), raising=False)
+        options = {"mode": "colocate", **options}
+        with replaced(vllm_generation, "LLM", Engine):
+            return VLLMGeneration(trainer.model, trainer.accelerator, trainer.processing_class, **options)
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    return build
+
+
+def test_engine_is_built_by_the_name_that_we_replace(backend):
+    with relies_on(
+        "VLLMGeneration._init_vllm", "calls `LLM(...)` by name, and keeps it as `llm`; `_llm_weights_sleeping`"
+    ):
+        generation = backend(max_num_seqs=5)
+        assert isinstance(generation.llm, Engine)
+        options = generation.llm.options
+        assert (options["max_num_seqs"], options["max_num_batched_tokens"], options["logprobs_mode"]) == (
+            5, 4096, "processed_logprobs",
+        )  # fmt: skip
+        assert generation._llm_weights_sleeping is False
+        assert hasattr(vllm_generation, "LLM") == is_vllm_available()
+
+
+def test_weight_sync_loads_what_the_overridden_iterator_yields(backend):
+    with relies_on(
+        "VLLMGeneration._iter_named_params", "`sync_weights` loads each, runs it to its end, then drops the caches"
+    ):
+        generation = backend()
+        names = [name for name, _ in generation._iter_named_params()]
+        assert names == [name for name, _ in generation.model.named_parameters()]
+
+        def some():
+            yield "a", torch.zeros(1)
+            yield "b", torch.ones(1)
+            generation.llm.events.append("at the end")
+
+        generation._iter_named_params = some
+        generation.sync_weights()
+        assert [name for name, _ in generation.llm.loaded] == ["a", "b"]
+        assert generation.llm.events == ["at the end", "forget, 2 loaded"]
+
+
+def test_generation_asks_the_flags_that_keep_the_engine_awake(backend):
+    with relies_on(
+        "VLLMGeneration.generate", "syncs if `_llm_weights_sleeping`; wakes and sleeps if `enable_sleep_mode`"
+    ):
+        generation = backend(enable_sleep_mode=True)
+        num_weights = len(list(generation.model.parameters()))
+        loads = ["wake ['weights']", f"forget, {num_weights} loaded"]
+        assert generation.llm.events == ["sleep 2"]
+        generation.llm.events.clear()
+        generation.generate([[3], [3, 4]], None, 1)
+        assert generation.llm.events == [*loads, "wake ['kv_cache']", "generate 2", "sleep 2"]
+        assert generation._llm_weights_sleeping is True
+        generation.llm.events.clear()
+        # As ours keeps it awake over the rounds of a batch.
+        generation._llm_weights_sleeping = generation.enable_sleep_mode = False
+        generation.generate([[3]], None, 1)
+        assert generation.llm.events == ["generate 1"]
+
+
+def test_requests_go_through_what_we_put_in_place_of_the_engines_method(backend):
+    given = []
+
+    def generate(prompts, sampling_params, **options):
+        given.append((prompts, sampling_params))
+        return []
+
+    with relies_on(
+        "VLLMGeneration.generate", "calls `llm.generate(prompts, sampling_params=...)` once, with one completion each"
+    ):
+        generation = backend(temperature=0.5)
+        prompt_ids, completion_ids, logps, _token_ids = generation.generate([[3], [3, 5]], None, 1)
+        assert (prompt_ids, completion_ids, logps) == ([[3], [3, 5]], [[4], [4]], [[[-0.5]], [[-0.5]]])
+        with replaced(generation.llm, "generate", generate):
+            generation.generate([], images=None, num_generations=1)
+        ((prompts, params),) = given
+        assert (prompts, params.n, params.temperature) == ([], 1, 0.5)
+
+
+class Client:
+    """Stands in for TRL's client of a vLLM server."""
+
+    def __init__(self, base_url, group_port, connection_timeout):
+        self.events = []
+
+    def init_communicator(self, device):
+        self.events.append("communicator")
+
+    def get_server_info(self):
+        return {"model_config": {"logprobs_mode": "processed_logprobs"}}
+
+    def update_named_params(self, metadata, weights):
+        self.events.append(f"update {len(metadata)} {len(list(weights))}")
+
+    def reset_prefix_cache(self):
+        self.events.append("forget")
+
+
+def test_server_mode_calls_what_stands_in_for_the_client(backend, monkeypatch):
+    monkeypatch.setattr(vllm_generation, "VLLMClient", Client)
+    with relies_on(
+        "VLLMGeneration.sync_weights", "the client gets `_weight_metadata` and the iterator, then drops its cache"
+    ):
+        generation = backend(mode="server")
+        generation._iter_named_params = lambda: iter([("a", torch.zeros(1)), ("b", torch.zeros(1))])
+        # As ours says that there is nothing to describe.
+        generation._weight_metadata = []
+        generation.sync_weights()
+        assert generation.vllm_client.events == ["communicator", "update 0 2", "forget"]
+    with relies_on("VLLMGeneration._init_vllm", "TRL's client is built as ours builds it"):
+        inspect.signature(VLLMClient).bind(base_url="", group_port=1, connection_timeout=1.0)
+        assert hasattr(VLLMClient, "init_communicator")
+
+
+class Backend:
+    """Stands in for `VLLMGeneration`, and counts."""
+
+    def __init__(self, **options):
+        self.options, self.events, self.vllm_client = options, [], Client("", 0, 0)
+
+    def sync_weights(self):
+        self.events.append("sync")
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        self.events.append(f"generate {len(prompts)}")
+        return prompts, [[4]] * len(prompts), [[[-0.5]]] * len(prompts), None
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_trainer_builds_its_vllm_backend_by_the_name_that_we_replace(mode, tmp_path):
+    with relies_on(
+        "engine_built_by", "`VLLMGeneration(...)` by name, with arguments by name that its constructor takes"
+    ):
+        with engine_built_by(Backend):
+            trainer = plain_trainer(tmp_path, use_vllm=True, vllm_mode=mode)
+        assert isinstance(trainer.vllm_generation, Backend)
+        inspect.signature(VLLMGeneration).bind(**trainer.vllm_generation.options)
+        assert trainer.vllm_generation.options["mode"] == mode
+        # No message of a server whose log-probabilities are the wrong ones, and no other use of the client.
+        assert trainer.vllm_generation.vllm_client.events == []
+    with relies_on("TrainerSeams.bring_weights", "`_last_loaded_step`: weights are pushed once per optimizer step"):
+        events = trainer.vllm_generation.events
+        assert trainer._generate_single_turn([[3]], None, {}, 1) == ([[4]], [[-0.5]])
+        trainer._generate_single_turn([[3], [5]], None, {}, 1)
+        assert events == ["sync", "generate 1", "generate 2"]
+        trainer.state.global_step = 1
+        TrainerSeams(trainer).bring_weights()
+        trainer._generate_single_turn([[3]], None, {}, 1)
+        TrainerSeams(trainer).bring_weights()
+        assert events[3:] == ["sync", "generate 1"]

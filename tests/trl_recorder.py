@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import trl
+from trl import GRPOTrainer
 
 from trl_dapo import trl_seams
 from trl_dapo.trl_seams import OVERRIDDEN, OVERRIDDEN_IN_VLLM_GENERATION, TrainerSeams
@@ -142,9 +143,11 @@ def recorded(cls: type, names: Any, recording: Recording) -> type:
             recording.absent.append(name)
             continue
 
-        def spy(self, *args, _name=name, _inner=inner, **kwargs):
+        signature = inspect.signature(getattr(GRPOTrainer, name, inner))
+
+        def spy(self, *args, _name=name, _inner=inner, _signature=signature, **kwargs):
             call = recording.begin(_name)
-            call.arguments = inspect.signature(_inner).bind(self, *args, **kwargs).arguments
+            call.arguments = _signature.bind(self, *args, **kwargs).arguments
             call.given = args, kwargs
             state, model = getattr(self, "state", None), getattr(self, "model", None)
             call.step = -1 if state is None else state.global_step
