@@ -257,8 +257,8 @@ def upstream_page() -> str:
         "# Upstream\n",
         "This package is a subclass of TRL's trainer, not a copy of it: generation, scoring, loss, logging, PEFT, vLLM and the Hub "
         "are TRL's code. A fix in TRL is a fix here.\n",
-        f"It needs `{trl}`, because it overrides private methods. `tests/test_trl_seams.py` compares their signatures with the "
-        "installed release and fails when one has moved; `trl_dapo/trl_seams.py` is the only file to read then.\n",
+        f"It needs `{trl}`, because it overrides private methods. `tests/test_trl_seams.py` runs TRL's own trainer, looks at "
+        "what calls what, and names the seam that has moved; `trl_dapo/trl_seams.py` is the only file to read then.\n",
         "TRL has four of DAPO's parts as options. Dynamic sampling is what it lacks "
         "([huggingface/trl#3708](https://github.com/huggingface/trl/issues/3708)). What of this package could go into TRL: the "
         "denominator of each optimizer step, the rule of what ends a completion, and a hook between sampling and scoring, which "
