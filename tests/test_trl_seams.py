@@ -503,7 +503,8 @@ def training(folder, recording, cls=GRPOTrainer, **options):
             self.hub_model_id = "me/model"
             vars(self).setdefault("push_in_progress", None)
 
-    trainer = plain_trainer(folder, recorded(Local, [*names, *LOOP], recording), **SHAPE | options)
+    with relies_on("init_hf_repo", "makes the repository when a trainer that pushes is built"):
+        trainer = plain_trainer(folder, recorded(Local, [*names, *LOOP], recording), **SHAPE | options)
     trainer.add_callback(Before(recording, trainer))
     return trainer
 
@@ -567,13 +568,14 @@ def test_calls_that_trl_makes_fit_our_override(name, calls_of_trl):
 
 def test_batch_is_generated_where_the_phase_says_and_kept_for_the_steps_it_trains(trained):
     calls, trainer = trained.recording, trained.trainer
+    with relies_on("_prepare_inputs", "called once a micro-batch"):
+        prepared = [call for call in calls.all("_prepare_inputs") if call.is_training]
+        assert [call.step for call in prepared] == [0, 0, 1, 1, 2, 2]
     with relies_on(
         "_generate_and_score_completions", "called by `_prepare_inputs` at each fourth micro-batch, with its rows"
     ):
         made = calls.all("_generate_and_score_completions")
         assert [(call.step, call.is_training) for call in made] == [(0, True), (2, False), (2, True), (3, False)]
-        prepared = [call for call in calls.all("_prepare_inputs") if call.is_training]
-        assert [call.step for call in prepared] == [0, 0, 1, 1, 2, 2]
         assert made[0].is_inside(prepared[0])
         assert made[2].is_inside(prepared[4])
         assert len(made[0].arguments["inputs"]) == 16
@@ -755,6 +757,10 @@ def test_checkpoint_is_pushed_and_older_ones_deleted_when_the_state_of_the_train
         for saving in calls.all("_save_checkpoint"):
             assert calls.order(*order, inside=saving) == order
         assert {call.arguments.get("save_total_limit") for call in calls.all("rotate_checkpoints")} == {77}
+
+
+def test_model_of_a_checkpoint_is_saved_with_the_arguments_as_they_are_then(trained):
+    calls = trained.recording
     with relies_on(
         "save_model", "(folder, _internal_call=True) for a checkpoint, and writes the arguments as they are then"
     ):
@@ -762,13 +768,25 @@ def test_checkpoint_is_pushed_and_older_ones_deleted_when_the_state_of_the_train
         folder = str(trained.folder / "checkpoint-1")
         assert (saved.arguments["output_dir"], saved.arguments["_internal_call"]) == (folder, True)
         assert torch.load(f"{folder}/training_args.bin", weights_only=False).save_total_limit == 77
+
+
+def test_checkpoint_is_pushed_as_jobs_that_can_be_waited_for(trained):
+    calls, folder = trained.recording, str(trained.folder / "checkpoint-1")
     with relies_on("_push_from_checkpoint", "(folder of the checkpoint); its uploads are `push_in_progress.jobs`"):
         pushed = calls.first("_push_from_checkpoint")
         assert list(pushed.arguments.values())[1:] == [folder]
         assert any(call.is_inside(pushed) for call in calls.all("upload_folder"))
         assert [type(job) for job in trained.trainer.push_in_progress.jobs] == [Upload]
+
+
+def test_card_is_written_under_the_name_of_the_model(trained):
+    calls = trained.recording
     with relies_on("create_model_card", "called with the name of the model"):
         assert calls.first("create_model_card").arguments["model_name"] == trained.folder.name
+
+
+def test_repository_is_made_before_the_training(trained):
+    calls = trained.recording
     with relies_on("init_hf_repo", "called once, before the training"):
         assert calls.only("init_hf_repo").began < calls.first("train").began
 
@@ -860,6 +878,9 @@ def test_state_of_the_run_is_loaded_in_the_order_in_which_we_restore_it(resumed,
 
 def test_loop_goes_on_from_what_stands_there_after_the_random_numbers(resumed, trained):
     calls, trainer = resumed.recording, resumed.trainer
+    with relies_on("get_batch_samples", "returning none of them, and `should_training_stop`, ends the training"):
+        assert trainer.state.global_step == 2
+        assert len(calls.all("training_step")) == 2
     with relies_on(
         "_load_rng_state", "the loop sets its counters before, not after: kept batch, loss, metrics and phase stay"
     ):
@@ -872,9 +893,6 @@ def test_loop_goes_on_from_what_stands_there_after_the_random_numbers(resumed, t
         losses = [call.result.item() for call in calls.all("training_step")]
         assert line["kept"] == 5.0
         assert line["loss"] == pytest.approx((7 + sum(losses)) / 2, abs=1e-4)
-    with relies_on("get_batch_samples", "returning none of them, and `should_training_stop`, ends the training"):
-        assert trainer.state.global_step == 2
-        assert len(losses) == 2
 
 
 def test_random_numbers_are_restored_at_the_start_of_an_epoch_too(trained, tmp_path):
@@ -1261,12 +1279,12 @@ class Engine:
 def backend(trainer, monkeypatch):
     """Builds TRL's vLLM backend of the tiny model."""
 
-    def build(**options):
+    def build(cls=VLLMGeneration, **options):
         monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda *args, **kwargs: True)
         monkeypatch.setattr(vllm_generation, "SamplingParams", lambda **given: SimpleNamespace(**given), raising=False)
         options = {"mode": "colocate", **options}
         with replaced(vllm_generation, "LLM", Engine):
-            return VLLMGeneration(trainer.model, trainer.accelerator, trainer.processing_class, **options)
+            return cls(trainer.model, trainer.accelerator, trainer.processing_class, **options)
 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
@@ -1275,10 +1293,18 @@ def backend(trainer, monkeypatch):
 
 
 def test_engine_is_built_by_the_name_that_we_replace(backend):
+    noted = []
+
+    class Noting(VLLMGeneration):
+        def _init_vllm(self):
+            noted.append("_init_vllm")
+            super()._init_vllm()
+
     with relies_on(
         "VLLMGeneration._init_vllm", "calls `LLM(...)` by name, and keeps it as `llm`; `_llm_weights_sleeping`"
     ):
-        generation = backend(max_num_seqs=5)
+        generation = backend(Noting, max_num_seqs=5)
+        assert noted == ["_init_vllm"]
         assert isinstance(generation.llm, Engine)
         options = generation.llm.options
         assert (options["max_num_seqs"], options["max_num_batched_tokens"], options["logprobs_mode"]) == (
