@@ -69,7 +69,6 @@ OVERRIDDEN: dict[str, str] = {
     "_get_per_token_logps_and_entropies": "old log-probabilities of carried rollouts; what the loss computed",
     "_get_train_sampler": "order of the prompts after a resume",
     "_issue_warnings_after_load": "weights under other names",
-    "_load_from_checkpoint": "weights under other names",
     "_load_optimizer_and_scheduler": "state of the run",
     "_load_rng_state": "state of the loop, after the loop has reset its counters",
     "_prepare_inputs": "loss denominators of each optimizer step",

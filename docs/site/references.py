@@ -249,28 +249,44 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def tests_of_seams() -> dict[str, str]:
+    """Returns, by seam, the first test that fails with its name when it moves in TRL."""
+    source = (ROOT / "tests" / "test_trl_seams.py").read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for test in source.split("\ndef test_")[1:]:
+        for seam in re.findall(r'relies_on\(\s*"([^"]+)"', test.split("\n\n\n")[0]):
+            found.setdefault(seam, f"test_{test[: test.index('(')]}")
+    # Of this alone no other thing is relied on than that it trains, and how it is called.
+    return found | {"train": "test_override_takes_every_argument_that_the_method_of_trl_takes"}
+
+
 def upstream_page() -> str:
     """Returns what of TRL the package builds on."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (trl,) = (name for name in project["dependencies"] if name.startswith("trl"))
+    tested = tests_of_seams()
     lines = [
         "# Upstream\n",
         "This package is a subclass of TRL's trainer, not a copy of it: generation, scoring, loss, logging, PEFT, vLLM and the Hub "
         "are TRL's code. A fix in TRL is a fix here.\n",
-        f"It needs `{trl}`, because it overrides private methods. `tests/test_trl_seams.py` tests what it relies on, "
-        "with each supported release ([versions.md](versions.md)), and fails when a part has moved; `trl_dapo/trl_seams.py` is the only file to read then.\n",
+        f"It needs `{trl}`, because it overrides private methods. `tests/test_trl_seams.py` runs TRL's own trainer, looks at "
+        "what calls what, and names the seam that has moved, with each supported release ([versions.md](versions.md)); "
+        "`trl_dapo/trl_seams.py` is the only file to read then.\n",
         "TRL has four of DAPO's parts as options. Dynamic sampling is what it lacks "
         "([huggingface/trl#3708](https://github.com/huggingface/trl/issues/3708)). What of this package could go into TRL: the "
         "denominator of each optimizer step, the rule of what ends a completion, and a hook between sampling and scoring, which "
         "would make most of the overrides below unnecessary.\n",
         "## Methods of `GRPOTrainer` that are overridden\n",
-        "| method | what for |",
-        "|---|---|",
-        *(f"| `{name}` | {cell(reason)} |" for name, reason in OVERRIDDEN.items()),
+        "| method | what for | test that fails when it moves |",
+        "|---|---|---|",
+        *(f"| `{name}` | {cell(reason)} | `{tested[name]}` |" for name, reason in OVERRIDDEN.items()),
         "\n## Methods of TRL's `VLLMGeneration` that are overridden\n",
-        "| method | what for |",
-        "|---|---|",
-        *(f"| `{name}` | {cell(reason)} |" for name, reason in OVERRIDDEN_IN_VLLM_GENERATION.items()),
+        "| method | what for | test that fails when it moves |",
+        "|---|---|---|",
+        *(
+            f"| `{name}` | {cell(reason)} | `{tested[f'VLLMGeneration.{name}']}` |"
+            for name, reason in OVERRIDDEN_IN_VLLM_GENERATION.items()
+        ),
         "\nEach override calls `super()` and adds to what it returns. [development.md](development.md) says how the range is widened, "
         "and [troubleshooting.md](troubleshooting.md) lists faults of TRL that a run may meet.\n",
     ]

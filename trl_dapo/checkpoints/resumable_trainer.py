@@ -61,7 +61,7 @@ class ResumableTrainer(GRPOTrainer):
         self._train_sampler: Any = None
         self._has_trained = False
         self._save_total_limit: int | None = None
-        # The checkpoint whose weights are being read.
+        # The checkpoint that the run resumes from, until its weights are read.
         self._folder_read: str | None = None
         super().__init__(*args, **kwargs)
         self.ranks = Ranks(self.accelerator)
@@ -106,7 +106,11 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is not None:
             check_kind_of_weights(checkpoint, is_peft_model(self.model))
             check_adapter(checkpoint, getattr(self.model, "peft_config", {}))
-        output = super().train(checkpoint, *args, **kwargs)
+        self._folder_read = checkpoint
+        try:
+            output = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self._folder_read = None
         self._has_trained = True
         return output
 
@@ -161,13 +165,6 @@ class ResumableTrainer(GRPOTrainer):
 
     # Resuming
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._folder_read = resume_from_checkpoint
-        try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        finally:
-            self._folder_read = None
-
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Transformers warns, and goes on with the weights that the model happens to have.
         model: Any = self.model
@@ -182,6 +179,8 @@ class ResumableTrainer(GRPOTrainer):
         return self._train_sampler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # The weights have been read before.
+        self._folder_read = None
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
