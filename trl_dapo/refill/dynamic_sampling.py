@@ -179,6 +179,15 @@ class DynamicSampler:
         self._carry(ledger, kept, result)
         return replace(batch, last_plan=self.last_plan, source_metrics=self.source.metrics)
 
+    def begin_next(self, policy_step: int) -> None:
+        """Begins to sample the next batch beside training, where the sampler is one that does so; here nothing. A collective."""
+
+    def drain(self) -> None:
+        """Waits until nothing is sampled beside training. A collective."""
+
+    def cancel(self, is_orderly: bool) -> None:
+        """Gives up what is sampled beside training. `is_orderly`: on all ranks together."""
+
     def state_dict(self) -> dict[str, Any]:
         """
         Returns what a resumed run needs to draw the prompts that this one would draw next.

@@ -10,6 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from trl_dapo.config.batch_shape import BatchShape
@@ -100,11 +101,26 @@ class StreamRefill:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the groups that go on, with what this rank has of its own."""
+        return self._state_of(self.suspended, self.groups.by_position)
+
+    def state_before(self) -> dict[str, Any]:
+        """Returns the state before the last batch was begun."""
+        suspended, groups, _ = self._before
+        return self._state_of(suspended, groups)
+
+    def _state_of(
+        self, suspended: Mapping[int, tuple[Draw, int]], groups: Mapping[int, StreamedGroup]
+    ) -> dict[str, Any]:
         return {
             "num_batches": self._num_batches,
-            "suspended": [[draw.position, draw.index, rank] for draw, rank in self.suspended.values()],
-            "groups": [group.state_dict() for group in self.groups.by_position.values()],
+            "suspended": [[draw.position, draw.index, rank] for draw, rank in suspended.values()],
+            "groups": [group.state_dict() for group in groups.values()],
         }
+
+    def load_state_after(self, state: Mapping[str, Any]) -> None:
+        """Continues with the state after a batch, where that before it was loaded; `undo` gives that one back."""
+        self._before = self._held()
+        self.load_state_dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues with a saved state. The rows of the groups are read anew."""
@@ -211,9 +227,9 @@ class StreamRefill:
             self.planner.observe(sum(is_informative for _, is_informative in news), len(news))
             num_groups = self.shape.num_groups
             seconds = self._clock()[0] - self._start[0]
-            self.progress.update(
-                BatchSoFar(num_groups - self._flow.num_missing, num_groups, len(self._draws), seconds)
-            )
+            so_far = BatchSoFar(num_groups - self._flow.num_missing, num_groups, len(self._draws), seconds)
+            # A terminal that is gone is this rank's own affair.
+            self.groups.attempt(partial(self.progress.update, so_far))
 
     def _adjust(self) -> None:
         """Starts and gives up groups."""
