@@ -69,7 +69,7 @@ from .data.context_length import ContextLimit
 from .errors import RankFailedError, RefillExhaustedError, VLLMServerError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard, check_trainable
 from .guards.reward_deadline import RewardCalls
-from .loss.diagnostics import LossDiagnostics
+from .loss.diagnostics import LossDiagnostics, count_truncated
 from .loss.dropout import disable_attention_dropout, has_dropout
 from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
 from .loss.positions import number_from_first_token
@@ -508,6 +508,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             output = super()._generate_and_score_completions(batch.inputs)
         if has_carried and not self.args.trl_computes_old_logps:
             output["old_per_token_logps"] = restore_old_logps(self.seams.score(output), batch.rollouts)
+        if self.args.overlap:
+            self._log_weights(output)
         ledger = batch.ledger
         if ledger.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and ledger.accepted:
             # These take the mean over rows, and count those that stand in for groups that were not found.
@@ -516,6 +518,14 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         zero_std = self._metrics["train"]["frac_reward_zero_std"]
         zero_std[-1] *= ledger.num_groups / len(ledger.accepted) if ledger.accepted else math.nan
         return self._finish_batch(output, batch.facts, batch.is_filler, batch)
+
+    def _log_weights(self, output: dict[str, Any]) -> None:
+        """Logs the share of tokens whose importance weight is cut; TRL logs the weights themselves."""
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        logps = output["old_per_token_logps"], output["sampling_per_token_logps"]
+        counts = count_truncated(*logps, mask, self.vllm_importance_sampling_clip_max)
+        num_truncated, num_tokens = map(sum, zip(*self.ranks.gather_rows([counts]), strict=True))
+        self._log_train({"overlap/frac_truncated": num_truncated / num_tokens if num_tokens else math.nan})
 
     def _mark_without_value(self) -> None:
         """Takes out of TRL's metrics of a drawn batch what is computed over no rewards."""

@@ -55,7 +55,7 @@ class _Ahead:
         sampled_at (`float`):
             When the thread ended, by `time.perf_counter`.
         seconds_waited (`float`):
-            Seconds that the main thread had to wait for it.
+            Seconds that the main thread spent on it: those of the weights on their way, and of waiting.
     """
 
     ledger: RefillLedger
@@ -101,7 +101,9 @@ class OverlappedSampler(DynamicSampler):
 
     def _begin(self, policy_step: int, trains_at: int) -> None:
         ahead = self._ahead = _Ahead(self._new_ledger(policy_step), self.source.position, trains_at)
+        start = time.perf_counter()
         self.refill.begin(ahead.ledger, policy_step)
+        ahead.seconds_waited = time.perf_counter() - start
 
         def sample() -> None:
             try:
