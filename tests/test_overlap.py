@@ -10,6 +10,7 @@ from server_training import CollectingTrainer, make_trainer, save_model
 from tiny import first_token_reward, tiny_model, tiny_tokenizer
 
 from trl_dapo import DAPOConfig
+from trl_dapo.report.overlap_balance import OverlapBalance, describe_balance
 from trl_dapo.sampling.prompt_stream import PromptStream, SequenceKey
 
 
@@ -220,3 +221,26 @@ def test_limit_on_age_counts_the_batch_that_everything_is_late(tmp_path):
     assert args.max_off_policy_steps == 8
     assert args.shape.max_off_policy_steps == 4
     assert DAPOConfig(str(tmp_path), **(arguments | batches | OVERLAP)).max_off_policy_steps == 4
+
+
+def test_it_is_said_once_after_a_few_batches_what_limits_the_run():
+    balance = OverlapBalance()
+    # The first batch has nothing before it: its figures say nothing.
+    first = {"seconds_sampling": 90.0, "overlap/wait_seconds": 90.0}
+    of_servers = {"seconds_sampling": 3.0, "overlap/wait_seconds": 1.0, "overlap/idle_seconds": 0.0}
+    lines = [balance.observe(metrics) for metrics in [first, *[of_servers] * 6]]
+    assert [line is not None for line in lines] == [False] * 4 + [True, False, False]
+    assert "takes 3.0 s of sampling and 2.0 s of training. The servers limit the run: 1.5 times" in lines[4]
+    of_trainer = describe_balance(sampling=2.0, waited=0.0, idle=6.0)
+    assert "takes 2.0 s of sampling and 8.0 s of training. The trainer limits the run: 4.0 times" in of_trainer
+    assert "0.2 times those of the servers" in of_trainer
+    assert "balanced" in describe_balance(sampling=2.0, waited=0.05, idle=0.0)
+    assert describe_balance(sampling=0.0, waited=0.0, idle=0.0) is None
+
+
+def test_first_lines_of_a_run_say_how_old_its_batches_are(overlapped):
+    text = overlapped._describe_run(12)
+    assert (
+        "each batch is sampled while the one before it trains, so it is 2 optimizer steps old when it begins" in text
+    )
+    assert "its tokens weigh at most 2." in text

@@ -93,6 +93,7 @@ from .report.completion_table import columns_in_step, level_columns
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
+from .report.overlap_balance import OverlapBalance
 from .report.recorder import RewardColumns, RolloutRecorder
 from .rewards import SoftOverlongPunishment, find_rewards
 from .rewards.overlong import check_single_length_punishment
@@ -268,6 +269,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         )
         self.evaluation_metrics = EvaluationMetrics(self.num_generations_eval)
         self.aside: AsideSeams | None = None
+        self.overlap_balance = OverlapBalance()
         self.reward_calls = self._reward_calls(self.seams)
         self.policy_scorer = PolicyScorer(self.seams, args.per_device_train_batch_size)
         self.canary = (
@@ -565,7 +567,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         merged = completion_metrics(batch.ledger.sampled) | self._tool_metrics(batch, *calls_before)
         for name, value in merged.items():
             metrics[name][num_logged.get(name, 0) :] = [value]
-        self._log_train(self.reporter.metrics(batch))
+        logged = self.reporter.metrics(batch)
+        self._log_train(logged)
+        if self.aside is not None:
+            self._say(self.overlap_balance.observe(logged))
         if self.seams.has_environments and self.seams.chooses_environments and isinstance(self.train_dataset, Dataset):
             # Rows of a stream are not kept so long.
             rows = sampler.source.rows([group.draw for group in batch.ledger.sampled])
@@ -581,6 +586,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.args.overlap and self._needs_next_batch():
             sampler.begin_next(self.state.global_step)
         return batch
+
+    def _say(self, line: str | None) -> None:
+        if line and self.accelerator.is_main_process:
+            print(line, flush=True)
 
     def _needs_next_batch(self) -> bool:
         """Whether the run trains on another batch after the one that begins."""

@@ -49,9 +49,20 @@ def describe_run(
     if first_round is not None:
         judges = _judges(filter_names or reward_names[:1])
         lines.append(f"  Dynamic sampling by {judges}: {_refill(first_round, args)}; surplus: {args.surplus}.")
+        if args.overlap:
+            lines.append(f"  {_overlap(args)}")
         lines.append(f"  Before the first step: {_first_wait(first_round, args)}.")
     lines += [f"  {name}: {value}" for name, value in _parts(args).items()]
     return "\n".join([*lines, *(f"  ! {departure}" for departure in departures(args))])
+
+
+def _overlap(args: DAPOConfig) -> str:
+    """Returns when a batch is sampled, how old it is, and what the loss makes of it."""
+    steps = args.num_steps_ahead
+    return (
+        f"Overlap: each batch is sampled while the one before it trains, so it is {steps} optimizer step{'s' * (steps > 1)} old "
+        f"when it begins to train; its tokens weigh at most {args.vllm_importance_sampling_clip_max:g}."
+    )
 
 
 def _first_wait(plan: RoundPlan, args: DAPOConfig) -> str:
@@ -108,6 +119,8 @@ def describe_method(
         )
         judges = _judges(filter_names or reward_names[:1])
         method.insert(2, f"Dynamic sampling by {judges}: {most}; surplus: {args.surplus}.")
+        if args.overlap:
+            method.insert(3, _overlap(args))
     return method
 
 
