@@ -6,7 +6,7 @@ What it costs to train each batch one batch late, as `overlap=True` does, with t
     python benchmarks/overlap_accuracy.py --short --output FILE  # a seed of two arms, 8 steps
     python benchmarks/overlap_accuracy.py --markdown    # prints the tables of the JSON
 
-The task of the quickstart, 64 optimizer steps of 64 completions, with 1, 4 and 16 of them on each generation batch. No server is
+The task of the quickstart, 64 optimizer steps of 32 completions, with 1, 4 and 16 of them on each generation batch. No server is
 needed: one batch late, `model.generate` samples batch k+1 before batch k trains, and the trainer keeps it until then. So the
 first two batches are sampled with the same weights, and each later one with those before the batch in front of it, as with
 `overlap=True`. The log-probabilities of the policy that samples are the trained model's, in float32: there is no engine that
@@ -49,14 +49,14 @@ from trl_dapo.rewards import accuracy_reward
 
 
 RESULTS = Path(__file__).with_name("overlap_accuracy.json")
-NUM_SEEDS = 5
+NUM_SEEDS = 4
 STEPS_PER_BATCH = (1, 4, 16)
 ARMS = ("on time", "late, decoupled", "late, as old")
-NUM_PROBLEMS, NUM_HELD_OUT = 4000, 512
+NUM_PROBLEMS, NUM_HELD_OUT = 4000, 384
 MAX_WEIGHT = 2.0
 COMMON = {
     "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
-    "num_generations": 8, "per_device_train_batch_size": 64, "max_steps": 64,
+    "num_generations": 8, "per_device_train_batch_size": 32, "max_steps": 64,
     "max_completion_length": 80, "soft_punish_cache": 12, "num_groups_to_log": 0,
     "learning_rate": 5e-4, "lr_scheduler_type": "linear", "adam_beta2": 0.99,
     "eval_strategy": "steps", "eval_steps": 64, "per_device_eval_batch_size": 512,

@@ -176,6 +176,7 @@ def test_log_lines_say_how_old_the_tokens_are_and_what_was_hidden(overlapped):
     assert lines[0]["dapo/overlap/hidden"] == pytest.approx(0.0, abs=0.2)
 
 
+@pytest.mark.refuses("overlap_elsewhere")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

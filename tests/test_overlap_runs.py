@@ -1,8 +1,12 @@
 """Runs that sample beside training: several ranks, checkpoints, evaluations, ends, and servers that fail."""
 
+import json
+import random
 import time
 
+import forked
 import pytest
+import server_training
 import torch
 from scripted_server import ModelEngine, ScriptedServer
 from server_training import make_trainer, save_model
@@ -319,3 +323,26 @@ def test_two_ranks_whose_server_hangs_beside_training_save_and_end_together(mode
         assert f"The vLLM server at {served.address} has not answered for vllm_server_timeout=2 seconds" in message
         assert notes == [f"The run can be resumed from {tmp_path / 'checkpoint-4'}."]
     assert [len(result["batches"]) for result in results] == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_run_that_is_killed_at_any_moment_resumes_to_the_bit(model_folder, straight, tmp_path, seed):
+    chance = random.Random(seed)
+    options = {"save_strategy": "steps", "save_steps": 1, **SIX_BATCHES}
+    with served_by(model_folder, seconds=0.02) as served:
+        process = forked.start(
+            server_training.main, str(tmp_path), str(model_folder), served.address, json.dumps(options)
+        )
+        first = tmp_path / f"checkpoint-{chance.randrange(1, 9)}"
+        deadline = time.monotonic() + 120
+        while not first.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(chance.random())
+        process.kill()
+        process.join()
+        resumed = make_trainer(tmp_path, model_folder, [served.address], **options | {"save_strategy": "no"})
+        resumed.train(resume_from_checkpoint=True)
+    assert resumed.batches == straight.batches[6 - len(resumed.batches) :]
+    assert same_weights(straight, resumed)
