@@ -60,10 +60,9 @@ class TimedTrainer(DAPOTrainer):
         self.collected_at.append(time.perf_counter())
         return batch
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains, in no less than the set time."""
+    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         end = time.perf_counter() + self.seconds_per_step
-        loss = super().training_step(*args, **kwargs)
+        loss = super()._compute_loss(*args, **kwargs)
         time.sleep(max(0.0, end - time.perf_counter()))
         return loss
 

@@ -59,6 +59,16 @@ class WatchedTrainer(StepRecorder, CollectingTrainer):
 @pytest.fixture(scope="module")
 def overlapped(model_folder, tmp_path_factory):
     """Six batches of two optimizer steps."""
+    return train(model_folder, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def as_old(model_folder, tmp_path_factory):
+    """The same, with ratios against the policy that sampled."""
+    return train(model_folder, tmp_path_factory, vllm_importance_sampling_correction=False)
+
+
+def train(model_folder, tmp_path_factory, **options):
     with served_by(model_folder) as served:
         trainer = make_trainer(
             tmp_path_factory.mktemp("run"),
@@ -68,7 +78,7 @@ def overlapped(model_folder, tmp_path_factory):
             max_steps=12,
             learning_rate=3e-2,
             **TWO_STEPS,
-            **OVERLAP,
+            **OVERLAP | options,
         )
         trainer.train()
         trainer.num_loaded = len(served.loaded)
@@ -128,12 +138,17 @@ def test_log_probabilities_are_those_of_the_policy_that_sampled_and_of_that_whic
                 torch.testing.assert_close(output[name][row][live].double(), exact, rtol=0, atol=1e-5)
 
 
-def test_gradient_of_each_optimizer_step_is_that_of_the_decoupled_loss_in_float64(overlapped):
-    """The proximal policy is that at the beginning of the batch, also in its second step; the weights are cut at 2."""
-    assert len(overlapped.steps) == 12
+@pytest.mark.parametrize("loss", ["overlapped", "as_old"])
+def test_gradient_of_each_optimizer_step_is_that_of_float64_loops(loss, request):
+    """
+    Decoupled: the proximal policy is that at the beginning of the batch, also in its second step, and weights are cut at 2. Or
+    ratio and clip against the policy that sampled.
+    """
+    trainer = request.getfixturevalue(loss)
+    assert len(trainer.steps) == 12
     num_cut = num_clipped = 0
-    for number, (state, rows, gradient) in enumerate(overlapped.steps):
-        sampled_by, proximal = overlapped.begun[number // 2][3], overlapped.trained[number // 2][1]
+    for number, (state, rows, gradient) in enumerate(trainer.steps):
+        sampled_by, proximal = trainer.begun[number // 2][3], trainer.trained[number // 2][1]
         total, tokens = 0.0, 0
         model = tiny_model()
         model.load_state_dict(state)
@@ -141,7 +156,7 @@ def test_gradient_of_each_optimizer_step_is_that_of_the_decoupled_loss_in_float6
         for row in rows:
             prompt, completion = map(list, row["key"])
             behaviour = logps_under(sampled_by, prompt, completion)[0].tolist()
-            start = logps_under(proximal, prompt, completion)[0].tolist()
+            start = logps_under(proximal, prompt, completion)[0].tolist() if loss == "overlapped" else behaviour
             logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
             logps = logits[len(prompt) - 1 : -1].log_softmax(-1)
             for place, token in enumerate(completion):
@@ -157,8 +172,18 @@ def test_gradient_of_each_optimizer_step_is_that_of_the_decoupled_loss_in_float6
         exact = {name: parameter.grad for name, parameter in model.named_parameters()}
         assert gradient_error(gradient, exact) < 1e-5
     # Both bounds bind somewhere.
-    assert num_cut > 3
     assert num_clipped > 3
+    assert num_cut > 3 or loss == "as_old"
+
+
+def test_ratio_against_the_policy_that_sampled_has_no_hole_where_the_engine_says_nothing(as_old):
+    output = dict(as_old.trained[-1][2])
+    sampled = output["sampling_per_token_logps"].clone()
+    output["sampling_per_token_logps"] = sampled.clone()
+    output["sampling_per_token_logps"][0, 0] = torch.nan
+    filled = as_old._sampled_logps(output)
+    assert filled[0, 0] == as_old.seams.score(output)[0, 0]
+    assert torch.equal(filled[1:], sampled[1:])
 
 
 def test_log_lines_say_how_old_the_tokens_are_and_what_was_hidden(overlapped):
@@ -184,10 +209,6 @@ def test_log_lines_say_how_old_the_tokens_are_and_what_was_hidden(overlapped):
         ({"vllm_mode": "colocate"}, "overlap is True, but vllm_mode is 'colocate' and must be 'server'"),
         ({"use_vllm": False, "refill": "rounds"}, "overlap is True, but use_vllm is False and must be True"),
         ({"dynamic_sampling": False}, "overlap is True, but dynamic_sampling is False and must be True"),
-        (
-            {"vllm_importance_sampling_correction": False},
-            "vllm_importance_sampling_correction is False and must be True: the loss has to know how old its tokens are",
-        ),
         (
             {"vllm_importance_sampling_mode": "sequence_mask"},
             "vllm_importance_sampling_mode is 'sequence_mask' and must be one of 'token_truncate', 'token_mask'",

@@ -510,8 +510,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             output = super()._generate_and_score_completions(batch.inputs)
         if has_carried and not self.args.trl_computes_old_logps:
             output["old_per_token_logps"] = restore_old_logps(self.seams.score(output), batch.rollouts)
-        if self.args.overlap:
+        if self.args.overlap and self.vllm_importance_sampling_correction:
             self._log_weights(output)
+        elif self.args.overlap:
+            # The batch is late, and the ratio is against the policy that sampled it.
+            output["old_per_token_logps"] = self._sampled_logps(output)
         ledger = batch.ledger
         if ledger.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and ledger.accepted:
             # These take the mean over rows, and count those that stand in for groups that were not found.
@@ -520,6 +523,15 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         zero_std = self._metrics["train"]["frac_reward_zero_std"]
         zero_std[-1] *= ledger.num_groups / len(ledger.accepted) if ledger.accepted else math.nan
         return self._finish_batch(output, batch.facts, batch.is_filler, batch)
+
+    def _sampled_logps(self, output: dict[str, Any]) -> torch.Tensor:
+        """Returns the log-probabilities of the policy that sampled; where the engine gave none, those of the present one."""
+        logps: torch.Tensor = output["sampling_per_token_logps"]
+        is_unknown = logps.isnan()
+        if self.ranks.gather_rows([[int(is_unknown.any())]]) == [[0]] * self.ranks.num_ranks:
+            return logps
+        # With some wrappers a forward pass is of all ranks.
+        return torch.where(is_unknown, self.seams.score(output), logps)
 
     def _log_weights(self, output: dict[str, Any]) -> None:
         """Logs the share of tokens whose importance weight is cut; TRL logs the weights themselves."""

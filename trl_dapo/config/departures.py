@@ -59,9 +59,12 @@ def describe_run(
 def _overlap(args: DAPOConfig) -> str:
     """Returns when a batch is sampled, how old it is, and what the loss makes of it."""
     steps = args.num_steps_ahead
+    loss = "its ratio is against the policy that sampled it"
+    if args.vllm_importance_sampling_correction:
+        loss = f"its tokens weigh at most {args.vllm_importance_sampling_clip_max:g}"
     return (
         f"Overlap: each batch is sampled while the one before it trains, so it is {steps} optimizer step{'s' * (steps > 1)} old "
-        f"when it begins to train; its tokens weigh at most {args.vllm_importance_sampling_clip_max:g}."
+        f"when it begins to train; {loss}."
     )
 
 
@@ -132,9 +135,10 @@ def departures(args: DAPOConfig) -> list[str]:
         args (`DAPOConfig`):
             The configuration.
     """
+    is_late = args.overlap and not args.vllm_importance_sampling_correction
     found = {
         "One optimizer step per rollout step: the ratio is 1 in it, so no clipping can bind. The paper takes 16: raise "
-        "steps_per_generation.": args.num_updates_per_batch == 1 and args.surplus != "carry",
+        "steps_per_generation.": args.num_updates_per_batch == 1 and args.surplus != "carry" and not is_late,
         "No Clip-Higher: epsilon_high is not above epsilon. The paper has 0.28 and 0.2.": args.epsilon_high is None
         or args.epsilon_high <= args.epsilon,
         f"epsilon_high is {args.epsilon_high}: a ratio up to {1 + (args.epsilon_high or 0):g} is not clipped, so hardly any is. "

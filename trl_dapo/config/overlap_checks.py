@@ -9,7 +9,6 @@ _NEEDED = {
     "use_vllm": (True, "something else than the trainer has to sample"),
     "vllm_mode": ("server", "an engine in this process waits while the model trains"),
     "refill": ("stream", "a round is a call of all ranks"),
-    "vllm_importance_sampling_correction": (True, "the loss has to know how old its tokens are"),
 }
 # Weights of single tokens. That of a whole sequence grows or falls with its length, and here every token has one.
 _MODES = ("token_truncate", "token_mask")
@@ -32,9 +31,10 @@ def check_overlap(config: Any) -> None:
                 "overlap=False."
             )
     mode = config.vllm_importance_sampling_mode
-    if mode not in _MODES:
+    if config.vllm_importance_sampling_correction and mode not in _MODES:
         raise ValueError(
             f"overlap is True, but vllm_importance_sampling_mode is {mode!r} and must be one of {', '.join(map(repr, _MODES))}: "
             "the weight of a whole sequence that an older policy sampled is far from 1, and most long ones would be lost. Set "
-            'vllm_importance_sampling_mode="token_truncate", or overlap=False.'
+            "vllm_importance_sampling_correction=False, which takes the ratio against the policy that sampled, or "
+            'vllm_importance_sampling_mode="token_truncate", which weights single tokens; or overlap=False.'
         )
