@@ -265,4 +265,4 @@ def test_first_lines_of_a_run_say_how_old_its_batches_are(overlapped):
     assert (
         "each batch is sampled while the one before it trains, so it is 2 optimizer steps old when it begins" in text
     )
-    assert "its tokens weigh at most 2." in text
+    assert "weighted by its probability then over that when it was sampled, at most 2." in text

@@ -508,13 +508,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps),
         ):
             output = super()._generate_and_score_completions(batch.inputs)
-        if has_carried and not self.args.trl_computes_old_logps:
-            output["old_per_token_logps"] = restore_old_logps(self.seams.score(output), batch.rollouts)
         if self.args.overlap and self.vllm_importance_sampling_correction:
             self._log_weights(output)
         elif self.args.overlap:
             # The batch is late, and the ratio is against the policy that sampled it.
             output["old_per_token_logps"] = self._sampled_logps(output)
+        elif has_carried and not self.args.trl_computes_old_logps:
+            output["old_per_token_logps"] = restore_old_logps(self.seams.score(output), batch.rollouts)
         ledger = batch.ledger
         if ledger.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and ledger.accepted:
             # These take the mean over rows, and count those that stand in for groups that were not found.
@@ -537,7 +537,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Logs the share of tokens whose importance weight is cut; TRL logs the weights themselves."""
         mask = output["completion_mask"] * output.get("tool_mask", 1)
         logps = output["old_per_token_logps"], output["sampling_per_token_logps"]
-        counts = count_truncated(*logps, mask, self.vllm_importance_sampling_clip_max)
+        counts = count_truncated(*logps, mask, self.vllm_importance_sampling_clip_max or math.inf)
         num_truncated, num_tokens = map(sum, zip(*self.ranks.gather_rows([counts]), strict=True))
         self._log_train({"overlap/frac_truncated": num_truncated / num_tokens if num_tokens else math.nan})
 

@@ -61,7 +61,9 @@ def _overlap(args: DAPOConfig) -> str:
     steps = args.num_steps_ahead
     loss = "its ratio is against the policy that sampled it"
     if args.vllm_importance_sampling_correction:
-        loss = f"its tokens weigh at most {args.vllm_importance_sampling_clip_max:g}"
+        cap = args.vllm_importance_sampling_clip_max
+        most = "without a limit" if cap is None else f"at most {cap:g}"
+        loss = f"each token is weighted by its probability then over that when it was sampled, {most}"
     return (
         f"Overlap: each batch is sampled while the one before it trains, so it is {steps} optimizer step{'s' * (steps > 1)} old "
         f"when it begins to train; {loss}."

@@ -100,10 +100,11 @@ class OverlappedSampler(DynamicSampler):
         self._begin(policy_step, policy_step + self.shape.num_updates)
 
     def _begin(self, policy_step: int, trains_at: int) -> None:
-        ahead = self._ahead = _Ahead(self._new_ledger(policy_step), self.source.position, trains_at)
+        ahead = _Ahead(self._new_ledger(policy_step), self.source.position, trains_at)
         start = time.perf_counter()
         self.refill.begin(ahead.ledger, policy_step)
         ahead.seconds_waited = time.perf_counter() - start
+        self._ahead = ahead
 
         def sample() -> None:
             try:
@@ -164,9 +165,10 @@ class OverlappedSampler(DynamicSampler):
         if self._ahead is None:
             self._begin(policy_step, policy_step)
         needed_at = time.perf_counter()
-        self.drain()
-        ahead, self._ahead = self._ahead, None
+        ahead = self._ahead
         assert ahead is not None
+        self.drain()
+        self._ahead = None
         if ahead.result is None:
             assert ahead.failure is not None
             raise ahead.failure
