@@ -77,8 +77,9 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         overlap (`bool`, *optional*, defaults to `False`):
             Whether the next batch is sampled while one trains, with the weights before its first optimizer step. With
             `vllm_mode="server"` and `refill="stream"`. A batch is then as many optimizer steps old as one batch takes when it
-            begins to train; the loss weighs each token by its probability at that moment over that when it was sampled,
-            at most `vllm_importance_sampling_clip_max`.
+            begins to train. With `vllm_importance_sampling_correction=False` ratio and clip are against the policy that
+            sampled it; with `True` and `vllm_importance_sampling_mode="token_truncate"` they are against the policy that
+            begins to train, and each token is weighted by its probability then over that when it was sampled.
         surplus (`str`, *optional*, defaults to `"requeue"`):
             What happens to informative groups beyond the batch. `"requeue"`: their completions are dropped and their
             prompts given back to the stream. `"carry"`: they train in the next batch, against the log-probabilities of
