@@ -16,8 +16,11 @@ Arms:
 
 - "on time": each batch is sampled with the weights that begin to train on it.
 - "late, decoupled": ratio and clip against the policy that begins to train, times the probability of each token under that
-  policy over that when it was sampled, at most 2. What `overlap=True` does.
-- "late, as old": ratio and clip against the policy that sampled, no weight. So do carried groups (`surplus="carry"`).
+  policy over that when it was sampled, at most 2. As `overlap=True` with `vllm_importance_sampling_correction=True`.
+- "late, as old": ratio and clip against the policy that sampled, no weight. As with `vllm_importance_sampling_correction=False`,
+  and as carried groups (`surplus="carry"`).
+- "on time, half": on time, with half of the optimizer steps: as far as a run that waits comes while one that overlaps takes all
+  steps, where sampling takes as long as training and overlap hides all of it.
 
 All arms of a seed start from the same warmed-up model and are evaluated on the same problems: differences are paired.
 """
@@ -51,7 +54,7 @@ from trl_dapo.rewards import accuracy_reward
 RESULTS = Path(__file__).with_name("overlap_accuracy.json")
 NUM_SEEDS = 4
 STEPS_PER_BATCH = (1, 4, 16)
-ARMS = ("on time", "late, decoupled", "late, as old")
+ARMS = ("on time", "late, decoupled", "late, as old", "on time, half")
 NUM_PROBLEMS, NUM_HELD_OUT = 4000, 384
 MAX_WEIGHT = 2.0
 COMMON = {
@@ -79,7 +82,7 @@ class LateTrainer(MeasuredDAPO):
         return batch, self.policy_scorer.score(batch.rollouts)
 
     def _collect_batch(self, sampler: Any) -> Any:
-        if self.arm == "on time":
+        if self.arm.startswith("on time"):
             return super()._collect_batch(sampler)
         batch, self._logps = self._waiting or self._sample(sampler)
         is_last = self.state.global_step + self.shape.num_updates >= self.state.max_steps
@@ -88,7 +91,7 @@ class LateTrainer(MeasuredDAPO):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        if self.arm == "on time" or not self.model.training:
+        if self.arm.startswith("on time") or not self.model.training:
             return output
         sampled = pad(self._logps, padding_value=0.0, padding_side="right")
         if self.arm == "late, as old":
@@ -114,6 +117,8 @@ def run(arm: str, steps_per_batch: int, seed: int, model: str, folder: str, is_s
     settings = COMMON | {"output_dir": folder, "seed": seed, "steps_per_generation": steps_per_batch}
     if is_short:
         settings |= {"max_steps": 8, "eval_steps": 8}
+    elif arm == "on time, half":
+        settings |= {"max_steps": 32, "eval_steps": 32}
     trainer = LateTrainer(
         model=model,
         args=DAPOConfig(**settings),
@@ -158,7 +163,7 @@ def differences(record: dict[str, Any], arm: str, steps_per_batch: int) -> list[
 
 def markdown(record: dict[str, Any]) -> str:
     """Returns the table of what the JSON has: mean accuracy, and mean paired difference with its standard error."""
-    lines = ["| optimizer steps a batch | on time | late, decoupled | late, as old |", "|---|---|---|---|"]
+    lines = [f"| optimizer steps a batch | {' | '.join(ARMS)} |", "|---" * (1 + len(ARMS)) + "|"]
     for steps_per_batch in STEPS_PER_BATCH:
         cells = []
         for arm in ARMS:

@@ -266,3 +266,6 @@ def test_first_lines_of_a_run_say_how_old_its_batches_are(overlapped):
         "each batch is sampled while the one before it trains, so it is 2 optimizer steps old when it begins" in text
     )
     assert "weighted by its probability then over that when it was sampled, at most 2." in text
+    assert (
+        "! overlap is True, and a batch is 2 optimizer steps old when it begins to train: that costs accuracy" in text
+    )
