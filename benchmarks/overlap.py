@@ -1,7 +1,7 @@
 """
 What sampling beside training saves, by how long sampling takes against training.
 
-    python benchmarks/overlap.py                          # some five minutes, hardly any CPU
+    python benchmarks/overlap.py                          # some seven minutes, hardly any CPU
     python benchmarks/overlap.py --short --output FILE    # one ratio, seconds
     python benchmarks/overlap.py --markdown               # prints the table of the JSON
 
@@ -43,8 +43,8 @@ from trl_dapo import DAPOConfig, DAPOTrainer
 RESULTS = Path(__file__).with_name("overlap.json")
 # Seconds of sampling over those of training.
 RATIOS = (0.3, 0.5, 1.0, 2.0, 3.0)
-SECONDS_SAMPLING = 2.0
-NUM_BATCHES, STEPS_PER_BATCH = 9, 4
+SECONDS_SAMPLING = 3.0
+NUM_BATCHES, STEPS_PER_BATCH = 7, 4
 
 
 class TimedTrainer(DAPOTrainer):

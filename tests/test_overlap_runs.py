@@ -9,7 +9,7 @@ import pytest
 import server_training
 import torch
 from scripted_server import ModelEngine, ScriptedServer
-from server_training import make_trainer, save_model
+from server_training import CollectingTrainer, make_trainer, save_model
 from test_overlap import OVERLAP, TWO_STEPS, WatchedTrainer
 from test_server_training import train_two_ranks, weights_of
 from tiny import first_token_reward, numbered_prompts
@@ -36,11 +36,28 @@ def same_weights(trainer, other):
     return all(torch.equal(weight, weights_of(other)[name]) for name, weight in weights_of(trainer).items())
 
 
+class RecordedTrainer(CollectingTrainer):
+    """Keeps what goes into the record of groups with each batch."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recorded = []
+        write = self.recorder.write
+
+        def write_and_keep(*args):
+            write(*args)
+            self.recorded.append((self.recorder.latest_facts, self.recorder.latest))
+
+        self.recorder.write = write_and_keep
+
+
 @pytest.fixture(scope="module")
 def straight(model_folder, tmp_path_factory):
     """Six batches of two optimizer steps in one go."""
     with served_by(model_folder) as served:
-        trainer = make_trainer(tmp_path_factory.mktemp("run"), model_folder, [served.address], **SIX_BATCHES)
+        folder = tmp_path_factory.mktemp("run")
+        options = SIX_BATCHES | {"num_groups_to_log": 8}
+        trainer = make_trainer(folder, model_folder, [served.address], cls=RecordedTrainer, **options)
         trainer.train()
     assert len(trainer.batches) == 6
     return trainer
@@ -70,13 +87,20 @@ class Kill(TrainerCallback):
 @pytest.mark.parametrize(("saved_at", "killed_at"), [(3, 4), (4, 7), (10, 11)])
 def test_resumed_run_trains_the_batch_that_was_sampled_ahead(model_folder, straight, tmp_path, saved_at, killed_at):
     with served_by(model_folder) as served:
-        options = {"save_strategy": "steps", "save_steps": saved_at, "save_total_limit": 1, **SIX_BATCHES}
+        options = {
+            "save_strategy": "steps",
+            "save_steps": saved_at,
+            "save_total_limit": 1,
+            "num_groups_to_log": 8,
+            **SIX_BATCHES,
+        }
         killed = make_trainer(tmp_path, model_folder, [served.address], **options)
         killed.add_callback(Kill(killed_at))
         with pytest.raises(KeyboardInterrupt):
             killed.train()
         num_loaded = len(served.loaded)
-        resumed = make_trainer(tmp_path, model_folder, [served.address], **options | {"save_strategy": "no"})
+        options["save_strategy"] = "no"
+        resumed = make_trainer(tmp_path, model_folder, [served.address], cls=RecordedTrainer, **options)
         resumed.train(resume_from_checkpoint=True)
         first_loaded = len(served.loaded) - num_loaded
     # The batch that trains when it is saved is in the checkpoint too, unless it is done.
@@ -84,6 +108,7 @@ def test_resumed_run_trains_the_batch_that_was_sampled_ahead(model_folder, strai
     assert resumed.batches == straight.batches[num_done:]
     assert killed.batches == straight.batches[: len(killed.batches)]
     assert same_weights(straight, resumed)
+    assert resumed.recorded == straight.recorded[num_done:]
     # Of the two batches that the checkpoint has at most, none is sampled again.
     assert first_loaded == 6 - num_done - 1
     lines = [
