@@ -263,7 +263,7 @@ def overlap_facts():
         facts.append(f"| {steps} | {seeds} |")
         facts += [f"{statistics.mean(late.accuracies(record, 'on time', steps).values()):.1f} %"]
         facts += [late.paired_text(record, arm, steps) for arm in late.ARMS[1:]]
-    return [*facts, "64 optimizer steps of 32 completions"]
+    return [*filter(None, facts), "64 optimizer steps of 32 completions"]
 
 
 def memory_facts():
