@@ -151,8 +151,10 @@ def store(path: Path, name: str, seed: int, result: dict[str, Any]) -> None:
 
 def accuracies(record: dict[str, Any], arm: str, steps_per_batch: int) -> dict[str, float]:
     """Returns the held-out accuracy at the end of each run of an arm, by seed, in percent."""
-    runs = record["results"].get(key_of(arm, steps_per_batch), {})
-    return {seed: 100 * run["curve"][-1]["accuracy"] for seed, run in runs.items()}
+    runs = [record["results"].get(key_of(one, steps_per_batch), {}) for one in (arm, *ARMS[:3])]
+    # Seeds that all arms with all steps have, so that a row of the table is about the same ones.
+    seeds = sorted(set.intersection(*map(set, runs)))
+    return {seed: 100 * runs[0][seed]["curve"][-1]["accuracy"] for seed in seeds}
 
 
 def differences(record: dict[str, Any], arm: str, steps_per_batch: int) -> list[float]:
