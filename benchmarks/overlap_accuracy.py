@@ -168,7 +168,9 @@ def paired_text(record: dict[str, Any], arm: str, steps_per_batch: int) -> str:
     paired = differences(record, arm, steps_per_batch)
     if len(paired) < 2:
         return ""
-    return f"{statistics.mean(paired):+.1f} ± {statistics.stdev(paired) / len(paired) ** 0.5:.1f}"
+    text = f"{statistics.mean(paired):+.1f} ± {statistics.stdev(paired) / len(paired) ** 0.5:.1f}"
+    is_whole = len(paired) == len(accuracies(record, "on time", steps_per_batch))
+    return text if is_whole else f"{text} ({len(paired)} seeds)"
 
 
 def markdown(record: dict[str, Any]) -> str:

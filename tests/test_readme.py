@@ -140,6 +140,8 @@ NOT_RUN = {
     "python benchmarks/resume.py": _IS_MINUTES,
     "python benchmarks/memory.py": _IS_MINUTES,
     "python benchmarks/ablation.py": _IS_MINUTES,
+    "python benchmarks/overlap.py": _IS_MINUTES,
+    "python benchmarks/overlap_accuracy.py": _IS_MINUTES,
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
