@@ -142,7 +142,7 @@ def departures(args: DAPOConfig) -> list[str]:
         "One optimizer step per rollout step: the ratio is 1 in it, so no clipping can bind. The paper takes 16: raise "
         "steps_per_generation.": args.num_updates_per_batch == 1 and args.surplus != "carry" and not is_late,
         f"overlap is True, and a batch is {args.num_steps_ahead} optimizer steps old when it begins to train: that costs accuracy at "
-        "equal steps (docs/vllm.md), and one step hardly any. Lower steps_per_generation, or set overlap=False.": (
+        "equal steps, the more the older it is (docs/vllm.md). Lower steps_per_generation, or set overlap=False.": (
             args.overlap and args.num_steps_ahead > 1
         ),
         "No Clip-Higher: epsilon_high is not above epsilon. The paper has 0.28 and 0.2.": args.epsilon_high is None
