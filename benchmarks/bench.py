@@ -72,6 +72,11 @@ def _streaming(record: Mapping[str, Any]) -> dict[str, Measured]:
     return flatten(record["simulated"]["records"], keys=("case", "rate", "is_scarce"))
 
 
+def _overlap(record: Mapping[str, Any]) -> dict[str, Measured]:
+    names = ("times_faster", "over_longer_part")
+    return flatten({f"ratio {row['ratio']:g}": {name: row[name] for name in names} for row in record["results"]})
+
+
 def _splits(record: Mapping[str, Any]) -> dict[str, Measured]:
     rows = record["largest_relative_deviation"]
     return flatten(
@@ -137,6 +142,8 @@ def _space(record: Mapping[str, Any]) -> dict[str, Measured]:
 BENCHMARKS = (
     Benchmark("refill", _refill, [equal("*")]),
     Benchmark("streaming", _streaming, [equal("*")]),
+    # Batches of the short version are four times shorter, so that what each costs weighs more.
+    Benchmark("overlap", _overlap, [within_factor("*times_faster", 1.3), within_factor("*over_longer_part", 1.3)]),
     Benchmark(
         "split_invariance",
         _splits,

@@ -68,6 +68,8 @@ FEATURES = {
     "vllm_tensor_parallel": Feature("vLLM, tensor parallel", is_run=False),
     "stream": Feature('`refill="stream"`', "vLLM colocated, or servers; on a CPU, one process and two", "no effect"),
     "stream_elsewhere": Feature('`refill="stream"` with colocated tensor parallel', "it needs an engine in each process", "no effect"),
+    "overlap": Feature("`overlap=True`", "vLLM servers; on a CPU, one process and two", "refused"),
+    "overlap_elsewhere": Feature('`overlap=True` without servers and `refill="stream"`', "something else than the trainer has to sample", "refused"),
     "tools": Feature("`tools`", "one process and two, all shapes, resumed"),
     "environments": Feature("`environment_factory`", "one process and two, resumed"),
     "rollout_func": Feature("`rollout_func`", "one process"),

@@ -29,6 +29,7 @@ NOT_SHORT = {
     "hidden_rates": "minutes of training; `tests/test_selective_rollout.py` trains on a smaller world",
     "many_passes": "hours of training, of which a part says nothing",
     "memory": "a run that is short enough has not warmed up; `tests/test_memory.py` weighs a tiny one",
+    "overlap_accuracy": "minutes of training, of which a part says nothing",
     "quickstart": "minutes, and `make test-slow` runs it",
     "resume": "half an hour of killed trainings; `tests/faults/` kills shorter ones",
     "tools": "minutes of training, of which a part says nothing; tests/test_agent_examples.py runs the example",

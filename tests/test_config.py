@@ -51,6 +51,7 @@ def test_new_fields_are_exactly_these():
         "max_prompts_per_round",
         "on_exhausted",
         "refill",
+        "overlap",
         "refill_confidence",
         "surplus",
         "max_off_policy_steps",

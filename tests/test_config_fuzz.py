@@ -44,6 +44,7 @@ FIELDS = {
     "on_exhausted": mostly(st.sampled_from(["partial", "partial", "error", "stop"])),
     "refill_confidence": mostly(st.one_of(st.none(), NUMBER)),
     "refill": mostly(st.sampled_from(["rounds", "rounds", "stream"])),
+    "overlap": mostly(FLAG),
     "surplus": mostly(st.sampled_from(["requeue", "carry", "drop"])),
     "max_off_policy_steps": mostly(st.one_of(st.none(), COUNT)),
     "selective_rollout": mostly(FLAG),

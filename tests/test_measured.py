@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation_tables as ablation
 import memory_tables as memory
+import overlap_accuracy as late
 import scaling_tables as tables
 from measured import cost_to_reach
 
@@ -246,6 +247,25 @@ def killed_run_facts():
     return facts
 
 
+def overlap_facts():
+    rows = stored("overlap")["results"]
+    ratios, faster = (
+        [f"{row[name]:{form}}" for row in rows] for name, form in (("ratio", "g"), ("times_faster", ".2f"))
+    )
+    facts = [
+        f"is {', '.join(faster[:-1])} and {faster[-1]} times faster",
+        f"takes {', '.join(ratios[:-1])} and {ratios[-1]} times as long",
+        f"at most {max(row['over_longer_part'] for row in rows):.2f} times the longer",
+    ]
+    record = stored("overlap_accuracy")
+    for steps in late.STEPS_PER_BATCH:
+        seeds = len(late.accuracies(record, "on time", steps))
+        facts.append(f"| {steps} | {seeds} |")
+        facts += [f"{statistics.mean(late.accuracies(record, 'on time', steps).values()):.1f} %"]
+        facts += [late.paired_text(record, arm, steps) for arm in late.ARMS[1:]]
+    return [*filter(None, facts), "64 optimizer steps of 32 completions"]
+
+
 def memory_facts():
     record = stored("memory")
     ours, its = (memory.growths(record["results"][name]) for name in ("DAPOTrainer", "GRPOTrainer"))
@@ -269,6 +289,7 @@ def stored_facts():
         ablation_facts,
         killed_run_facts,
         memory_facts,
+        overlap_facts,
         refill_facts,
         scaling_facts,
     )

@@ -142,6 +142,8 @@ NOT_RUN = {
     "python benchmarks/resume.py": _IS_MINUTES,
     "python benchmarks/memory.py": _IS_MINUTES,
     "python benchmarks/ablation.py": _IS_MINUTES,
+    "python benchmarks/overlap.py": _IS_MINUTES,
+    "python benchmarks/overlap_accuracy.py": _IS_MINUTES,
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
@@ -151,6 +153,12 @@ WITH_VLLM = {
     "dapo/vllm/logp_gap_max",
     "dapo/vllm/server_logp_gap",
     "dapo/stream/groups_suspended",
+    "dapo/overlap/hidden",
+    "dapo/overlap/wait_seconds",
+    "dapo/overlap/idle_seconds",
+    "dapo/overlap/staleness_mean",
+    "dapo/overlap/staleness_max",
+    "dapo/overlap/frac_truncated",
     "dapo/stream/grading_hidden",
 }
 # Metrics that are logged only with an option, when they have a value, or when something is wrong.
@@ -342,7 +350,7 @@ def test_python_blocks_run(run_blocks):
     for page, text in PRINTED.items():
         assert text in pages[page]
     streaming = [scope["args"] for place, (scope, _) in run_blocks.items() if place.startswith("docs/vllm.md")]
-    assert [args.refill for args in streaming] == ["rounds", "stream"]
+    assert [args.refill for args in streaming] == ["rounds", "stream", "stream"]
 
 
 def test_program_of_the_readme_is_a_good_first_run(run_blocks):

@@ -1,5 +1,8 @@
 """Completions from servers: retries that repeat nothing, backpressure, withdrawal, and answers that are none."""
 
+import fcntl
+import resource
+import socket
 import time
 
 import pytest
@@ -7,6 +10,7 @@ from scripted_server import ScriptedServer, dice
 
 from trl_dapo.errors import VLLMServerError
 from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.vllm_server.connection import NoAnswerError, Server
 from trl_dapo.vllm_server.server_requests import ServerRequests, run_to_end
 from trl_dapo.vllm_server.servers import Servers
 
@@ -258,3 +262,23 @@ def free_port():
     served = ScriptedServer()
     served.close()
     return served.port
+
+
+def test_connections_are_used_again_where_a_process_has_more_than_a_thousand_files():
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < 1200:
+        if most < 1200:
+            pytest.skip("this machine allows no more than a thousand files")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1200, most))
+    with ScriptedServer() as served:
+        server = Server(served.address, timeout=5.0)
+        connection = server.take()
+        connection._socket = socket.socket(fileno=fcntl.fcntl(connection._socket, fcntl.F_DUPFD, 1100))
+        server.give_back(connection)
+        assert server.take() is connection
+        server.give_back(connection)
+        served.close()
+        with pytest.raises(NoAnswerError):
+            server.take()
+        connection._socket.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))

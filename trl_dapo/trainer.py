@@ -69,7 +69,7 @@ from .data.context_length import ContextLimit
 from .errors import RankFailedError, RefillExhaustedError, VLLMServerError
 from .guards.optimizer_steps import EmptyUpdateGuard, NonFiniteGuard, check_trainable
 from .guards.reward_deadline import RewardCalls
-from .loss.diagnostics import LossDiagnostics
+from .loss.diagnostics import LossDiagnostics, count_truncated
 from .loss.dropout import disable_attention_dropout, has_dropout
 from .loss.normalization import STEP_TOKENS, group_columns, live_tokens, normalize, whole_groups
 from .loss.positions import number_from_first_token
@@ -93,6 +93,7 @@ from .report.completion_table import columns_in_step, level_columns
 from .report.evaluation_metrics import EvaluationMetrics
 from .report.group_sample import GroupSample
 from .report.group_table import printing_plainly
+from .report.overlap_balance import OverlapBalance
 from .report.recorder import RewardColumns, RolloutRecorder
 from .rewards import SoftOverlongPunishment, find_rewards
 from .rewards.overlong import check_single_length_punishment
@@ -102,7 +103,7 @@ from .streaming.dynamic_sampler import make_dynamic_sampler
 from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
-from .trl_seams import AddedReward, Generated, TrainerSeams
+from .trl_seams import AddedReward, AsideSeams, Generated, TrainerSeams
 from .turns.environments import Environments
 from .turns.episode import is_unanswered
 from .turns.tool_loop import ToolLoop
@@ -267,13 +268,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self.epsilon_low, self.epsilon_high, args.free_length, self.loss_type in CLIPPED_LOSSES
         )
         self.evaluation_metrics = EvaluationMetrics(self.num_generations_eval)
-        self.reward_calls = RewardCalls(
-            self.seams,
-            self.ranks,
-            args.reward_timeout,
-            self.punishment.function,
-            lambda: last_whole_checkpoint(str(args.output_dir))[0],
-        )
+        self.aside: AsideSeams | None = None
+        self.overlap_balance = OverlapBalance()
+        self.reward_calls = self._reward_calls(self.seams)
         self.policy_scorer = PolicyScorer(self.seams, args.per_device_train_batch_size)
         self.canary = (
             WeightCanary(args, self.ranks, self.policy_scorer.score, lambda: self.vllm_generation.num_syncs)
@@ -294,6 +291,15 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if not args.soft_punish_cache or limit is None:
             return None
         return SoftOverlongPunishment(limit, args.soft_punish_cache, args.overlong_penalty_factor)
+
+    def _reward_calls(self, seams: TrainerSeams) -> RewardCalls:
+        return RewardCalls(
+            seams,
+            self.ranks,
+            self.args.reward_timeout,
+            self.punishment.function,
+            lambda: last_whole_checkpoint(str(self.args.output_dir))[0],
+        )
 
     def _make_recorder(self, filter_columns: list[int]) -> RolloutRecorder | None:
         if not self.args.num_groups_to_log:
@@ -327,13 +333,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         return PromptCheck(self.seams.tokenize, limit.most_sampled_tokens, limit.limits)
 
     def _make_sampler(self, train_dataset: Dataset | IterableDataset) -> DynamicSampler:
-        scoring = self.seams, self.reward_calls, self.truncation_rule
+        seams, reward_calls = self.seams, self.reward_calls
+        if self.args.overlap:
+            # What runs beside training shares nothing with it.
+            seams = self.aside = AsideSeams(self)
+            reward_calls = self._reward_calls(seams)
+        scoring = seams, reward_calls, self.truncation_rule
         check_images = functools.partial(check_image_options, self.args)
         sampling: SampleRound | LocalGroups
         if self.args.refill == "stream":
             scorer = GroupScorer(*scoring, check_images)
             grader = GroupGrader(scorer.score, self.seams.device)
-            self.reward_calls.watch.tell = grader.abandon
+            reward_calls.watch.tell = grader.abandon
             sampling = LocalGroups(self._sequence_engine(), grader, scorer.tokenize)
         else:
             sampling = RolloutSampler(
@@ -358,9 +369,15 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _sequence_engine(self) -> SequenceEngine:
         generation = self.vllm_generation
         if isinstance(generation, ServerGeneration):
-            generation.requests.load_weights = self.seams.bring_weights
+            generation.requests.load_weights = self._begin_on_servers
             return generation.requests
         return VLLMRequests(generation, self.seams.bring_weights)
+
+    def _begin_on_servers(self) -> None:
+        """Brings the weights to the servers, for a batch that may be sampled beside training."""
+        if self.aside is not None:
+            self.aside.refresh()
+        self.seams.bring_weights()
 
     def _watch_servers(self) -> ServerCanary | None:
         """Has the servers compared with the trained model after each weight sync; `None`: there are none."""
@@ -379,6 +396,13 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         load = functools.partial(sampler.load_state_dict, restart_stream=self.args.restart_stream)
         self.run_state.add("sampler", sampler.state_dict, load)
         self.run_state.add("carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True)
+        if self.aside is not None:
+            # Of a batch that was sampled ahead: what its reward functions logged, and its groups for the record.
+            self.run_state.add("aside", self.aside.state_dict, self.aside.load_state_dict, needs_layout=True)
+            if self.recorder is not None:
+                self.run_state.add(
+                    "record", self.recorder.state_dict, self.recorder.load_state_dict, needs_layout=True
+                )
 
     def _sample_from(self, dataset: Dataset | IterableDataset) -> None:
         """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""
@@ -438,12 +462,17 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             `TrainingStoppedError`: a guard stopped the run. A checkpoint is saved, and the card says it.
         """
         check_trainable(self.model)
+        has_ended = False
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            has_ended = True
+            return output
         except (VLLMServerError, RankFailedError) as error:
             self._save_without_servers(error)
             raise
         finally:
+            if self.dynamic_sampler is not None:
+                self.dynamic_sampler.cancel(is_orderly=has_ended)
             self.environments_of_rounds.close()
 
     def _save_without_servers(self, error: Exception) -> None:
@@ -479,7 +508,12 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps),
         ):
             output = super()._generate_and_score_completions(batch.inputs)
-        if has_carried and not self.args.trl_computes_old_logps:
+        if self.args.overlap and self.vllm_importance_sampling_correction:
+            self._log_weights(output)
+        elif self.args.overlap:
+            # The batch is late, and the ratio is against the policy that sampled it.
+            output["old_per_token_logps"] = self._sampled_logps(output)
+        elif has_carried and not self.args.trl_computes_old_logps:
             output["old_per_token_logps"] = restore_old_logps(self.seams.score(output), batch.rollouts)
         ledger = batch.ledger
         if ledger.num_missing and self.loss_type in ROW_NORMALIZED_LOSSES and ledger.accepted:
@@ -489,6 +523,23 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         zero_std = self._metrics["train"]["frac_reward_zero_std"]
         zero_std[-1] *= ledger.num_groups / len(ledger.accepted) if ledger.accepted else math.nan
         return self._finish_batch(output, batch.facts, batch.is_filler, batch)
+
+    def _sampled_logps(self, output: dict[str, Any]) -> torch.Tensor:
+        """Returns the log-probabilities of the policy that sampled; where the engine gave none, those of the present one."""
+        logps: torch.Tensor = output["sampling_per_token_logps"]
+        is_unknown = logps.isnan()
+        if self.ranks.gather_rows([[int(is_unknown.any())]]) == [[0]] * self.ranks.num_ranks:
+            return logps
+        # With some wrappers a forward pass is of all ranks.
+        return torch.where(is_unknown, self.seams.score(output), logps)
+
+    def _log_weights(self, output: dict[str, Any]) -> None:
+        """Logs the share of tokens whose importance weight is cut; TRL logs the weights themselves."""
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        logps = output["old_per_token_logps"], output["sampling_per_token_logps"]
+        counts = count_truncated(*logps, mask, self.vllm_importance_sampling_clip_max or math.inf)
+        num_truncated, num_tokens = map(sum, zip(*self.ranks.gather_rows([counts]), strict=True))
+        self._log_train({"overlap/frac_truncated": num_truncated / num_tokens if num_tokens else math.nan})
 
     def _mark_without_value(self) -> None:
         """Takes out of TRL's metrics of a drawn batch what is computed over no rewards."""
@@ -516,16 +567,22 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             if self.recorder is not None:
                 self.recorder.close(self.state.global_step)
             raise
+        if self.aside is not None:
+            self.aside.give_metrics()
         # In rounds TRL has counted them.
         self.state.num_input_tokens_seen += batch.refill.num_uncounted_tokens
         metrics["num_tokens"] = [self.state.num_input_tokens_seen]
-        if self.canary is not None and batch.refill.unchecked is not None:
+        is_of_this_policy = batch.ledger.policy_step == self.state.global_step
+        if self.canary is not None and batch.refill.unchecked is not None and is_of_this_policy:
             self._log_train(self.canary.check_rollouts(batch.refill.unchecked))
         # TRL logged the lengths of each round by itself: one value over all completions replaces them.
         merged = completion_metrics(batch.ledger.sampled) | self._tool_metrics(batch, *calls_before)
         for name, value in merged.items():
             metrics[name][num_logged.get(name, 0) :] = [value]
-        self._log_train(self.reporter.metrics(batch))
+        logged = self.reporter.metrics(batch)
+        self._log_train(logged)
+        if self.aside is not None:
+            self._say(self.overlap_balance.observe(logged))
         if self.seams.has_environments and self.seams.chooses_environments and isinstance(self.train_dataset, Dataset):
             # Rows of a stream are not kept so long.
             rows = sampler.source.rows([group.draw for group in batch.ledger.sampled])
@@ -538,7 +595,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self.server_canary.watch(
                 [*rollout.prompt_ids.tolist(), *rollout.completion_ids.tolist()] for rollout in batch.rollouts
             )
+        if self.args.overlap and self._needs_next_batch():
+            sampler.begin_next(self.state.global_step)
         return batch
+
+    def _say(self, line: str | None) -> None:
+        if line and self.accelerator.is_main_process:
+            print(line, flush=True)
+
+    def _needs_next_batch(self) -> bool:
+        """Whether the run trains on another batch after the one that begins."""
+        is_last = self.state.global_step + self.shape.num_updates >= self.state.max_steps
+        return not (is_last or self.control.should_training_stop)
 
     def _tool_metrics(self, batch: GenerationBatch, num_calls: int, num_failed_calls: int) -> dict[str, float]:
         """Returns TRL's metrics of the calls since there were so many of them, over all completions sampled for a batch."""
@@ -759,6 +827,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         """Evaluates, as in `GRPOTrainer`, and forgets what `predict` or an evaluation that failed has left."""
         self.evaluation_metrics.clear()
         self._metrics["eval"].clear()
+        if self.dynamic_sampler is not None:
+            # The servers get other weights now.
+            self.dynamic_sampler.drain()
         try:
             return super().evaluation_loop(*args, **kwargs)
         except BaseException:

@@ -12,10 +12,12 @@ Three kinds of seams:
 """
 
 import asyncio
+import copy
 import functools
 import inspect
 import types
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -663,6 +665,55 @@ class TrainerSeams:
                 batch_size=trainer.args.per_device_train_batch_size,
             )[0]
         return logps
+
+
+class AsideSeams(TrainerSeams):
+    """
+    The seams for threads that sample and grade while the trainer trains.
+
+    They see a trainer of their own: a copy whose attributes stay as they were at the last `refresh`, whatever the trainer
+    changes meanwhile. What they note there, TRL does not see, and their tokenizer is a copy, because one that two threads
+    use may fail. Model, metrics and batch of the trainer are not there: a thread that needs them is a mistake.
+
+    Args:
+        trainer (`GRPOTrainer`):
+            The trainer.
+    """
+
+    def __init__(self, trainer: GRPOTrainer):
+        super().__init__(object.__new__(type(trainer)))
+        self._original: Any = trainer
+        self._processing_class = copy.deepcopy(self._original.processing_class)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the trainer as it is. Not while a thread uses these seams."""
+        own = vars(self._trainer)
+        metrics = own.get("_pending_metrics", defaultdict(list))
+        own.clear()
+        own.update(vars(self._original))
+        own |= {name: list(own[name]) for name in _REWARD_LISTS if isinstance(own[name], list)}
+        own["processing_class"] = self._processing_class
+        own["_tokenizer"] = getattr(self._processing_class, "tokenizer", self._processing_class)
+        # Reward functions see the step of the policy that samples.
+        own["state"] = copy.copy(own["state"])
+        own |= dict.fromkeys(("_metrics", "_logs", "_buffered_inputs"))
+        own["model"] = own["model_wrapped"] = types.SimpleNamespace(training=True)
+        own["_pending_extra_logs"], own["_pending_metrics"] = defaultdict(list), metrics
+
+    def give_metrics(self) -> None:
+        """Gives the trainer the metrics that reward functions logged. Not while a thread uses these seams."""
+        for name, values in self._trainer._pending_metrics.items():
+            self._original._pending_metrics[name].extend(values)
+        self._trainer._pending_metrics.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the metrics that reward functions logged and that the trainer has not been given."""
+        return {"metrics": {name: list(values) for name, values in self._trainer._pending_metrics.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes them back."""
+        self._trainer._pending_metrics = defaultdict(list, state["metrics"])
 
 
 def _is_of_environments(function: Any) -> bool:

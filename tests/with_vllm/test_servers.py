@@ -15,7 +15,7 @@ import pytest
 import torch
 from launched import environment, run_two_ranks
 from test_streaming import CollectingTrainer, trained_groups
-from tiny_engine import OPTIONS, exact_logps, make_trainer, save_model
+from tiny_engine import OPTIONS, exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo.config.server_address import TOKEN_VARIABLE
 from trl_dapo.sampling.prompt_stream import SequenceKey
@@ -92,12 +92,12 @@ SHORT = {
 }
 
 
-def train_on(addresses, folder, model_folder, **overrides):
+def train_on(addresses, folder, model_folder, cls=CollectingTrainer, **overrides):
     """Trains on servers, or with an engine in this process where there are none."""
     options = {"vllm_engine_kwargs": OPTIONS}
     if addresses:
         options = {"vllm_mode": "server", "vllm_server_base_url": ",".join(addresses), "vllm_engine_kwargs": None}
-    trainer = make_trainer(folder, model_folder, cls=CollectingTrainer, **(SHORT | options | overrides))
+    trainer = make_trainer(folder, model_folder, cls=cls, **(SHORT | options | overrides))
     trainer.train()
     return trainer
 
@@ -187,6 +187,45 @@ def test_completions_of_groups_that_go_on_keep_the_policies_of_their_tokens(addr
                 exact[:length] = exact_logps(earlier, *ids)[:length]
             assert (rollout.sampling_logps - exact).abs().max() < 1e-4
     assert num_old > 0
+
+
+class BeginningTrainer(CollectingTrainer):
+    """Keeps the weights with which each batch begins to be sampled, and where in the stream."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.begun = []
+        sampler = self.dynamic_sampler
+        begin = sampler._begin
+
+        def begin_and_keep(policy_step, trains_at):
+            self.begun.append((merged_copy(self.model), sampler.source.position, trains_at - policy_step))
+            begin(policy_step, trains_at)
+
+        sampler._begin = begin_and_keep
+
+
+@pytest.mark.supports("overlap")
+def test_batch_sampled_ahead_is_what_a_run_that_waits_samples_with_its_weights(addresses, model_folder, tmp_path):
+    options = {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "token_truncate"}
+    options |= {"per_device_train_batch_size": 8, "steps_per_generation": 2, "learning_rate": 5e-3, "max_steps": 8}
+    trainer = train_on(addresses[:1], tmp_path, model_folder, cls=BeginningTrainer, overlap=True, **options)
+    assert [age for _, _, age in trainer.begun] == [0, 2, 2, 2]
+    options |= {"vllm_mode": "server", "vllm_server_base_url": addresses[0], "vllm_engine_kwargs": None}
+    waiting = make_trainer(tmp_path, model_folder, cls=CollectingTrainer, **(SHORT | options))
+    for (policy, position, _), (_, batch) in zip(trainer.begun, trainer.collected, strict=True):
+        waiting.model.load_state_dict(policy.state_dict())
+        waiting._last_loaded_step = None
+        waiting.dynamic_sampler.source.seek(position)
+        assert trained_groups(waiting.dynamic_sampler.collect(0)) == trained_groups(batch)
+        for rollout in batch.rollouts:
+            text = rollout.prompt_ids.tolist(), rollout.completion_ids.tolist()
+            assert (rollout.sampling_logps - exact_logps(policy, *text)).abs().max() < 1e-4
+    # The weights that train the last batch would have said something else of it.
+    last, _ = trainer.collected[-1]
+    assert (rollout.sampling_logps - exact_logps(last, *text)).abs().max() > 1e-2
+    ratios = [entry.get("sampling/importance_sampling_ratio/max", 1.0) for entry in trainer.state.log_history]
+    assert max(ratios) > 1.01
 
 
 def test_withdrawn_requests_end_on_the_server(addresses, model_folder, tmp_path, colocated):

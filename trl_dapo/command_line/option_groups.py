@@ -11,6 +11,7 @@ DAPO_GROUPS = {
         "on_exhausted",
         "refill",
         "refill_confidence",
+        "overlap",
         "surplus",
         "max_off_policy_steps",
     ),

@@ -475,7 +475,7 @@ OPENRLHF = Framework(
         "save_hf_ckpt": "a checkpoint always has the model in the format of transformers",
         "use_wandb": "report_to: wandb, with the key in WANDB_API_KEY",
         "wandb_*": _LOGGING,
-        "async_*": "sampling is not asynchronous here",
+        "async_*": "sampling is one batch ahead at most: overlap=True, with vLLM servers",
     },
 )
 
@@ -585,7 +585,7 @@ NEMO = Framework(
         "grpo.batch_multiplier": _ROUND_SIZE,
         "grpo.max_rollout_turns": "max_tool_calling_iterations, with tools or environments",
         "grpo.val_batch_size": "per_device_eval_batch_size",
-        "grpo.async_grpo.*": "sampling is not asynchronous here",
+        "grpo.async_grpo.*": "sampling is one batch ahead at most: overlap=True, with vLLM servers",
         "grpo.reward_scaling.*": "rewards are not rescaled",
         "policy.scheduler*": "write lr_scheduler_type and warmup_steps, in optimizer steps",
         "policy.generation.max_new_tokens": "the longest completion is max_response_length; without it set max_completion_length",

@@ -11,6 +11,7 @@ from .batch_shape import BatchShape
 from .derived_fields import deriving
 from .field_types import check_batch_shape, check_field_types
 from .loss_types import TOKEN_NORMALIZED_LOSSES
+from .overlap_checks import check_overlap
 from .renamed_fields import rename_deprecated_fields
 from .secrets import PickledWithoutToken
 from .selective_checks import check_selective_fields
@@ -74,13 +75,19 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             batch is the same, the first informative groups in stream order, and a batch may start
             `max_generation_rounds * max_prompts_per_round` prompts. With `surplus="carry"`, completions that are still being
             decoded when the batch is decided go on in the next one.
+        overlap (`bool`, *optional*, defaults to `False`):
+            Whether the next batch is sampled while one trains, with the weights before its first optimizer step. With
+            `vllm_mode="server"` and `refill="stream"`. A batch is then as many optimizer steps old as one batch takes when it
+            begins to train. With `vllm_importance_sampling_correction=False` ratio and clip are against the policy that
+            sampled it; with `True` and `vllm_importance_sampling_mode="token_truncate"` they are against the policy that
+            begins to train, and each token is weighted by its probability then over that when it was sampled.
         surplus (`str`, *optional*, defaults to `"requeue"`):
             What happens to informative groups beyond the batch. `"requeue"`: their completions are dropped and their
             prompts given back to the stream. `"carry"`: they train in the next batch, against the log-probabilities of
             the policy that sampled them.
         max_off_policy_steps (`int` or `None`, *optional*):
             How many optimizer steps old a carried group may be when its batch begins to train; older ones are dropped.
-            `None`: the steps of one generation batch.
+            With `overlap`, how old anything may be that trains. `None`: the steps of one generation batch; of two with both.
         selective_rollout (`bool`, *optional*, defaults to `False`):
             Pass over prompts whose groups would hardly teach. The past groups of each prompt predict its next one: a prompt
             is sampled with a probability that grows with its chance of an informative group, twice as fast with that of
@@ -218,6 +225,12 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "choices": list(_REFILL),
         },
     )
+    overlap: bool = field(
+        default=False,
+        metadata={
+            "help": "Sample the next batch on vLLM servers while one trains: it is one batch late, and the loss knows it."
+        },
+    )
     surplus: str = field(
         default="requeue",
         metadata={
@@ -227,7 +240,9 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
     )
     max_off_policy_steps: int | None = field(
         default=None,
-        metadata={"help": "Optimizer steps that a carried group may be old. None allows those of one batch."},
+        metadata={
+            "help": "Optimizer steps that a carried group, or one sampled ahead, may be old. None: those of a batch."
+        },
     )
     selective_rollout: bool = field(
         default=False,
@@ -388,6 +403,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             )
         self._check_timeouts()
         self._check_vllm_fields()
+        check_overlap(self)
         if self.dynamic_sampling:
             self._check_sampling_fields()
             self._check_combinations()
@@ -404,6 +420,17 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         return max(1, num_micro_batches // self.gradient_accumulation_steps)
 
     @property
+    def num_steps_ahead(self) -> int:
+        """Optimizer steps between the policy that samples a batch and the one that begins to train on it."""
+        return self.num_updates_per_batch if self.overlap else 0
+
+    @property
+    def least_off_policy_steps(self) -> int:
+        """How many optimizer steps old the groups of a batch have to be allowed to be, if it is to have any use."""
+        is_carried = self.surplus == "carry" or not self.overlap
+        return self.num_steps_ahead + self.num_updates_per_batch * is_carried
+
+    @property
     def shape(self) -> BatchShape:
         """The numbers that shape a generation batch."""
         return BatchShape(
@@ -414,7 +441,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             max_rounds=self.max_generation_rounds,
             max_prompts_per_round=self.max_prompts_per_round or 4 * self.num_groups_per_batch,
             keeps_surplus=self.surplus == "carry",
-            max_off_policy_steps=self.max_off_policy_steps or self.num_updates_per_batch,
+            max_off_policy_steps=(self.max_off_policy_steps or self.least_off_policy_steps) - self.num_steps_ahead,
         )
 
     @property
@@ -568,7 +595,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
         self._check_refill()
         check_selective_fields(self)
         if self.max_off_policy_steps is None:
-            self.max_off_policy_steps = self.num_updates_per_batch
+            self.max_off_policy_steps = self.least_off_policy_steps
+        if self.overlap and self.max_off_policy_steps < self.least_off_policy_steps:
+            raise ValueError(
+                f"max_off_policy_steps is {self.max_off_policy_steps}, but must be {self.least_off_policy_steps} or more with "
+                f"overlap=True and surplus={self.surplus!r}: a batch takes {self.num_updates_per_batch} optimizer steps, and is "
+                "sampled one batch ahead. Leave it None, or set overlap=False."
+            )
         if self.max_off_policy_steps < 1:
             raise ValueError(
                 f"max_off_policy_steps is {self.max_off_policy_steps}, but must be 1 or more: a carried group is at least "

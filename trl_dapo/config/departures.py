@@ -49,9 +49,25 @@ def describe_run(
     if first_round is not None:
         judges = _judges(filter_names or reward_names[:1])
         lines.append(f"  Dynamic sampling by {judges}: {_refill(first_round, args)}; surplus: {args.surplus}.")
+        if args.overlap:
+            lines.append(f"  {_overlap(args)}")
         lines.append(f"  Before the first step: {_first_wait(first_round, args)}.")
     lines += [f"  {name}: {value}" for name, value in _parts(args).items()]
     return "\n".join([*lines, *(f"  ! {departure}" for departure in departures(args))])
+
+
+def _overlap(args: DAPOConfig) -> str:
+    """Returns when a batch is sampled, how old it is, and what the loss makes of it."""
+    steps = args.num_steps_ahead
+    loss = "its ratio is against the policy that sampled it"
+    if args.vllm_importance_sampling_correction:
+        cap = args.vllm_importance_sampling_clip_max
+        most = "without a limit" if cap is None else f"at most {cap:g}"
+        loss = f"each token is weighted by its probability then over that when it was sampled, {most}"
+    return (
+        f"Overlap: each batch is sampled while the one before it trains, so it is {steps} optimizer step{'s' * (steps > 1)} old "
+        f"when it begins to train; {loss}."
+    )
 
 
 def _first_wait(plan: RoundPlan, args: DAPOConfig) -> str:
@@ -108,6 +124,8 @@ def describe_method(
         )
         judges = _judges(filter_names or reward_names[:1])
         method.insert(2, f"Dynamic sampling by {judges}: {most}; surplus: {args.surplus}.")
+        if args.overlap:
+            method.insert(3, _overlap(args))
     return method
 
 
@@ -119,9 +137,14 @@ def departures(args: DAPOConfig) -> list[str]:
         args (`DAPOConfig`):
             The configuration.
     """
+    is_late = args.overlap and not args.vllm_importance_sampling_correction
     found = {
         "One optimizer step per rollout step: the ratio is 1 in it, so no clipping can bind. The paper takes 16: raise "
-        "steps_per_generation.": args.num_updates_per_batch == 1 and args.surplus != "carry",
+        "steps_per_generation.": args.num_updates_per_batch == 1 and args.surplus != "carry" and not is_late,
+        f"overlap is True, and a batch is {args.num_steps_ahead} optimizer steps old when it begins to train: that costs accuracy at "
+        "equal steps, the more the older it is (docs/vllm.md). Lower steps_per_generation, or set overlap=False.": (
+            args.overlap and args.num_steps_ahead > 1
+        ),
         "No Clip-Higher: epsilon_high is not above epsilon. The paper has 0.28 and 0.2.": args.epsilon_high is None
         or args.epsilon_high <= args.epsilon,
         f"epsilon_high is {args.epsilon_high}: a ratio up to {1 + (args.epsilon_high or 0):g} is not clipped, so hardly any is. "

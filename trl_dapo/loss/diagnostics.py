@@ -191,3 +191,28 @@ def _double(value: torch.Tensor) -> torch.Tensor:
 
 def _masked_max(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return values.masked_fill(~mask, -math.inf).max()
+
+
+def count_truncated(
+    proximal_logps: torch.Tensor, sampling_logps: torch.Tensor, mask: torch.Tensor, max_weight: float
+) -> tuple[int, int]:
+    """
+    Returns how many tokens have an importance weight above the highest one, and how many tokens there are.
+
+    Args:
+        proximal_logps (`torch.Tensor`), sampling_logps (`torch.Tensor`):
+            Log-probability of each token under the policy that begins to train on it, and by the engine that sampled it,
+            shape `(B, T)`. Their difference is the logarithm of the weight.
+        mask (`torch.Tensor`):
+            1 for tokens that carry loss, shape `(B, T)`.
+        max_weight (`float`):
+            The highest weight.
+
+    Example:
+
+    >>> count_truncated(torch.tensor([[0.0, -1.0, -1.0]]), torch.tensor([[-2.0, -1.0, -9.0]]), torch.tensor([[1, 1, 0]]), 3.0)
+    (1, 2)
+    """
+    is_live = mask.bool()
+    is_truncated = (proximal_logps - sampling_logps > math.log(max_weight)) & is_live
+    return int(is_truncated.sum()), int(is_live.sum())

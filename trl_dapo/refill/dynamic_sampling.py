@@ -128,17 +128,7 @@ class DynamicSampler:
         Raises:
             `RefillExhaustedError`: the batch is not full, and that is an error.
         """
-        is_fresh = [policy_step - group.policy_step <= self.shape.max_off_policy_steps for group in self._carried]
-        ledger = RefillLedger(
-            self.shape.num_groups,
-            next_position=self.source.position,
-            keeps_surplus=self.shape.keeps_surplus,
-            carried=[group for group, fresh in zip(self._carried, is_fresh, strict=True) if fresh],
-            num_stale=is_fresh.count(False),
-            policy_step=policy_step,
-            reward_names=self.reward_names,
-        )
-        first_position = self.source.position
+        ledger, first_position = self._new_ledger(policy_step), self.source.position
         self.progress.begin(policy_step + 1, self.shape.num_groups)
         try:
             with self.keep_awake():
@@ -149,6 +139,24 @@ class DynamicSampler:
             raise
         finally:
             self.progress.end()
+        return self._finish(ledger, first_position, result, raises_if_exhausted)
+
+    def _new_ledger(self, policy_step: int) -> RefillLedger:
+        is_fresh = [policy_step - group.policy_step <= self.shape.max_off_policy_steps for group in self._carried]
+        return RefillLedger(
+            self.shape.num_groups,
+            next_position=self.source.position,
+            keeps_surplus=self.shape.keeps_surplus,
+            carried=[group for group, fresh in zip(self._carried, is_fresh, strict=True) if fresh],
+            num_stale=is_fresh.count(False),
+            policy_step=policy_step,
+            reward_names=self.reward_names,
+        )
+
+    def _finish(
+        self, ledger: RefillLedger, first_position: int, result: RefillResult, raises_if_exhausted: bool
+    ) -> GenerationBatch:
+        """Makes a batch of what was sampled, and keeps what is beyond it."""
         kept = self._kept | result.kept
         self.last_plan = result.plan or self.last_plan
         self.num_generated_tokens += ledger.num_sampled_tokens
@@ -170,6 +178,15 @@ class DynamicSampler:
         batch = self.assembler.assemble(ledger, kept, result)
         self._carry(ledger, kept, result)
         return replace(batch, last_plan=self.last_plan, source_metrics=self.source.metrics)
+
+    def begin_next(self, policy_step: int) -> None:
+        """Begins to sample the next batch beside training, where the sampler is one that does so; here nothing. A collective."""
+
+    def drain(self) -> None:
+        """Waits until nothing is sampled beside training. A collective."""
+
+    def cancel(self, is_orderly: bool) -> None:
+        """Gives up what is sampled beside training. `is_orderly`: on all ranks together."""
 
     def state_dict(self) -> dict[str, Any]:
         """

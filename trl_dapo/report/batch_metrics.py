@@ -142,7 +142,8 @@ def always_zero_metrics(args: DAPOConfig, num_ranks: int) -> Collection[str]:
         impossible[f"{unit}/out_of_range"] = args.filter_range is None
         impossible[f"{unit}/truncated_out"] = not args.mask_truncated_completions
     # With one optimizer step on rollouts of the same policy, TRL takes the ratio to be 1.
-    is_on_policy = args.num_updates_per_batch == 1 and args.surplus != "carry" and not args.trl_computes_old_logps
+    is_on_time = args.surplus != "carry" and not args.overlap
+    is_on_policy = args.num_updates_per_batch == 1 and is_on_time and not args.trl_computes_old_logps
     impossible |= {"clip_high/frac_of_positive": is_on_policy, "clip_low/frac_of_negative": is_on_policy}
     names = [f"dapo/{name}" for name, is_impossible in impossible.items() if is_impossible]
     return [*names, *(_TRL_CLIP_RATIOS if is_on_policy else ())]

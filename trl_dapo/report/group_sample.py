@@ -1,6 +1,8 @@
 """Which groups of a batch are recorded for people to read: a few, chosen at random among trained and filtered ones."""
 
 import heapq
+from collections.abc import Mapping
+from typing import Any
 
 from trl_dapo.sampling.prompt_stream import keyed_hash
 
@@ -63,3 +65,12 @@ class GroupSample:
         """Begins the next batch."""
         self._heap = []
         self.num_batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns which batch it is, and what was chosen of it so far."""
+        return {"num_batches": self.num_batches, "heap": [list(entry) for entry in self._heap]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state."""
+        self.num_batches = state["num_batches"]
+        self._heap = [(priority, position) for priority, position in state["heap"]]

@@ -23,6 +23,7 @@ _ANY = "always"  # without dynamic sampling too
 _CARRY = '`surplus="carry"`'
 _SELECTION = "`selective_rollout`"
 _STREAM = '`refill="stream"`'
+_OVERLAP = "`overlap=True`"
 _VLLM = "vLLM"
 _COLOCATED = "colocated vLLM"
 _GRADING = "`accuracy_reward`"
@@ -71,6 +72,20 @@ METRICS: dict[str, dict[str, Metric]] = {
         "dapo/environments/<name>/frac_env_failed": Metric("share of its completions without a reward", _ENVIRONMENTS),
         "dapo/stream/groups_suspended": Metric("groups that continue in the next batch", f"{_STREAM}, {_CARRY}"),
         "dapo/stream/grading_hidden": Metric("share of the grading time in which the engine was decoding", _STREAM),
+        "dapo/overlap/hidden": Metric(
+            "share of the sampling time of the batch in which the trainer had something else to do", _OVERLAP
+        ),
+        "dapo/overlap/wait_seconds": Metric(
+            "seconds that the trainer spent on weights for, or waiting for, the batch", _OVERLAP
+        ),
+        "dapo/overlap/idle_seconds": Metric("seconds that the batch was ready before the trainer needed it", _OVERLAP),
+        "dapo/overlap/staleness_mean": Metric(
+            "age of a trained token in optimizer steps when its batch begins to train, mean", _OVERLAP
+        ),
+        "dapo/overlap/staleness_max": Metric("the highest such age", _OVERLAP),
+        "dapo/overlap/frac_truncated": Metric(
+            "share of the tokens whose importance weight is above the highest one", _OVERLAP
+        ),
         "dapo/vllm/logp_gap": Metric(
             "mean distance of vLLM's log-probabilities from the trained model's, in nats a token; rounding causes 0.01 to 0.05 "
             "in bfloat16",

@@ -234,6 +234,23 @@ class RolloutRecorder:
             self._carried = {}
             self._write(pending, fates, {}, step, 0)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what this rank keeps of groups that are not yet written: those sampled ahead, and those that wait."""
+        return {
+            "kept": [_state_of(kept) for kept in self._kept.values()],
+            "carried": [_state_of(kept) for kept in self._carried.values()],
+            "num_observed": dict(self._num_observed),
+            "sample": self.sample.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state."""
+        kept, carried = (list(map(_kept_of, state[name])) for name in ("kept", "carried"))
+        self._kept = {one.group.draw.position: one for one in kept}
+        self._carried = {one.group.draw.position: one for one in carried}
+        self._num_observed = Counter(state["num_observed"])
+        self.sample.load_state_dict(state["sample"])
+
     def log(self, logs: Mapping[str, Any]) -> None:
         """Adds an entry of `trainer.state.log_history` to the record."""
         self._on_disk(lambda shards: shards.add_logs(logs))
@@ -325,6 +342,23 @@ class RolloutRecorder:
 def _shown(rollout: Rollout) -> Rollout:
     """Returns what the record keeps of a rollout until it is written: no log-probabilities."""
     return replace(rollout, sampling_logps=None, old_logps=None)
+
+
+def _state_of(kept: _Kept) -> dict[str, Any]:
+    return {
+        "group": kept.group.state_dict(),
+        "texts": [[sample, rollout.state_dict()] for sample, rollout in kept.texts],
+        "row": None if kept.row is None else list(_row_texts(kept.row)),
+    }
+
+
+def _kept_of(state: Mapping[str, Any]) -> _Kept:
+    """Inverse of `_state_of`; of the dataset row only its texts are left."""
+    return _Kept(
+        SampledGroup.from_state_dict(state["group"]),
+        [(sample, Rollout.from_state_dict(rollout)) for sample, rollout in state["texts"]],
+        None if state["row"] is None else dict(zip(("prompt", _SOLUTION_COLUMNS[0]), state["row"], strict=True)),
+    )
 
 
 def _row_texts(row: Mapping[str, Any] | None) -> tuple[str | None, str | None]:

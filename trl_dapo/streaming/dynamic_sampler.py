@@ -24,6 +24,7 @@ from trl_dapo.sampling.refill_planner import RefillPlanner
 
 from .group_exchange import GroupExchange
 from .local_groups import LocalGroups
+from .overlap import OverlappedSampler
 from .stream_refill import StreamRefill
 
 
@@ -81,6 +82,7 @@ def make_dynamic_sampler(
         shape.keeps_surplus,
     )
     refill: Refill
+    kind = OverlappedSampler if args.overlap else DynamicSampler
     if isinstance(sampling, LocalGroups):
         exchange = GroupExchange(ranks, judge, shape.num_generations, num_rewards)
         refill = StreamRefill(shape, source, planner, sampling, exchange, observe, progress)
@@ -95,7 +97,7 @@ def make_dynamic_sampler(
         bool(args.use_vllm) if has_sampling_logps is None else has_sampling_logps,
         bool(args.log_completions),
     )
-    return DynamicSampler(shape, source, refill, assembler, score, keep_awake, reward_names, progress)
+    return kind(shape, source, refill, assembler, score, keep_awake, reward_names, progress)
 
 
 def _selective_rollout(args: DAPOConfig, dataset: Dataset | IterableDataset) -> SelectiveRollout | None:

@@ -92,7 +92,8 @@ class LocalGroups:
                     self.grader.submit(group)
         else:
             self.grader.wait(_PATIENCE)
-        self._news.extend(group for group in self.grader.poll() if group.draw.position in self.by_position)
+        # One that was given up may have been begun anew meanwhile.
+        self._news.extend(group for group in self.grader.poll() if self.by_position.get(group.draw.position) is group)
 
     def take_news(self, most: int) -> list[StreamedGroup]:
         """Returns at most `most` groups that were graded and not yet reported."""

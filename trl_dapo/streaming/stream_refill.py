@@ -10,6 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from trl_dapo.config.batch_shape import BatchShape
@@ -34,6 +35,8 @@ from .streamed_group import StreamedGroup, UnfinishedCompletion
 # steps of its engine: with many ranks each has few groups, and room for a few news.
 _NEWS_PER_RANK, _NEWS_PER_EXCHANGE = 32, 1024
 _NO_NEWS = [-1, 0]
+# Seconds between two looks for the news of other ranks, while this one has nothing to do.
+_PATIENCE = 0.001
 
 
 class StreamRefill:
@@ -98,11 +101,26 @@ class StreamRefill:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the groups that go on, with what this rank has of its own."""
+        return self._state_of(self.suspended, self.groups.by_position)
+
+    def state_before(self) -> dict[str, Any]:
+        """Returns the state before the last batch was begun."""
+        suspended, groups, _ = self._before
+        return self._state_of(suspended, groups)
+
+    def _state_of(
+        self, suspended: Mapping[int, tuple[Draw, int]], groups: Mapping[int, StreamedGroup]
+    ) -> dict[str, Any]:
         return {
             "num_batches": self._num_batches,
-            "suspended": [[draw.position, draw.index, rank] for draw, rank in self.suspended.values()],
-            "groups": [group.state_dict() for group in self.groups.by_position.values()],
+            "suspended": [[draw.position, draw.index, rank] for draw, rank in suspended.values()],
+            "groups": [group.state_dict() for group in groups.values()],
         }
+
+    def load_state_after(self, state: Mapping[str, Any]) -> None:
+        """Continues with the state after a batch, where that before it was loaded; `undo` gives that one back."""
+        self._before = self._held()
+        self.load_state_dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues with a saved state. The rows of the groups are read anew."""
@@ -115,19 +133,14 @@ class StreamRefill:
 
     def fill(self, ledger: RefillLedger, policy_step: int) -> RefillResult:
         """Samples until the batch is decided, or all groups that it may start have their verdicts; see [`Refill.fill`]."""
-        start = self._start = self._clock()
-        self._begin(ledger, policy_step)
-        pending = self._tell()
-        while True:
-            if self.groups.is_idle or pending.is_done():
-                self._learn(pending.wait())
-                if self._flow.is_decided:
-                    return self._settle(ledger, start)
-                self.groups.attempt(self._adjust)
-                pending = self._tell()
-            self.groups.attempt(self.groups.work)
+        self.begin(ledger, policy_step)
+        self.sample()
+        return self.settle(ledger)
 
-    def _begin(self, ledger: RefillLedger, policy_step: int) -> None:
+    def begin(self, ledger: RefillLedger, policy_step: int) -> None:
+        """Brings the weights as they are, and begins a batch; see [`Refill.fill`]. A collective."""
+        self._start = self._clock()
+        self._is_stopped = self._has_failed = False
         self._policy_step = policy_step
         self._before = self._held()
         self._num_judged = [0] * self.ranks.num_ranks
@@ -147,6 +160,48 @@ class StreamRefill:
             flow.resume(position, rank)
         self.suspended = {}
         self.groups.begin()
+        self._pending = self._tell()
+
+    def sample(self) -> None:
+        """Samples until the batch is decided, or a rank has failed. In any thread: the ranks talk in a group of their own."""
+        while not self._is_stopped:
+            if self.groups.is_idle or self._pending.is_done():
+                self._hear()
+                if self._is_stopped or self._has_failed:
+                    break
+                if self._flow.is_decided:
+                    self._end_groups()
+                    break
+                self.groups.attempt(self._adjust)
+                self._pending = self._tell()
+            self.groups.attempt(self.groups.work)
+        self._end = self._clock()
+
+    def stop(self) -> None:
+        """Has `sample` return soon, on this rank alone. From any thread."""
+        self._is_stopped = True
+
+    def settle(self, ledger: RefillLedger) -> RefillResult:
+        """Hands out what was sampled. A collective; see [`Refill.fill`]."""
+        if self._has_failed:
+            # As if the batch had not been begun, for a checkpoint that is saved before the run ends.
+            self.ranks.raise_failure(self.undo())
+        return self._settle(ledger)
+
+    def undo(self) -> Exception | None:
+        """Gives up a batch that was begun, and returns what went wrong with it on this rank."""
+        failure = self.groups.reset()
+        self.suspended, self.groups.by_position, planner = self._before
+        self.planner.load_state_dict(planner)
+        return failure
+
+    def _hear(self) -> None:
+        """Waits for the news of all ranks, unless it is to stop, and takes them."""
+        while not self._pending.is_done():
+            if self._is_stopped:
+                return
+            time.sleep(_PATIENCE)
+        self._learn(self._pending.wait())
 
     def _tell(self) -> PendingRows:
         news = self.groups.take_news(self._num_news)
@@ -159,7 +214,8 @@ class StreamRefill:
         size = 1 + self._num_news
         headers, news = rows[::size], [row for number, row in enumerate(rows) if number % size and row != _NO_NEWS]
         if any(has_failed for has_failed, _ in headers):
-            self._raise_failure()
+            self._has_failed = True
+            return
         self._num_idle_slots = sum(idle for _, idle in headers)
         for position, is_informative in news:
             if position in self._flow.in_flight:
@@ -171,9 +227,9 @@ class StreamRefill:
             self.planner.observe(sum(is_informative for _, is_informative in news), len(news))
             num_groups = self.shape.num_groups
             seconds = self._clock()[0] - self._start[0]
-            self.progress.update(
-                BatchSoFar(num_groups - self._flow.num_missing, num_groups, len(self._draws), seconds)
-            )
+            so_far = BatchSoFar(num_groups - self._flow.num_missing, num_groups, len(self._draws), seconds)
+            # A terminal that is gone is this rank's own affair.
+            self.groups.attempt(partial(self.progress.update, so_far))
 
     def _adjust(self) -> None:
         """Starts and gives up groups."""
@@ -193,28 +249,23 @@ class StreamRefill:
             group = StreamedGroup.begin(draw, row, prompt_ids, self._policy_step, self.shape.num_generations)
             self.groups.start(group)
 
-    def _raise_failure(self) -> None:
-        failure = self.groups.reset()
-        # As if the batch had not been begun, for a checkpoint that is saved before the run ends.
-        self.suspended, self.groups.by_position, planner = self._before
-        self.planner.load_state_dict(planner)
-        self.ranks.raise_failure(failure)
-
     def _held(self) -> tuple[dict[int, tuple[Draw, int]], dict[int, StreamedGroup], dict[str, Any]]:
         """Returns what there is between two batches."""
         groups = {position: group.copy() for position, group in self.groups.by_position.items()}
         return dict(self.suspended), groups, copy.deepcopy(self.planner.state_dict())
 
-    def _settle(self, ledger: RefillLedger, start: list[float]) -> RefillResult:
-        """Ends the batch."""
-        flow = self._flow
-        kept = [position for position in flow.kept() if position in flow.in_flight]
-        self.suspended = {position: (self._draws[position], flow.in_flight[position]) for position in kept}
+    def _end_groups(self) -> None:
+        """Ends the groups of a batch that is decided; some go on in the next one."""
+        kept = [position for position in self._flow.kept() if position in self._flow.in_flight]
+        self.suspended = {position: (self._draws[position], self._flow.in_flight[position]) for position in kept}
         self.groups.give_up([position for position in self.groups.by_position if position not in self.suspended])
         self.groups.suspend()
+
+    def _settle(self, ledger: RefillLedger) -> RefillResult:
+        flow = self._flow
         self._num_batches += 1
         unfinished = self._unfinished()
-        spent = [round(1e6 * (end - begin)) for end, begin in zip(self._clock(), start, strict=True)]
+        spent = [round(1e6 * (end - begin)) for end, begin in zip(self._end, self._start, strict=True)]
         groups, of_ranks = self.exchange.gather(
             self._judged,
             max(self._num_judged),

@@ -2,7 +2,7 @@
 
 import http.client
 import json
-import select
+import selectors
 import socket
 import ssl
 import threading
@@ -21,6 +21,8 @@ T = TypeVar("T")
 # Seconds to a connection, and between two attempts: at first, and at most.
 _CONNECT_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+# `select` has no room for the thousandth file of a process, and a batch may have as many connections.
+_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 # What an answer may be at most, and a line of a stream. A chunk of a stream has a few dozen tokens.
 _MAX_ANSWER = 64 * 2**20
 _MAX_LINE = 2**20
@@ -68,7 +70,11 @@ class Connection:
     @property
     def is_stale(self) -> bool:
         """Whether the server has closed it while it was idle."""
-        return self._http.sock is None or bool(select.select([self._socket], [], [], 0)[0])
+        if self._http.sock is None:
+            return True
+        with _Selector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            return bool(selector.select(0))
 
     def set_deadline(self, seconds: float | None) -> None:
         """Sets how long a read may wait."""
