@@ -85,11 +85,13 @@ def test_function_that_hangs_is_interrupted_and_named(function, capfd):
     assert f"The reward function {function.__name__} did not return within reward_timeout=0.2 seconds" in str(
         caught.value
     )
-    # The traceback says where it was, and so do the stacks of all threads.
+    # The traceback says where it was, and so does what is printed before the stacks of all threads.
     assert function.__name__ in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
     printed = capfd.readouterr().err
     assert printed.count(str(caught.value)) == 1
-    assert f"in {function.__name__}" in printed.partition("What all threads are doing:")[2]
+    where, _, all_threads = printed.partition("What all threads are doing:")
+    assert f" in {function.__name__}" in where.partition("Where it is, most recent call first:")[2]
+    assert "most recent call first" in all_threads
     # Nothing is left that could interrupt anything else.
     assert handlers() == before
 

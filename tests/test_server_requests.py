@@ -3,6 +3,7 @@
 import fcntl
 import resource
 import socket
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from scripted_server import ScriptedServer, dice
 
 from trl_dapo.errors import VLLMServerError
 from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.vllm_server import server_requests
 from trl_dapo.vllm_server.connection import NoAnswerError, Server
 from trl_dapo.vllm_server.server_requests import ServerRequests, run_to_end
 from trl_dapo.vllm_server.servers import Servers
@@ -161,6 +163,22 @@ def test_each_group_is_on_one_server_and_both_servers_have_some():
     assert groups[0] | groups[1] == set(range(12))
     assert not groups[0] & groups[1]
     assert all(groups)
+
+
+def test_threads_that_have_nothing_to_read_end_and_others_are_started_when_there_is(monkeypatch):
+    monkeypatch.setattr(server_requests, "_IDLE_SECONDS", 0.05)
+    before = set(threading.enumerate())
+
+    def readers():
+        return [thread for thread in set(threading.enumerate()) - before if thread.name == "server"]
+
+    with ScriptedServer(num_slots=8, seconds=0.02) as served:
+        engine = engine_on(served)
+        for _ in range(2):
+            assert_all_came(run_to_end(engine, PROMPTS.items()))
+            for thread in readers():
+                thread.join(timeout=30)
+            assert not readers()
 
 
 @pytest.mark.fault("one of two vLLM servers dies", "sampling", "its groups are sampled on the other, the same tokens")

@@ -75,7 +75,6 @@ CELLS = {
         remark="private parts alone: this release computes log-probabilities on GPUs only",
     ),
     "TRL 1.14": Cell(("trl==1.14.2",)),
-    "transformers 5.24": Cell(("transformers==5.24.0",)),
     "transformers 5.17": Cell(("transformers==5.17.0",)),
     "oldest of all": Cell(("trl==1.14.2", "transformers==5.17.0", "accelerate==1.10.1", "peft==0.18.0")),
     "newest of all": Cell(

@@ -14,6 +14,7 @@ import faulthandler
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -451,7 +452,10 @@ class _Computation:
                 self._is_said = True
                 if not self.prints_stacks:
                     return
-                _say(f"{self.error}\nWhat all threads are doing:")
+                # First by itself: of more than 100 threads not all are printed.
+                _say(
+                    f"{self.error}\nWhere it is, most recent call first:\n{_stack_of(self.caller)}\nWhat all threads are doing:"
+                )
                 faulthandler.dump_traceback(_STDERR)
 
     def _end_the_call(self) -> None:
@@ -471,6 +475,15 @@ class _Computation:
                 return
         _say(f"{self.error.function} cannot be interrupted, so that this process ends here. {self.error}")
         os._exit(1)
+
+
+def _stack_of(thread: int) -> str:
+    # Without the source lines, for which a file would be read while anything may hang.
+    frame, lines = sys._current_frames().get(thread), []
+    while frame is not None:
+        lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+        frame = frame.f_back
+    return "\n".join(lines)
 
 
 def _raise_in(thread: int) -> None:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Seconds that a step waits for news, and between two attempts at first and at most.
 _STEP_SECONDS = 0.02
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+# Seconds after which a thread that has nothing to read ends. When there is more to read again, others are started.
+_IDLE_SECONDS = 5.0
 # Tokens that a server puts into one event: it bounds how many are lost when a completion is withdrawn.
 _TOKENS_PER_EVENT = 16
 
@@ -70,6 +72,7 @@ class ServerRequests:
         self._server_of: dict[int, Server] = {}
         self._work: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Completion, Exception | None]] = queue.SimpleQueue()
+        self._counting = threading.Lock()
         self._num_threads = 0
 
     def share_of(self, server: Server) -> int:
@@ -200,8 +203,10 @@ class ServerRequests:
             self._at[server].add(completion)
             self._work.put(completion)
         self._line.extendleft(reversed(waiting))
-        while self._num_threads < sum(map(len, self._at.values())):
-            self._num_threads += 1
+        with self._counting:
+            num_missing = sum(map(len, self._at.values())) - self._num_threads
+            self._num_threads += max(0, num_missing)
+        for _ in range(num_missing):
             # Daemons: one that waits for a server must not keep the process from its end.
             threading.Thread(target=self._read, name="server", daemon=True).start()
 
@@ -209,7 +214,15 @@ class ServerRequests:
 
     def _read(self) -> None:
         while True:
-            completion = self._work.get()
+            try:
+                completion = self._work.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                with self._counting:
+                    # What was put before threads were counted is taken by one that was counted.
+                    if self._work.empty():
+                        self._num_threads -= 1
+                        return
+                continue
             failure: Exception | None = None
             try:
                 self._read_until_done(completion)
