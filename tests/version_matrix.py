@@ -52,7 +52,7 @@ class Cell:
 
     Attributes:
         pins: the releases that make it, as pip takes them. The others are those of the constraints.
-        constraints: file of the repository with the versions that are not pinned. `None`: the newest.
+        constraints: file of the repository with the versions that are not pinned. `None`: the newest that fit, but for torch.
         tests: files that run.
         remark: what the table says of it.
     """
@@ -75,8 +75,8 @@ CELLS = {
         remark="private parts alone: this release computes log-probabilities on GPUs only",
     ),
     "TRL 1.14": Cell(("trl==1.14.2",)),
-    "transformers 5.17": Cell(("transformers==5.17.0",)),
-    "oldest of all": Cell(("trl==1.14.2", "transformers==5.17.0", "accelerate==1.10.1", "peft==0.18.0")),
+    "transformers 5.17": Cell(("transformers==5.17.0",), None),
+    "oldest of all": Cell(("trl==1.14.2", "transformers==5.17.0", "accelerate==1.10.1", "peft==0.18.0"), None),
     "newest of all": Cell(
         constraints=None, remark="what `pip install trl-dapo` takes, with torch as in the constraints"
     ),
