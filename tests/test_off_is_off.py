@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from transformers import MixtralConfig, MixtralForCausalLM
 from trl import GRPOConfig, GRPOTrainer
@@ -74,9 +75,14 @@ def test_auxiliary_loss_of_experts_is_that_of_grpo(tmp_path):
         return MixtralForCausalLM(config)
 
     arguments = training_arguments(tmp_path, max_steps=3, epsilon_high=0.28, router_aux_loss_coef=0.1)
+    try:
+        theirs = run(GRPOTrainer, GRPOConfig(**arguments), tiny_experts())
+    except RuntimeError as error:
+        if "The size of tensor" not in str(error):
+            raise
+        pytest.skip(f"GRPOTrainer itself cannot train Mixtral with transformers {transformers.__version__}: {error}")
     # With one optimizer step a generation batch, exact normalization is TRL's.
     ours = run(DAPOTrainer, DAPOConfig(**arguments, dynamic_sampling=False, soft_punish_cache=0), tiny_experts())
-    theirs = run(GRPOTrainer, GRPOConfig(**arguments), tiny_experts())
     losses = [entry["aux_loss"] for entry in theirs.state.log_history if "aux_loss" in entry]
     assert len(losses) == 3
     assert [entry["aux_loss"] for entry in ours.state.log_history if "aux_loss" in entry] == losses
