@@ -84,6 +84,15 @@ class Kill(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def decided(recorded):
+    """Leaves out groups behind the last one that trains: which of them are judged too depends on what is faster."""
+    kept = []
+    for facts, rows in recorded:
+        last = max(row["position"] for row in rows if row["fate"] == "trained")
+        kept.append((facts["step"], [row for row in rows if row["position"] <= last]))
+    return kept
+
+
 @pytest.mark.parametrize(("saved_at", "killed_at"), [(3, 4), (4, 7), (10, 11)])
 def test_resumed_run_trains_the_batch_that_was_sampled_ahead(model_folder, straight, tmp_path, saved_at, killed_at):
     with served_by(model_folder) as served:
@@ -108,7 +117,7 @@ def test_resumed_run_trains_the_batch_that_was_sampled_ahead(model_folder, strai
     assert resumed.batches == straight.batches[num_done:]
     assert killed.batches == straight.batches[: len(killed.batches)]
     assert same_weights(straight, resumed)
-    assert resumed.recorded == straight.recorded[num_done:]
+    assert decided(resumed.recorded) == decided(straight.recorded[num_done:])
     # Of the two batches that the checkpoint has at most, none is sampled again.
     assert first_loaded == 6 - num_done - 1
     lines = [
