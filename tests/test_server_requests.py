@@ -108,7 +108,7 @@ def test_server_that_hangs_is_lost_after_the_timeout_and_the_error_says_how_long
         start = time.monotonic()
         with pytest.raises(VLLMServerError, match=r"has not answered for vllm_server_timeout=1 seconds"):
             run_to_end(engine, PROMPTS.items())
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         assert engine.num_unfinished == 0
 
 
@@ -135,11 +135,11 @@ def test_silence_while_nothing_is_asked_is_no_sign_of_a_lost_server():
 
 def test_groups_of_a_server_that_hangs_go_to_the_other_at_once():
     with ScriptedServer(num_slots=8) as one, ScriptedServer(num_slots=8, seconds=0.05) as other:
-        engine = engine_on(one, other, timeout=1.0)
+        engine = engine_on(one, other, timeout=3.0)
         one.faults += ["hang"] * 100
         start = time.monotonic()
         assert_all_came(run_to_end(engine, PROMPTS.items()))
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         assert [server.is_lost for server in engine.servers.all] == [True, False]
 
 
@@ -184,7 +184,7 @@ def test_threads_that_have_nothing_to_read_end_and_others_are_started_when_there
 @pytest.mark.fault("one of two vLLM servers dies", "sampling", "its groups are sampled on the other, the same tokens")
 def test_groups_of_a_lost_server_are_sampled_whole_and_alike_on_the_other():
     with ScriptedServer(num_slots=8, seconds=0.05) as one, ScriptedServer(num_slots=8, seconds=0.05) as other:
-        engine = engine_on(one, other, timeout=1.0)
+        engine = engine_on(one, other, timeout=3.0)
         for key, prompt in PROMPTS.items():
             engine.submit(key, prompt, [])
         one.close()

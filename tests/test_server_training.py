@@ -96,11 +96,11 @@ def test_server_that_restarts_with_old_weights_in_a_batch_loads_the_new_ones(mod
 @pytest.mark.fault("the only vLLM server dies", "sampling", "a checkpoint, then `VLLMServerError`; resumes exactly")
 def test_run_whose_server_dies_is_saved_and_resumes_as_if_it_had_not(model_folder, straight, tmp_path):
     with served_by(model_folder) as served:
-        options = {"vllm_server_timeout": 1.0, "save_strategy": "steps", "save_steps": 100, "max_steps": 6}
+        options = {"vllm_server_timeout": 3.0, "save_strategy": "steps", "save_steps": 100, "max_steps": 6}
 
         trainer = make_trainer(tmp_path, model_folder, [served.address], **options)
         keep_tokens_at_each_batch(trainer, dies=served, when=lambda held: len(held) == 4)
-        with pytest.raises(VLLMServerError, match="has not answered for vllm_server_timeout=1 seconds") as raised:
+        with pytest.raises(VLLMServerError, match="has not answered for vllm_server_timeout=3 seconds") as raised:
             trainer.train()
         assert raised.value.__notes__ == [f"The run can be resumed from {tmp_path / 'checkpoint-3'}."]
         served.restart()
@@ -118,7 +118,7 @@ def test_run_whose_server_dies_is_saved_and_resumes_as_if_it_had_not(model_folde
 def test_run_with_carried_groups_whose_server_dies_loses_none(model_folder, tmp_path):
     options = {
         "surplus": "carry",
-        "vllm_server_timeout": 1.0,
+        "vllm_server_timeout": 3.0,
         "save_strategy": "steps",
         "save_steps": 100,
         "max_steps": 12,
@@ -276,11 +276,11 @@ def test_two_ranks_whose_server_dies_save_and_end_together(model_folder, tmp_pat
 
         served.engine.load = load_and_die
         results = train_two_ranks(
-            tmp_path, model_folder, [served], refill=refill, max_steps=6, vllm_server_timeout=2.0
+            tmp_path, model_folder, [served], refill=refill, max_steps=6, vllm_server_timeout=4.0
         )
     for name, message, notes in (result["error"] for result in results):
         assert name in ("VLLMServerError", "RankFailedError")
-        assert f"The vLLM server at {served.address} has not answered for vllm_server_timeout=2 seconds" in message
+        assert f"The vLLM server at {served.address} has not answered for vllm_server_timeout=4 seconds" in message
         assert notes == [f"The run can be resumed from {tmp_path / 'checkpoint-2'}."]
     assert [len(result["batches"]) for result in results] == [2, 2]
 
