@@ -69,8 +69,8 @@ quickstart: $(STAMP)  ## trains a tiny model with DAPO, on a CPU, in minutes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
 
-test: $(STAMP)  ## four processes for two cores: a third of the tests' time is waiting
-	$(BIN)/python -m pytest -m "not slow and not vllm and not bench" -n 4 --dist worksteal
+test: $(STAMP)  ## three processes for two cores: a part of the tests' time is waiting
+	$(BIN)/python -m pytest -m "not slow and not vllm and not bench" -n 3 --dist worksteal
 
 test-slow: $(STAMP) test-space
 	$(BIN)/python -m pytest -m slow --timeout=3600
