@@ -164,8 +164,9 @@ def test_evaluation_waits_for_the_batch_ahead_and_changes_none(model_folder, str
         trainer = make_trainer(tmp_path, model_folder, [served.address], **options)
         trainer.eval_dataset, trainer.args.eval_strategy = numbered_prompts(4), IntervalStrategy.STEPS
         trainer.train()
-        asked = [one for one in served.asked if "seed" not in one]
-    assert len(asked) >= 3 * 4 * 4
+        # A request that failed on a loaded machine is sent again, with another number.
+        asked = [one for one in served.asked if "seed" not in one and one["request_id"].endswith("-1")]
+    assert len(asked) == 3 * 4 * 4
     assert trainer.batches == straight_of_one_step.batches
     for name, weight in weights_of(trainer).items():
         torch.testing.assert_close(weight, weights_of(straight_of_one_step)[name], rtol=0, atol=1e-4)

@@ -108,7 +108,7 @@ def test_server_that_hangs_is_lost_after_the_timeout_and_the_error_says_how_long
         start = time.monotonic()
         with pytest.raises(VLLMServerError, match=r"has not answered for vllm_server_timeout=1 seconds"):
             run_to_end(engine, PROMPTS.items())
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 10
         assert engine.num_unfinished == 0
 
 
@@ -139,7 +139,7 @@ def test_groups_of_a_server_that_hangs_go_to_the_other_at_once():
         one.faults += ["hang"] * 100
         start = time.monotonic()
         assert_all_came(run_to_end(engine, PROMPTS.items()))
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 10
         assert [server.is_lost for server in engine.servers.all] == [True, False]
 
 

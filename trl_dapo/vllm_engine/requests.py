@@ -41,16 +41,16 @@ class VLLMRequests:
 
     def begin(self) -> None:
         """Wakes the engine and brings the weights as they are. A collective."""
+        from vllm.sampling_params import RequestOutputKind
+
         self.load_weights()
         self._params = self.generation.request_params()
+        # No output in each step, with all tokens so far: only finished sequences are read.
+        self._params.output_kind = RequestOutputKind.FINAL_ONLY
 
     def submit(self, key: SequenceKey, prompt_ids: list[int], prefix: list[int]) -> None:
         """Puts a sequence at the end of the line."""
-        from vllm.sampling_params import RequestOutputKind
-
         params = self._params.clone()
-        # No output in each step, with all tokens so far: only finished sequences are read.
-        params.output_kind = RequestOutputKind.FINAL_ONLY
         params.max_tokens = self._params.max_tokens - len(prefix)
         params.seed = self.generation.request_seed(key, len(prefix))
         prompt = {"prompt_token_ids": [*prompt_ids, *prefix]}
