@@ -35,8 +35,9 @@ def straight(tmp_path_factory):
     return folder_of
 
 
-# In the midst of a generation batch, and after the last checkpoint, when nothing is left to train.
-@pytest.mark.parametrize(("phase", "share", "first_step"), [("optimizer", 0.27, 3), ("files", 1, 12)])
+# In the midst of a generation batch, and after the last checkpoint, when nothing is left to train. Not at the very last
+# point: a run makes a few calls of files more or less than another.
+@pytest.mark.parametrize(("phase", "share", "first_step"), [("optimizer", 0.27, 3), ("files", 0.99, 12)])
 def test_killed_recipe_is_resumed_as_if_it_had_not_been(tmp_path, straight, hasty_model, phase, share, first_step):
     options = QUICK | {"model": hasty_model}
     reference = straight(options)
