@@ -1,6 +1,8 @@
 """Completions from servers: retries that repeat nothing, backpressure, withdrawal, and answers that are none."""
 
+import contextlib
 import fcntl
+import gc
 import resource
 import socket
 import threading
@@ -165,6 +167,19 @@ def test_each_group_is_on_one_server_and_both_servers_have_some():
     assert all(groups)
 
 
+def open_sockets_to(served):
+    """The sockets of this process that are connected to a server."""
+
+    def is_one(thing):
+        if not isinstance(thing, socket.socket):
+            return False
+        with contextlib.suppress(OSError):  # closed, or connected to nothing
+            return thing.getpeername()[:2] == ("127.0.0.1", served.port)
+        return False
+
+    return [thing for thing in gc.get_objects() if is_one(thing)]
+
+
 def test_threads_that_have_nothing_to_read_end_and_others_are_started_when_there_is(monkeypatch):
     monkeypatch.setattr(server_requests, "_IDLE_SECONDS", 0.05)
     before = set(threading.enumerate())
@@ -179,6 +194,7 @@ def test_threads_that_have_nothing_to_read_end_and_others_are_started_when_there
             for thread in readers():
                 thread.join(timeout=30)
             assert not readers()
+            assert not open_sockets_to(served)
 
 
 @pytest.mark.fault("one of two vLLM servers dies", "sampling", "its groups are sampled on the other, the same tokens")

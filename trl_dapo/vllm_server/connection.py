@@ -253,6 +253,13 @@ class Server:
         with self._lock:
             self._idle.append(connection)
 
+    def close_idle(self) -> None:
+        """Closes the connections that are kept for the next request."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
     def events(self, response: http.client.HTTPResponse, max_bytes: int) -> Iterator[Mapping[str, Any]]:
         """
         Yields what a server sends event by event, up to its word that it is done.

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 # Seconds that a step waits for news, and between two attempts at first and at most.
 _STEP_SECONDS = 0.02
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-# Seconds after which a thread that has nothing to read ends. When there is more to read again, others are started.
+# Seconds after which a thread that has nothing to read ends, and after the last one the connections that are kept. When
+# there is more to read again, others are started.
 _IDLE_SECONDS = 5.0
 # Tokens that a server puts into one event: it bounds how many are lost when a completion is withdrawn.
 _TOKENS_PER_EVENT = 16
@@ -221,6 +222,9 @@ class ServerRequests:
                     # What was put before threads were counted is taken by one that was counted.
                     if self._work.empty():
                         self._num_threads -= 1
+                        if not self._num_threads:
+                            for server in self.servers.all:
+                                server.close_idle()
                         return
                 continue
             failure: Exception | None = None
