@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import sys
@@ -16,9 +17,17 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "hub" / "space")]
 
 
 def pytest_collection_finish():
-    """Takes what is imported out of garbage collection: `train()` collects at its start, 0.2 s with transformers and TRL loaded."""
+    """
+    Takes what is imported out of garbage collection: `train()` collects at its start, 0.2 s with transformers and TRL loaded.
+
+    And looks each package up once: accelerate reads the metadata of PEFT several times in each optimizer step.
+    """
     gc.collect()
     gc.freeze()
+    if "accelerate" in sys.modules:
+        from accelerate.utils import imports
+
+        imports._is_package_available = functools.cache(imports._is_package_available)
 
 
 # Metrics that reward functions of tests log.

@@ -98,8 +98,7 @@ def test_rank_that_finds_everything_shares_with_the_one_that_finds_nothing(tmp_p
 def test_two_ranks_take_the_optimizer_step_of_one(tmp_path):
     options = {"max_steps": 3, "max_generation_rounds": 30, "learning_rate": 1e-3}
     alone = run(tmp_path / "one", 1, per_device_train_batch_size=16, **options)
-    # Through the launcher itself.
-    together = run(tmp_path / "two", 2, is_launched=True, per_device_train_batch_size=8, **options)
+    together = run(tmp_path / "two", 2, per_device_train_batch_size=8, **options)
     for result in together:
         for mine, its in zip(result["parameters"], alone[0]["parameters"], strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-6)

@@ -3,16 +3,16 @@
 import json
 import os
 import statistics
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from forked import start
 
 from trl_dapo.evaluation.answer_classes import CORRECT, answer_classes
 from trl_dapo.evaluation.completion_log import CompletionLog
-from trl_dapo.evaluation.evaluator import evaluate
+from trl_dapo.evaluation.evaluator import _digest, evaluate
 from trl_dapo.evaluation.k_metrics import estimate
 
 
@@ -66,9 +66,7 @@ class Parrot:
 
 
 @pytest.fixture
-def parrot(monkeypatch):
-    from trl_dapo.evaluation.evaluator import _digest
-
+def parrot():
     Parrot.prompt_of = {_digest(prompt): prompt for prompt in SAID}
     return Parrot
 
@@ -173,37 +171,35 @@ def test_log_refuses_a_second_writer_and_lines_that_are_no_completions(tmp_path)
         CompletionLog(tmp_path, {"k": 1})
 
 
-HANGING = """
-import sys, time
-from test_evaluation import SAID, Parrot, run
-from trl_dapo.evaluation.evaluator import _digest
-
 class Hanging(Parrot):
+    """Hangs in the third batch of four, when two are graded: then the workers of the grader are there too."""
+
     def sample(self, prompt_ids, keys, settings):
         if len(self.keys) >= 8:
-            print("hanging", flush=True)
+            Path("hanging").touch()
             time.sleep(600)
         return super().sample(prompt_ids, keys, settings)
 
-Parrot.prompt_of = {_digest(prompt): prompt for prompt in SAID}
-run(Hanging(), sys.argv[1], batch_size=4)
-"""
+
+def hang_in(folder):
+    os.chdir(folder)
+    Parrot.prompt_of = {_digest(prompt): prompt for prompt in SAID}
+    run(Hanging(), "shared", batch_size=4)
 
 
 def test_second_process_is_refused_until_the_first_one_is_killed(parrot, tmp_path):
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-    command = [sys.executable, "-c", HANGING, str(tmp_path / "shared")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as first:
-        try:
-            # Two batches are graded, so the workers of the grader are there too.
-            assert first.stdout.readline() == "hanging\n"
-            second = parrot()
-            with pytest.raises(BlockingIOError, match="Another process is evaluating into"):
-                run(second, tmp_path / "shared")
-            assert second.keys == []
-        finally:
-            first.kill()
+    first = start(hang_in, str(tmp_path))
+    try:
+        while not (tmp_path / "hanging").exists():
+            assert first.is_alive()
+            time.sleep(0.01)
+        second = parrot()
+        with pytest.raises(BlockingIOError, match="Another process is evaluating into"):
+            run(second, tmp_path / "shared")
+        assert second.keys == []
+    finally:
+        first.kill()
+        first.join()
     result = run(parrot(), tmp_path / "shared")
     assert result.num_sampled == 8
     run(parrot(), tmp_path / "alone")

@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from forked import start
 from safetensors.torch import load_file
 
 from trl_dapo.vllm_server import weight_folder
@@ -80,27 +80,43 @@ def test_weights_that_cannot_be_written_leave_nothing_and_are_all_read(tmp_path,
     assert [path for path in folder.path.iterdir() if path.is_dir()] == []
 
 
+def hold_a_folder(shared_memory, made):
+    """Makes a folder of weights, says so by an empty file, and stays."""
+    weight_folder._SHARED_MEMORY = shared_memory
+    folder = WeightFolder()
+    Path(made).touch()
+    time.sleep(600)
+    folder.close()
+
+
+def wait_for(path, max_seconds=60):
+    deadline = time.monotonic() + max_seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} was not made"
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(weight_folder.fcntl is None, reason="needs locks of files")
 def test_folder_of_a_killed_run_is_removed_by_the_next_and_that_of_a_running_one_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(weight_folder, "_SHARED_MEMORY", str(tmp_path))
-    code = (
-        "import sys, time; from trl_dapo.vllm_server import weight_folder as module; "
-        f"module._SHARED_MEMORY = {str(tmp_path)!r}; folder = module.WeightFolder(); print('made', flush=True); time.sleep(60)"
-    )
-    others = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    others = []
     try:
-        assert [other.stdout.readline() for other in others] == ["made\n"] * 2
-        assert len(list(tmp_path.iterdir())) == 2
-        others[0].send_signal(signal.SIGKILL)
-        others[0].wait()
+        for name in "ab":
+            others.append(start(hold_a_folder, str(tmp_path), str(tmp_path / name)))
+            wait_for(tmp_path / name)
+        assert len(list(tmp_path.glob("trl-dapo-weights-*"))) == 2
+        others[0].kill()
+        others[0].join()
         mine = WeightFolder()
-        left = {path.name.removeprefix("trl-dapo-weights-").split("-")[0] for path in tmp_path.iterdir()}
+        left = {
+            path.name.removeprefix("trl-dapo-weights-").split("-")[0] for path in tmp_path.glob("trl-dapo-weights-*")
+        }
         assert left == {str(others[1].pid), str(os.getpid())}
         mine.close()
     finally:
         for other in others:
             other.kill()
-            other.wait()
+            other.join()
 
 
 class Worker(WeightLoader):
