@@ -25,7 +25,13 @@ import dapo_environment
 import dapo_tools
 
 
-SHORT = {"max_steps": 2, "num_eval_problems": 8, "per_device_train_batch_size": 16, "num_groups_to_log": 2}
+SHORT = {
+    "max_steps": 2,
+    "max_generation_rounds": 2,
+    "num_eval_problems": 8,
+    "per_device_train_batch_size": 16,
+    "num_groups_to_log": 2,
+}
 RECIPES = sorted((ROOT / "examples" / "tools").glob("*.yaml"))
 
 
