@@ -84,6 +84,7 @@ NOT_RUN = {
     "make test-slow": _IS_TESTING,
     "make test-deepspeed": _IS_TESTING,
     "make test-versions": _IS_TESTING,
+    "make test-trl-suite TRL_REPO=DIR": _IS_TESTING,
     "python tests/version_matrix.py TRL 1.14": _IS_TESTING,
     "make test-vllm": _IS_TESTING,
     "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
