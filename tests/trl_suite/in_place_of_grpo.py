@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torchvision_of_any_build  # noqa: F401 - before transformers
 from trl import import_utils
 
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import torch
+import torchvision_of_any_build  # noqa: F401 - before transformers
 import transformers
 import trl
 from datasets import Dataset, Features, Image, List, Value
