@@ -26,10 +26,13 @@ DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
 DOCS_VENV ?= .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
 
+# What TRL's own tests need and ours do not.
+TRL_SUITE_PACKAGES ?= .venv-trl-suite
+
 # The wheel is tested in an environment that has nothing else.
 RELEASE_VENV ?= .venv-release
 
-.PHONY: quickstart test test-slow space test-space test-deepspeed test-versions vllm-env test-vllm quickstart-vllm serve-tiny quickstart-server quality style bench bench-full bench-vllm docs docs-serve wheel release clean
+.PHONY: quickstart test test-slow space test-space test-deepspeed test-versions test-trl-suite vllm-env test-vllm quickstart-vllm serve-tiny quickstart-server quality style bench bench-full bench-vllm docs docs-serve wheel release clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -86,6 +89,15 @@ test-deepspeed: $(DEEPSPEED_STAMP)  ## ZeRO-2 and ZeRO-3 on two processes, on th
 
 test-versions: $(STAMP)  ## a fresh environment for each row of docs/versions.md: make test-versions CELLS='"TRL 1.14" "vLLM 0.32"'
 	$(BIN)/python tests/version_matrix.py $(CELLS)
+
+# A folder of its own: with torchvision, transformers loads other classes, which the other tests do not mean.
+$(TRL_SUITE_PACKAGES)/.installed: tests/trl_suite/requirements.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TRL_SUITE_PACKAGES) -r $<
+	touch $@
+
+test-trl-suite: $(STAMP) $(TRL_SUITE_PACKAGES)/.installed  ## TRL's tests of GRPOTrainer, with DAPOTrainer: make test-trl-suite TRL_REPO=DIR
+	@test -n "$(TRL_REPO)" || { echo "TRL_REPO is not set: give a checkout of TRL, make test-trl-suite TRL_REPO=DIR"; exit 2; }
+	PYTHONPATH=$(abspath $(TRL_SUITE_PACKAGES)) $(BIN)/python tests/trl_suite/suite.py $(TRL_REPO) $(ARGS)
 
 vllm-env: $(VLLM_STAMP)
 
@@ -154,4 +166,4 @@ release: wheel  ## builds, checks, and tests the wheel in an empty environment a
 	RELEASE_PYTHON=$(RELEASE_VENV)/bin/python $(BIN)/python -m pytest -m slow tests/test_installed_wheel.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) $(DOCS_VENV) $(RELEASE_VENV) build dist *.egg-info out
+	rm -rf $(VENV) $(VLLM_VENV) $(SPACE_VENV) $(DEEPSPEED_VENV) $(DOCS_VENV) $(RELEASE_VENV) $(TRL_SUITE_PACKAGES) build dist *.egg-info out

@@ -84,6 +84,7 @@ NOT_RUN = {
     "make test-slow": _IS_TESTING,
     "make test-deepspeed": _IS_TESTING,
     "make test-versions": _IS_TESTING,
+    "make test-trl-suite TRL_REPO=DIR": _IS_TESTING,
     "python tests/version_matrix.py TRL 1.14": _IS_TESTING,
     "make test-vllm": _IS_TESTING,
     "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
@@ -218,7 +219,7 @@ def check_make(words):
     assert re.search(rf"^{re.escape(words[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for word in words[2:]:
         name, _, options = word.partition("=")
-        if name == "RUNS":
+        if name in ("RUNS", "TRL_REPO"):
             continue
         assert name == "ARGS"
         vllm = ["--use_vllm", "true"] if words[1] == "quickstart-vllm" else []
@@ -415,6 +416,7 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
         "HF_HUB_OFFLINE",
         "ARGS",
         "RUNS",
+        "TRL_REPO",
         "tools",
     }
 

@@ -868,7 +868,7 @@ def worker_weights_loaded_by(worker: Any, weights: Iterator[tuple[str, torch.Ten
         if worker._dapo_repacks:
             reload_weights(worker.model_runner, weights)
         else:
-            worker.model_runner.model.load_weights(weights)
+            worker.model_runner.get_model().load_weights(weights)
 
 
 warn_of_untested_releases()

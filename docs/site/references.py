@@ -29,6 +29,8 @@ from trl_dapo.trl_seams import OVERRIDDEN, OVERRIDDEN_IN_VLLM_GENERATION  # noqa
 
 
 MADE = "<!-- Made by docs/site/references.py: run it with --write. -->\n\n"
+# Of upstream.md: what follows is kept.
+BY_HAND = "\n<!-- From here on written by hand. -->\n"
 # The public names, by module.
 API = {
     "trl_dapo": ("DAPOTrainer", "DAPOConfig"),
@@ -274,8 +276,8 @@ def upstream_page() -> str:
         "`trl_dapo/trl_seams.py` is the only file to read then.\n",
         "TRL has four of DAPO's parts as options. Dynamic sampling is what it lacks "
         "([huggingface/trl#3708](https://github.com/huggingface/trl/issues/3708)). What of this package could go into TRL: the "
-        "denominator of each optimizer step, the rule of what ends a completion, and a hook between sampling and scoring, which "
-        "would make most of the overrides below unnecessary.\n",
+        "denominator of each optimizer step, the rule of what ends a completion, and the hooks below, which would make most of the "
+        "overrides unnecessary.\n",
         "## Methods of `GRPOTrainer` that are overridden\n",
         "| method | what for | test that fails when it moves |",
         "|---|---|---|",
@@ -290,7 +292,8 @@ def upstream_page() -> str:
         "\nEach override calls `super()` and adds to what it returns. [development.md](development.md) says how the range is widened, "
         "and [troubleshooting.md](troubleshooting.md) lists faults of TRL that a run may meet.\n",
     ]
-    return MADE + "\n".join(lines)
+    written = (ROOT / "docs" / "upstream.md").read_text().split(BY_HAND)[1]
+    return MADE + "\n".join(lines) + BY_HAND + written
 
 
 PAGES = {

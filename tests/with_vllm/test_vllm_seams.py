@@ -1,9 +1,11 @@
 """The private parts of vLLM that the weight sync builds on."""
 
 import dataclasses
+import importlib
 import inspect
 
 import pytest
+from packaging.version import Version
 
 from trl_dapo import DAPOConfig
 from trl_dapo.config.vllm_options import _FIELD_OF_OPTION, known_engine_options
@@ -11,6 +13,17 @@ from trl_dapo.config.vllm_options import _FIELD_OF_OPTION, known_engine_options
 
 vllm = pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
+
+
+# vLLM has two model runners, and chooses by the model, the platform and VLLM_USE_V2_MODEL_RUNNER.
+@pytest.mark.parametrize("module", ["vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"])
+def test_both_model_runners_have_the_names_that_the_weight_sync_uses(module):
+    if "gpu.model_runner" in module and Version(vllm.__version__) < Version("0.31"):
+        pytest.skip("the second runner is young in this release, and none of ours is run with it")
+    runner = importlib.import_module(module).GPUModelRunner
+    assert list(inspect.signature(runner.get_model).parameters) == ["self"]
+    assert callable(runner.reload_weights)
+    assert "self.model_config = " in inspect.getsource(runner.__init__)
 
 
 def test_model_runner_reloads_from_an_iterator_in_checkpoint_format():
