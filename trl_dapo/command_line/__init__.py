@@ -19,7 +19,7 @@ from .version import versions
 # The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
 COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
-    "check": "Tells in minutes whether a recipe fits this machine and works, and how long it takes.",
+    "check": "Says in minutes whether a recipe fits and works here, and how long it takes.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
     "recipes": "Lists the recipes that come with the package, and copies one.",

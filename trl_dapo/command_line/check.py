@@ -61,7 +61,8 @@ _FORCED = {
     "on_exhausted": "partial",
     "vllm_check_interval": "1",
 }
-_MOST_ROUNDS = 4
+# Rounds for a batch of the recipe, and for a smaller one that is to save time.
+_MOST_ROUNDS, _FEWEST_ROUNDS = 4, 2
 
 
 @dataclass
@@ -242,7 +243,8 @@ class _Check:
         options = self._options(trial_batch, batch, num_steps, is_saved=reason is None)
         code = self._start(Trial(str(self.folder), "run", num_steps, options))
         notes = Notes.read(self.folder, "run")
-        lines = run_lines(notes, code, self.values, num_steps, self.max_minutes)
+        progress = _last_line(self.folder / "run-0.log") if code is None else ""
+        lines = run_lines(notes, code, self.values, num_steps, self.max_minutes, progress)
         if code == 0 and notes:
             lines.append(self._restart(notes, num_steps, options, reason))
         if notes and notes[0].seconds and not exit_status(lines):
@@ -266,7 +268,8 @@ class _Check:
     def _options(self, trial: BatchPlan, batch: BatchPlan, num_steps: int, is_saved: bool) -> list[str]:
         options = _FORCED | {"output_dir": str(self.folder / "out"), "max_steps": str(num_steps)}
         options |= {"save_strategy": "steps" if is_saved else "no", "save_steps": str(num_steps - 1)}
-        options["max_generation_rounds"] = str(min(_MOST_ROUNDS, int(self.values["max_generation_rounds"])))
+        rounds = _MOST_ROUNDS if trial == batch else _FEWEST_ROUNDS
+        options["max_generation_rounds"] = str(min(rounds, int(self.values["max_generation_rounds"])))
         if trial != batch:
             by_rows = bool(self.values["generation_batch_size"])
             size = "generation_batch_size" if by_rows else "steps_per_generation"
@@ -308,6 +311,14 @@ class _Check:
         if code and not any(each.error for each in restart):
             return Line("restart", Verdict.BROKEN, f"the restarted process ended with status {code}")
         return restart_line(notes, restart, self.values, bool(self.machine.gpus))
+
+
+def _last_line(log: Path) -> str:
+    """Returns how far the sampling was: the last line that tells of it."""
+    if not log.exists():
+        return ""
+    told = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("sampling for")]
+    return told[-1] if told else ""
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:

@@ -66,7 +66,7 @@ def check_options(command: str, arguments: Sequence[str]) -> dict[str, Any]:
         `ValueError`, `FileNotFoundError`: one line that says what is wrong and what to write instead.
     """
     values = read_values(command, arguments)
-    if values:
+    if command in SOURCES and read_options(command):
         check_values(command, values, arguments)
     return values
 

@@ -155,6 +155,8 @@ class MemoryPlan:
             Rows that `generate` holds at once.
         engine_shards (`int`):
             Devices over which vLLM splits the model.
+        engine_number_bytes (`int`):
+            Bytes of a number of vLLM's weights and KV cache.
     """
 
     size: ModelSize
@@ -171,6 +173,7 @@ class MemoryPlan:
     sleeps: bool = False
     cached_rows: int = 0
     engine_shards: int = 1
+    engine_number_bytes: int = 2
 
     @property
     def state_bytes(self) -> float:
@@ -203,8 +206,9 @@ class MemoryPlan:
 
     @property
     def cached_tokens(self) -> float:
-        """Tokens that vLLM's share holds beside the weights in bfloat16, over all devices of the engine."""
-        return (self.engine_bytes * self.engine_shards - 2 * self.size.num_parameters) / self.size.cache_bytes()
+        """Tokens that vLLM's share holds beside the weights, over all devices of the engine."""
+        weights = self.engine_number_bytes * self.size.num_parameters
+        return (self.engine_bytes * self.engine_shards - weights) / self.size.cache_bytes(self.engine_number_bytes)
 
     def lines(self) -> list[str]:
         """Returns the arithmetic, one part a line."""
@@ -223,7 +227,7 @@ class MemoryPlan:
         ]
         if self.engine_bytes:
             lines.append(
-                f"{gb(self.engine_bytes)}  vLLM: of it {gb(2 * size.num_parameters / self.engine_shards).strip()} of weights and a KV cache "
+                f"{gb(self.engine_bytes)}  vLLM: of it {gb(self.engine_number_bytes * size.num_parameters / self.engine_shards).strip()} of weights and a KV cache "
                 f"of {max(0, self.cached_tokens):,.0f} tokens, {max(0, self.cached_tokens) / self.tokens:,.0f} completions at full length"
             )
         elif self.cached_rows:
@@ -339,9 +343,9 @@ def memory_plan(
     if shards > 1 and is_whole:
         weight = 4  # FSDP2 in mixed precision keeps float32 weights, ZeRO-3 a copy of them
     trained = weight if is_whole else 4  # LoRA's own weights are float32
-    optimizer = str(values["optim"] or "adamw")
+    optimizer = str(values["optim"] or "adamw").lower()
     moments = 2.0 if "8bit" in optimizer else 2.0 * trained if "adam" in optimizer else float(trained)
-    if optimizer in ("sgd", "adafactor"):
+    if "sgd" in optimizer or "adafactor" in optimizer:
         moments = 0
     if is_set(values["load_in_4bit"]):
         weight = 0.5
@@ -350,10 +354,10 @@ def memory_plan(
     uses_engine = is_set(values["use_vllm"]) and str(values["vllm_mode"]) != "server"
     tensor_parallel = int(values["vllm_tensor_parallel_size"] or 1)
     engine = 0.0
+    number = 4 if "float32" in str(values["vllm_engine_kwargs"]) else 2
     if uses_engine and device_bytes:
         engine = float(values["vllm_gpu_memory_utilization"]) * device_bytes
     elif uses_engine:
-        number = 4 if '"float32"' in str(values["vllm_engine_kwargs"]).replace("'", '"') else 2
         engine = number * size.num_parameters + float(values.get("cpu_cache_gib") or 4) * 2**30
     computes_half = is_half or is_set(values["bf16"]) or is_set(values["fp16"])
     return MemoryPlan(
@@ -371,6 +375,7 @@ def memory_plan(
         sleeps=bool(device_bytes) and uses_engine and is_set(values["vllm_enable_sleep_mode"]),
         cached_rows=0 if is_set(values["use_vllm"]) else batch.rows * batch.slices,
         engine_shards=tensor_parallel,
+        engine_number_bytes=number,
     )
 
 

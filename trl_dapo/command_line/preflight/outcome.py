@@ -15,7 +15,12 @@ _FOLLOWING = ("RankFailedError", "DistBackendError", "DistNetworkError")
 
 
 def run_lines(
-    notes: Sequence[Notes], code: int | None, values: Mapping[str, Any], num_steps: int, minutes: float
+    notes: Sequence[Notes],
+    code: int | None,
+    values: Mapping[str, Any],
+    num_steps: int,
+    minutes: float,
+    progress: str = "",
 ) -> list[Line]:
     """
     Returns the lines of a short run.
@@ -31,6 +36,8 @@ def run_lines(
             Optimizer steps that it was to take.
         minutes (`float`):
             The time that it had.
+        progress (`str`, *optional*):
+            What it said last of its sampling.
     """
     if not notes:
         late = "the short run did not begin in time; give --max_minutes a larger number"
@@ -41,6 +48,8 @@ def run_lines(
         seconds = max(each.loaded or 0 for each in notes)
         text = f"model and {first.num_rows:,} prompts in {seconds:.0f} s"
         lines.append(Line("loading", Verdict.OK, text))
+    if first.remark:
+        lines.append(Line("prompts", Verdict.SLOW, first.remark))
     lines += batch_lines(first.logs)
     if is_set(values["use_vllm"]) and first.logs:
         lines.append(_sync_line(first.logs, values))
@@ -68,7 +77,7 @@ def run_lines(
             Line(
                 "short run",
                 Verdict.SLOW,
-                f"ended after {minutes:g} minutes at: {first.stage} (of {num_steps} steps). Give --max_minutes more, or lower "
+                f"ended after {minutes:g} minutes at: {progress or first.stage} ({num_steps} steps were to be taken). Give --max_minutes more, or lower "
                 "max_completion_length or num_generations for a check; the run itself will be as slow.",
             )
         )

@@ -77,6 +77,8 @@ class Notes:
             Of the GPU, or of the process.
         num_rows (`int`):
             Prompts to train on.
+        remark (`str`, *optional*):
+            What is to be said of prompts that are too long.
         error (`dict[str, str]`):
             Class and text of what ended it.
     """
@@ -90,6 +92,7 @@ class Notes:
     checksums: dict[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
     num_rows: int = 0
+    remark: str | None = None
     error: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -150,6 +153,7 @@ def run_trial(trial: Trial, build: Callable[[], DAPOTrainer]) -> None:
     try:
         trainer = build()
         notes.loaded, notes.num_rows = time.perf_counter() - start, _num_rows(trainer.train_dataset)
+        notes.remark = trainer.context_limit.describe("train_dataset", trainer.train_dataset)
         trainer.add_callback(_Watch(trial, notes))
         notes.stage = "restoring" if trial.phase == "restart" else "first sampling"
         notes.write(trial)
