@@ -123,6 +123,8 @@ def _folder() -> Path:
     name = f"trl-dapo-check-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
     folder = Path(tempfile.gettempdir(), name)
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise FileExistsError(f"{folder} belongs to another user. Set TMPDIR to a folder of yours.")
     return folder
 
 
@@ -156,6 +158,7 @@ class _Check:
         given = read_values("check", arguments)
         self.values: dict[str, Any] = {name: option.default for name, option in read_options("check").items()} | given
         self.given = given
+        self.plan: MemoryPlan | None = None
         self.max_minutes = float(self.values["max_minutes"])
         if self.max_minutes <= 0:
             raise ValueError(f"--max_minutes is {self.max_minutes:g}, but must be above 0. Use 5.")
@@ -181,8 +184,8 @@ class _Check:
         lines.append(self.machine.line(self.world, self.local_world, is_set(self.values["use_cpu"])))
         if self.values["bf16"] is None:
             self.values["bf16"] = bool(self.machine.gpus)  # as TRL does
+        batch = BatchPlan.of(self.values, self.world)
         try:
-            batch = BatchPlan.of(self.values, self.world)
             lines += self._memory(batch)
         except Exception as error:  # of the Hub's client, of a model's own code
             text = f"not computed: the model's configuration cannot be read. {' '.join(str(error).split())[:300]}"
@@ -227,7 +230,7 @@ class _Check:
 
     def _short_run(self, batch: BatchPlan) -> list[Line]:
         cores = None if self.machine.gpus else self.machine.cores
-        guess = short_run_seconds(self.plan.size.num_parameters, batch, cores) if hasattr(self, "plan") else 0.0
+        guess = 0.0 if self.plan is None else short_run_seconds(self.plan.size.num_parameters, batch, cores)
         # A batch, the next one, and that one again after the restart.
         trial_batch = batch if 3 * guess <= 30 * self.max_minutes else batch.smallest()
         num_steps = int(self.values["steps"] or trial_batch.num_updates + 1)
@@ -255,7 +258,7 @@ class _Check:
         """Returns why a restart cannot be checked; `None`: it can."""
         if self.world != self.local_world:
             return "several machines have no temporary folder in common"
-        if not hasattr(self, "plan"):
+        if self.plan is None:
             return None
         plan, room = self.plan, shutil.disk_usage(self.folder).free
         size = plan.weight_bytes * plan.size.num_parameters + plan.moment_bytes * plan.num_trained

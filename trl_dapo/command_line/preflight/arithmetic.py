@@ -90,7 +90,7 @@ class BatchPlan:
         )
         slices = int(values["steps_per_generation"] or accumulation)
         if values["generation_batch_size"]:
-            slices = max(1, int(values["generation_batch_size"]) // (rows * world))
+            slices = max(1, int(values["generation_batch_size"]) // max(1, rows * world))
         length = int(values["max_completion_length"] or 256)
         return cls(
             int(values["num_generations"]),
