@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 from trl import ModelConfig
 
+from trl_dapo.atomic_write import atomic_write
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.publishing.facts import published_recipe
 
@@ -283,9 +285,9 @@ class _Check:
     def _start(self, trial: Trial) -> int | None:
         """Runs the processes of a trial. Returns their status; `None`: they were ended because the time is over."""
         environment = dict(os.environ) | {TRIAL_MARK: json.dumps(asdict(trial))}
-        if trial.phase == "restart" and "TORCHELASTIC_RESTART_COUNT" in environment:
-            # The launcher's store has the keys of the first run.
-            environment["TORCHELASTIC_RESTART_COUNT"] = str(int(environment["TORCHELASTIC_RESTART_COUNT"]) + 1)
+        if trial.phase == "restart" and "RANK" in environment:
+            # The launcher's store has the keys of the first run: these processes get one of their own.
+            environment |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": self._agreed_port()}
         log = self.folder / f"{trial.phase}-{os.environ.get('RANK', '0')}.log"
         command = [sys.executable, "-m", "trl_dapo", "check", *self.arguments]
         with log.open("w") as output:
@@ -303,6 +305,17 @@ class _Check:
         if code and self.says:
             print("\n".join(log.read_text(errors="replace").splitlines()[-40:]), file=sys.stderr)
         return code
+
+    def _agreed_port(self) -> str:
+        """Returns a free port, the same for all processes that a launcher started on this machine."""
+        file = self.folder / "port"
+        if self.says:
+            with socket.socket() as free:
+                free.bind(("", 0))
+                atomic_write(file, str(free.getsockname()[1]))
+        while not file.exists() and self.seconds_left > 0:
+            time.sleep(0.1)
+        return file.read_text() if file.exists() else "0"
 
     def _restart(self, notes: Sequence[Notes], num_steps: int, options: list[str], reason: str | None) -> Line:
         if reason is None and self.seconds_left < 1.5 * ((notes[0].loaded or 0) + notes[0].seconds[-1]):
