@@ -17,7 +17,15 @@ from trl_dapo.command_line import check, main, option_check
 from trl_dapo.command_line.launcher import TRIAL_MARK
 from trl_dapo.command_line.preflight import arithmetic, machine, outcome
 from trl_dapo.command_line.preflight.arithmetic import KNOWN_SIZES, BatchPlan, run_hours
-from trl_dapo.command_line.preflight.lines import Line, Verdict, batch_lines, exit_status, fault, public_text
+from trl_dapo.command_line.preflight.lines import (
+    Line,
+    Verdict,
+    batch_lines,
+    exit_status,
+    fault,
+    find_secrets,
+    public_text,
+)
 from trl_dapo.command_line.preflight.trial import Notes, checksum
 
 
@@ -312,9 +320,9 @@ def test_speed_and_hours_by_hand():
 
 def test_secrets_and_paths_are_not_in_a_text_for_an_issue():
     text = "hf_abcdefghijk at /home/me/runs/x.yaml and /data/secret/place/model http://me:pw@host/v1, w0secret; rel/path.yaml a/b"
-    public = public_text(
-        text, {"WANDB_API_KEY": "w0secret", "HF_TOKEN": "1"}, home="/home/me", folders=["/tmp/check-x"]
-    )
+    secrets = find_secrets({"WANDB_API_KEY": "w0secret", "HF_TOKEN": "1"}, {"eos_token": "never mind"})
+    assert secrets == ["w0secret"]
+    public = public_text(text, secrets, home="/home/me")
     assert public == "*** at ~/runs/x.yaml and model http://host/v1, ***; rel/path.yaml a/b"
 
 
@@ -342,6 +350,10 @@ def test_check_of_a_run_that_works_and_touches_nothing(options, tmp_path, run_ch
     (tmp_path / "mine" / "keep.txt").write_text("mine")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     risky = {"push_to_hub": "true", "hub_model_id": "me/x", "report_to": "wandb", "hub_token": "hf_0123456789abc"}
+    risky |= {
+        "model_init_kwargs": '{"token": "init-0-secret"}',
+        "vllm_engine_kwargs": '{"hf_token": "engine-0-secret"}',
+    }
     risky |= {"eval_on_start": "true", "save_strategy": "best", "load_best_model_at_end": "true"}
     code, printed = run_check(options | risky)
     found = verdicts(printed)
@@ -353,7 +365,7 @@ def test_check_of_a_run_that_works_and_touches_nothing(options, tmp_path, run_ch
     assert "the same in a new process: weights and log line, to the bit" in " ".join(printed.split())
     assert "per_device_train_batch_size=16" in printed
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
-    for secret in (str(tmp_path), "hf_0123", "wandb0secret", "me/x"):
+    for secret in (str(tmp_path), "hf_0123", "wandb0secret", "me/x", "init-0-secret", "engine-0-secret"):
         assert secret not in printed
 
 

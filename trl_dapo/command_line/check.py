@@ -10,7 +10,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from .preflight.arithmetic import (
     proposals,
     short_run_seconds,
 )
-from .preflight.lines import Line, Verdict, exit_status, public_text, table
+from .preflight.lines import Line, Verdict, exit_status, find_secrets, public_text, table
 from .preflight.machine import Machine, measure_model, versions_line
 from .preflight.outcome import restart_line, run_lines, speed_lines
 from .preflight.trial import Notes, Trial, run_trial
@@ -133,10 +133,13 @@ def _folder() -> Path:
 def _report(lines: Sequence[Line], arguments: Sequence[str], folder: Path) -> str:
     """Returns the options and the table, without secrets and paths: what to paste into an issue."""
     values = {name: value for name, value in read_values("check", arguments).items() if value is not None}
+    secrets, folders = find_secrets(os.environ, values), (folder, Path.cwd())
     options = " ".join(f"{name}={value}" for name, value in published_recipe(values).items())
     columns = min(max(shutil.get_terminal_size((120, 24)).columns, 80), 120)
-    recipe = "\n  ".join(textwrap.wrap(f"trl-dapo check: {options}", columns - 2))
-    return public_text(f"{recipe}\n\n{table(lines, columns)}", os.environ, folders=(folder, Path.cwd()))
+    # Before the lines are broken: a part of a secret would not be found.
+    recipe = textwrap.wrap(public_text(f"trl-dapo check: {options}", secrets, folders=folders), columns - 2)
+    shown = [replace(line, text=public_text(line.text, secrets, folders=folders)) for line in lines]
+    return "\n  ".join(recipe) + f"\n\n{table(shown, columns)}"
 
 
 class _Check:

@@ -381,7 +381,7 @@ def memory_plan(
 
 def proposals(plan: MemoryPlan, available: float, has_gpu: bool) -> list[str]:
     """
-    Returns changes of the options, of the smallest sort that fits: each alone, else the first two that fit together.
+    Returns changes of the options, each of which makes the run fit; else what else would help.
 
     Args:
         plan (`MemoryPlan`):
@@ -412,15 +412,4 @@ def proposals(plan: MemoryPlan, available: float, has_gpu: bool) -> list[str]:
                 changes[f"--accelerate_config fsdp2 --num_processes {shards}, on so many GPUs"] = spread
                 break
     fitting = [change for change, other in changes.items() if other.peak_bytes <= available]
-    if fitting:
-        return fitting
-    for first, other in changes.items():
-        for second, third in changes.items():
-            both = {
-                name: getattr(third, name)
-                for name in vars(third)
-                if getattr(third, name) != getattr(plan, name) and getattr(other, name) == getattr(plan, name)
-            }
-            if first != second and replace(other, **both).peak_bytes <= available:
-                return [f"{first} together with {second}"]
-    return ["a smaller model" + (", or more GPUs" if has_gpu else ", or a machine with GPUs")]
+    return fitting or ["a smaller model" + (", or more GPUs" if has_gpu else ", or a machine with GPUs")]

@@ -1,5 +1,7 @@
 """What `trl-dapo check` says: a table of verdicts, and a text for an issue."""
 
+import contextlib
+import json
 import math
 import re
 import textwrap
@@ -76,7 +78,7 @@ def table(lines: Sequence[Line], width: int = 120) -> str:
 
 def _wrapped(text: str, width: int) -> list[str]:
     indent = " " * (len(text) - len(text.lstrip()) + 2 if text.startswith(" ") else 0)
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False) or [""]
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def exit_status(lines: Sequence[Line]) -> int:
@@ -84,28 +86,48 @@ def exit_status(lines: Sequence[Line]) -> int:
     return int(any(line.is_fault for line in lines))
 
 
-def public_text(
-    text: str, environment: Mapping[str, str], home: str | None = None, folders: Sequence[Any] = ()
-) -> str:
+def find_secrets(environment: Mapping[str, str], options: Mapping[str, Any]) -> list[str]:
+    """
+    Returns the texts that must not be printed: of environment variables and options that are named like secrets.
+
+    Args:
+        environment (`Mapping[str, str]`), options (`Mapping[str, Any]`):
+            Values by their names; an option may be a mapping, or the JSON of one.
+
+    >>> find_secrets({"WANDB_API_KEY": "abc-123"}, {"model_init_kwargs": '{"token": "xyz-789"}', "seed": 1})
+    ['abc-123', 'xyz-789']
+    """
+    found = [value for name, value in environment.items() if _SECRET_VARIABLE.search(name)]
+    for name, value in options.items():
+        if isinstance(value, str) and value.startswith("{"):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        if isinstance(value, Mapping):
+            found += find_secrets({}, value)
+        elif isinstance(value, str) and without_secrets(value, str(name)) is None:
+            found.append(value)
+    return [value for value in found if len(value) >= _SHORTEST_SECRET]
+
+
+def public_text(text: str, secrets: Sequence[str], home: str | None = None, folders: Sequence[Any] = ()) -> str:
     """
     Returns a text without tokens, credentials of addresses, and the paths of this machine.
 
     Args:
         text (`str`):
             The text.
-        environment (`Mapping[str, str]`):
-            Environment variables; the values of those that are named like secrets are taken out.
+        secrets (`Sequence[str]`):
+            What [`find_secrets`] found.
         home (`str`, *optional*):
             The home folder. `None`: that of this user.
         folders (`Sequence`, *optional*):
             Other folders: of each only the last part is left.
 
-    >>> public_text("hf_abcdefghij in /home/me/x", {}, home="/home/me")
+    >>> public_text("hf_abcdefghij in /home/me/x", [], home="/home/me")
     '*** in ~/x'
     """
-    for name, value in environment.items():
-        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, "***")
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
     text = _HUB_TOKEN.sub("***", str(without_secrets(text)))
     for folder in sorted(map(str, folders), key=len, reverse=True):
         if len(folder) > 1:
