@@ -445,6 +445,13 @@ def test_run_that_learns_nothing_is_broken(options, tmp_path, run_check):
     assert "all wrong 100%. The problems are too hard, or answers are not found" in flat
 
 
+def test_gradients_that_are_not_finite_are_broken(options, run_check):
+    code, printed = run_check(options | {"learning_rate": 1e30})
+    assert (code, verdicts(printed)["optimizer steps"]) == (1, "broken")
+    assert "Lower learning_rate" in printed
+    assert "speed" not in verdicts(printed)
+
+
 def test_wrong_numbers_of_its_own_options_are_refused(options):
     for own, message in ({"steps": 1}, "--steps is 1, but must be 2"), ({"max_minutes": 0}, "must be above 0"):
         with pytest.raises(SystemExit, match=message):
