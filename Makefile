@@ -32,7 +32,7 @@ TRL_SUITE_PACKAGES ?= .venv-trl-suite
 # The wheel is tested in an environment that has nothing else.
 RELEASE_VENV ?= .venv-release
 
-.PHONY: quickstart test test-slow space test-space test-deepspeed test-versions test-trl-suite vllm-env test-vllm quickstart-vllm serve-tiny quickstart-server quality style bench bench-full bench-vllm docs docs-serve wheel release clean
+.PHONY: quickstart test test-slow space test-space test-deepspeed test-versions test-trl-suite vllm-env test-vllm test-gpu quickstart-vllm serve-tiny quickstart-server quality style bench bench-full bench-vllm docs docs-serve wheel release clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -73,7 +73,7 @@ quickstart: $(STAMP)  ## trains a tiny model with DAPO, on a CPU, in minutes
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
 
 test: $(STAMP)  ## three processes for two cores: a part of the tests' time is waiting
-	$(BIN)/python -m pytest -m "not slow and not vllm and not bench" -n 3 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not vllm and not bench and not gpu" -n 3 --dist worksteal
 
 test-slow: $(STAMP) test-space
 	$(BIN)/python -m pytest -m slow --timeout=3600
@@ -103,6 +103,9 @@ vllm-env: $(VLLM_STAMP)
 
 test-vllm: $(VLLM_STAMP)  ## a real vLLM, on the CPU
 	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python -m pytest -m vllm tests/with_vllm
+
+test-gpu: $(STAMP)  ## skipped without CUDA; with the torch and vLLM of an environment of yours: make test-gpu VENV=PATH
+	$(BIN)/python -m pytest -m gpu tests/with_gpu
 
 quickstart-vllm: $(VLLM_STAMP)  ## the quickstart, sampled by vLLM
 	$(VLLM_ON_CPU) $(VLLM_VENV)/bin/python examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml \

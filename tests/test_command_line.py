@@ -80,6 +80,6 @@ def test_unknown_command_is_named(capsys):
         main(["evaluate"])
     assert ended.value.code == 2
     assert (
-        "there is no command 'evaluate' (did you mean eval?), only train, eval, grade, recipes, serve, migrate, push."
+        "there is no command 'evaluate' (did you mean eval?), only train, check, eval, grade, recipes, serve, migrate, push."
         in capsys.readouterr().err
     )

@@ -94,7 +94,9 @@ def test_several_processes_may_be_written_in_a_recipe(tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((RECIPES / "quickstart.yaml").read_text() + "num_processes: 2\n")
     started = []
-    monkeypatch.setattr("trl_dapo.command_line.launch", lambda options, values: started.append((options, values)))
+    monkeypatch.setattr(
+        "trl_dapo.command_line.launch", lambda options, values, command: started.append((options, values))
+    )
     main(["train", "--config", str(recipe), "--seed", "3"])
     ((options, values),) = started
     assert options == ["--config", str(recipe), "--seed", "3"]

@@ -9,6 +9,7 @@ from trl import ModelConfig, TrlParser
 
 from trl_dapo import DAPOConfig
 from trl_dapo.command_line import main, option_sources
+from trl_dapo.command_line.check import CheckArguments
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.launcher import LaunchArguments
@@ -21,6 +22,7 @@ from trl_dapo.config.field_types import check_choices
 
 TYPES = {
     "train": (TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments),
+    "check": (TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments, CheckArguments),
     "eval": (EvaluationArguments, ModelConfig),
     "grade": (GradeArguments,),
     "push": (PushArguments,),

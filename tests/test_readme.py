@@ -29,6 +29,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 import trl_dapo
 from trl_dapo import DAPOConfig, DAPOTrainer
 from trl_dapo.command_line import COMMANDS
+from trl_dapo.command_line.check import CheckArguments
 from trl_dapo.command_line.eval import EvaluationArguments
 from trl_dapo.command_line.grade import GradeArguments
 from trl_dapo.command_line.launcher import LaunchArguments
@@ -51,6 +52,8 @@ TESTED_BY = {
     "trl-dapo eval --model_name_or_path DIR_OR_HUB_ID --dataset_name FILE_OR_HUB_ID --k 4 --output_dir OUT": (
         "tests/test_command_line.py::test_eval_prints_a_table_and_goes_on_where_it_was"
     ),
+    "trl-dapo check": "tests/test_check.py::test_check_of_a_run_that_works_and_touches_nothing",
+    "trl-dapo check --config quickstart": "tests/test_check.py::test_check_of_a_run_that_works_and_touches_nothing",
     "trl-dapo push": "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else",
     "trl-dapo push --output_dir out/quickstart --hub_model_id me/my-model --license apache-2.0": (
         "tests/test_push.py::test_command_pushes_what_belongs_to_the_model_and_nothing_else"
@@ -87,6 +90,9 @@ NOT_RUN = {
     "make test-trl-suite TRL_REPO=DIR": _IS_TESTING,
     "python tests/version_matrix.py TRL 1.14": _IS_TESTING,
     "make test-vllm": _IS_TESTING,
+    "make test-gpu": _IS_TESTING,
+    "trl-dapo check --config my_recipe.yaml --model_name_or_path MODEL --dataset_name rows.jsonl --num_processes 8": _NEEDS_GPU,
+    "accelerate launch -m trl_dapo check ...": "the beginning of a command; tests/test_check.py starts two processes",
     "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
     "make test-space": _IS_TESTING,
     "make docs": "builds the site in an environment of its own; tests/test_documentation_site.py checks its parts",
@@ -199,7 +205,7 @@ def parse_script(options):
     options = [str(ROOT / word) if word.startswith("examples/") else word for word in options]
     options = [word for word in options if not word.startswith("--help")]
     options = with_path([str(find("quickstart")) if word == "my_recipe.yaml" else word for word in options])
-    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments))
+    parser = TrlParser((TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments, CheckArguments))
     return parser.parse_args_and_config([*options, "--use_cpu", "true"])
 
 
@@ -249,7 +255,7 @@ def check_torchrun(words):
 
 def check_trl_dapo(words):
     assert words[1] in COMMANDS
-    if words[2:] and words[1] == "train":
+    if words[2:] and words[1] in ("train", "check"):
         parse_script(["0" if word == "RANK" else word for word in words[2:]])
     elif words[2:] and words[1] == "push":
         TrlParser((PushArguments,)).parse_args_and_config(words[2:])
@@ -423,6 +429,7 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
 
 def test_every_option_named_in_the_text_exists():
     types = (TrainingScriptArguments, DAPOConfig, ModelConfig, LaunchArguments, EvaluationArguments, PushArguments)
+    types += (CheckArguments,)
     options = {field.name for arguments in types for field in dataclasses.fields(arguments)} | {"help", "version"}
     options |= {name.lstrip("-") for name in launch_command_parser()._option_string_actions}
     named = {

@@ -13,6 +13,13 @@ from forked import run_program
 from trl import ModelConfig, TrlParser
 
 from trl_dapo import DAPOConfig
+from trl_dapo.command_line.preflight.arithmetic import (
+    KNOWN_SIZES,
+    BatchPlan,
+    memory_plan,
+    sampling_seconds,
+    training_seconds,
+)
 from trl_dapo.command_line.training_run import TrainingScriptArguments
 from trl_dapo.data.problems import TEMPLATES
 
@@ -62,20 +69,24 @@ def test_paper_recipe_has_the_numbers_of_the_paper():
     assert args.max_grad_norm == 1.0
 
 
-# Parameters, layers, hidden size, key-value heads, head size, vocabulary; tokens of a prompt; GPUs; then what
-# docs/recipes.md assumes: mean length, tokens a second of all engines.
+# Vocabulary; tokens of a prompt; GPUs; then what docs/recipes.md assumes: mean length, tokens a second of all engines.
 QWEN = {
-    "gsm8k_qwen2.5_0.5b": (0.494e9, 24, 896, 2, 64, 151_936, 256, 1, 200, 10_000),
-    "dapo_math_qwen2.5_7b": (7.616e9, 28, 3584, 4, 128, 152_064, 300, 8, 1_500, 8 * 5_000),
-    "dapo_qwen2.5_32b_paper": (32.76e9, 64, 5120, 8, 128, 152_064, 300, 64, 5_000, 16 * 4_000),
+    "gsm8k_qwen2.5_0.5b": (151_936, 256, 1, 200, 10_000),
+    "dapo_math_qwen2.5_7b": (152_064, 300, 8, 1_500, 8 * 5_000),
+    "dapo_qwen2.5_32b_paper": (152_064, 300, 64, 5_000, 16 * 4_000),
 }
 
 
 @pytest.mark.parametrize("column", range(3))
 def test_estimates_of_the_documentation_follow_from_the_recipes(column):
     name = list(QWEN)[column]
-    size, layers, hidden, heads, head_size, vocabulary, prompt, num_gpus, mean_length, speed = QWEN[name]
-    _, args, _ = parse(ROOT / "examples" / "recipes" / f"{name}.yaml")
+    vocabulary, prompt, num_gpus, mean_length, speed = QWEN[name]
+    _, args, model_args = parse(ROOT / "examples" / "recipes" / f"{name}.yaml")
+    model = KNOWN_SIZES[model_args.model_name_or_path]
+    size = model.num_parameters
+    values = vars(args) | vars(model_args) | {"bf16": True}
+    batch = BatchPlan.of(values | {"steps_per_generation": None}, num_gpus)
+    plan = memory_plan(values, batch, model, size, num_gpus, 80e9, prompt)
     page = (ROOT / "docs" / "recipes.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
     cells = {row[0]: row[column + 1] for row in rows if len(row) == 4}
@@ -83,24 +94,22 @@ def test_estimates_of_the_documentation_follow_from_the_recipes(column):
     tokens = args.per_device_train_batch_size * (args.max_completion_length + prompt)
     assert f"{4 * tokens * vocabulary / 1e9:.1f}" in page  # logits in float32
     state = cells["weights, gradients, Adam: 16 bytes a parameter, over the GPUs"]
-    assert state.endswith(f" {16 * size / num_gpus / 1e9:.1f}")
-    of_layer = 34 * tokens * hidden / 1e9
-    kept = 2 * tokens * hidden * layers / 1e9 + of_layer if args.gradient_checkpointing else layers * of_layer
+    assert state.endswith(f" {plan.state_bytes / 1e9:.1f}")
+    kept = plan.activation_bytes / 1e9
     assert cells["activations of one micro-batch"] == f"{kept:.1f}"
     share, num_shards = args.vllm_gpu_memory_utilization * 80, args.vllm_tensor_parallel_size
     assert cells["vLLM's share, `vllm_gpu_memory_utilization` x 80"] == f"{share:.0f}"
     weights = cells["of it weights in bfloat16, over the tensor-parallel GPUs"]
     assert weights == f"{2 * size / num_shards / 1e9:.1f}"
-    cache = 2 * layers * heads * head_size * 2
-    assert cells["KV cache of a token"] == f"{cache / 1024:.0f} KiB"
-    room = (share * num_shards * 1e9 - 2 * size) / cache
+    assert cells["KV cache of a token"] == f"{model.cache_bytes() / 1024:.0f} KiB"
+    room = plan.cached_tokens
     held = cells["tokens that the rest of vLLM's share holds, at most"].split()[0].replace(",", "")
     assert int(held) == pytest.approx(room, rel=0.005)
     completions = cells["completions of full length at once, at most"].split()[0].replace(",", "")
     assert int(completions) == int(room / (args.max_completion_length + prompt))
 
     # With sleep mode vLLM's share is free while activations are held.
-    peak = 16 * size / num_gpus / 1e9 + (max(kept, share) if args.vllm_enable_sleep_mode else kept + share)
+    peak = plan.peak_bytes / 1e9
     (line,) = (line for line in page.splitlines() if line.startswith(f"| [`{name}.yaml`]"))
     memory, time_taken = line.strip("| ").split(" | ")[5:]
     assert memory.startswith(f"{peak:.0f} GB")
@@ -108,10 +117,10 @@ def test_estimates_of_the_documentation_follow_from_the_recipes(column):
     if num_gpus == 1:  # on 24 GB a quarter of the rows at a time
         assert memory.endswith(f"; {peak - kept * 3 / 4 - share * (80 - 24) / 80:.0f} on one of 24")
 
-    num_completions = args.generation_batch_size
+    num_completions = batch.num_completions
     assert cells["completions x mean length"] == f"{num_completions:,} x {mean_length:,}"
-    sampling = num_completions * mean_length / 0.5 / speed
-    training = 10 * size * num_completions * mean_length / (num_gpus * 4e14)
+    sampling = sampling_seconds(num_completions, mean_length, 0.5, speed)
+    training = training_seconds(size, num_completions * mean_length, num_gpus)
     assert cells["sampling"] == f"{sampling:,.0f} s"
     assert cells["training"] == f"{training:,.0f} s"
     num_updates = 4 if num_gpus == 1 else 16

@@ -2,14 +2,15 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from trl_dapo.errors import HubPushError, HubUnreachableError, TrainingStoppedError, VLLMServerError
 from trl_dapo.recipes import with_path
 
-from .launcher import is_to_be_launched, launch
-from .option_check import check_options
+from .launcher import TRIAL_MARK, is_to_be_launched, launch
+from .option_check import check_options, read_values
 from .option_help import command_list, help_text
 from .option_sources import SOURCES
 from .version import versions
@@ -18,6 +19,7 @@ from .version import versions
 # The modules are imported when they are used: torch and TRL take seconds, and `trl-dapo --help` needs neither.
 COMMANDS = {
     "train": "Trains a model with DAPO on a dataset of problems.",
+    "check": "Says in minutes whether a recipe fits and works here, and how long it takes.",
     "eval": "Samples k completions of every problem and prints avg@k, maj@k and pass@k.",
     "grade": "Tells which golds of a dataset can be read, and grades its completions.",
     "recipes": "Lists the recipes that come with the package, and copies one.",
@@ -54,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(text, end="")
             return
     try:
-        options = with_path(given[1:]) if given[0] == "train" else given[1:]
-        values = check_options(given[0], options)
-        if given[0] == "train" and is_to_be_launched(values):
-            launch(options, values)
+        command = given[0]
+        options = with_path(given[1:]) if command in ("train", "check") else given[1:]
+        # What is wrong with values, a check says in its table.
+        values = read_values(command, options) if command == "check" else check_options(command, options)
+        if (command == "train" or TRIAL_MARK in os.environ) and is_to_be_launched(values):
+            launch(options, values, command)
             return
         importlib.import_module(f".{given[0]}", __name__).run(options)
     except (

@@ -12,8 +12,9 @@ import yaml
 from trl_dapo.recipes import ACCELERATE, find
 
 
-# Set for the processes that this launcher starts.
+# Set for the processes that this launcher starts, and for those of the short run of `trl-dapo check`.
 _MARK = "TRL_DAPO_LAUNCHED"
+TRIAL_MARK = "TRL_DAPO_CHECK_TRIAL"
 
 
 @dataclass
@@ -96,15 +97,17 @@ def is_to_be_launched(values: Mapping[str, Any]) -> bool:
     return count > 1 or "accelerate_config" in given
 
 
-def launch(arguments: Sequence[str], values: Mapping[str, Any]) -> None:
+def launch(arguments: Sequence[str], values: Mapping[str, Any], command: str = "train") -> None:
     """
-    Runs `trl-dapo train` on several processes, and returns when all have ended.
+    Runs a command on several processes, and returns when all have ended.
 
     Args:
         arguments (`Sequence[str]`):
             The options of the command.
         values (`Mapping[str, Any]`):
             Their values, with those of the recipe.
+        command (`str`, *optional*, defaults to `"train"`):
+            The command.
 
     Raises:
         `SystemExit`: with the status of the process that failed first.
@@ -121,19 +124,40 @@ def launch(arguments: Sequence[str], values: Mapping[str, Any]) -> None:
     os.environ[_MARK] = "1"
     if is_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    command = launcher_options(values, is_cpu)
-    parsed = launch_command_parser().parse_args([*command, "--module", "trl_dapo", "train", *arguments])
+    options = launcher_options(values, is_cpu)
+    parsed = launch_command_parser().parse_args([*options, "--module", "trl_dapo", command, *arguments])
     try:
         launch_command(parsed)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        print(f"trl-dapo train: process {rank} failed first. Its error is above.", file=sys.stderr)
+        print(f"trl-dapo {command}: process {rank} failed first. Its error is above.", file=sys.stderr)
         # A process that a signal ended has the negative number of the signal.
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
     finally:
         del os.environ[_MARK]
+
+
+def is_sharded(values: Mapping[str, Any]) -> bool:
+    """
+    Returns whether weights, gradients and optimizer state are split over the processes: FSDP, or ZeRO-3.
+
+    Args:
+        values (`Mapping[str, Any]`):
+            The options of the run.
+
+    >>> is_sharded({"accelerate_config": "fsdp2"}), is_sharded({"accelerate_config": "ddp"})
+    (True, False)
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        return True
+    if values.get("fsdp") or values.get("deepspeed"):
+        return True
+    name = values.get("accelerate_config")
+    config = {} if name is None else _read_config(str(name))
+    stage = (config.get("deepspeed_config") or {}).get("zero_stage")
+    return config.get("distributed_type") == "FSDP" or str(stage) == "3"
 
 
 def launcher_options(values: Mapping[str, Any], is_cpu: bool) -> list[str]:

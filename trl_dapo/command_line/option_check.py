@@ -65,6 +65,23 @@ def check_options(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         `ValueError`, `FileNotFoundError`: one line that says what is wrong and what to write instead.
     """
+    values = read_values(command, arguments)
+    if command in SOURCES and read_options(command):
+        check_values(command, values, arguments)
+    return values
+
+
+def read_values(command: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """
+    Returns the options that are set, after a check of their names and of numbers.
+
+    Args:
+        command (`str`), arguments (`Sequence[str]`):
+            As in [`check_options`].
+
+    Raises:
+        `ValueError`, `FileNotFoundError`: as in [`check_options`].
+    """
     # Other commands have no dataclass, and a parser that is quick.
     fields = read_options(command) if command in SOURCES else {}
     if not fields:
@@ -79,22 +96,40 @@ def check_options(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     )
     _refuse_unknown([(name, f"there is no option --{name}") for name in unknown], fields)
     values = config | {_full_name(name, fields): value for name, value in given.items()}
+    _check_numbers(values, fields)
+    return values
+
+
+def check_values(command: str, values: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """
+    Checks values of options, as far as that can be done without loading anything.
+
+    Args:
+        command (`str`):
+            The command whose options they are.
+        values (`Mapping[str, Any]`):
+            What [`read_values`] returned.
+        arguments (`Sequence[str]`):
+            The options.
+
+    Raises:
+        `ValueError`, `FileNotFoundError`: as in [`check_options`].
+    """
+    fields = read_options(command)
     missing = [f"--{name}" for name, option in fields.items() if option.is_required and values.get(name) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, but needed.")
     refuse_without_effect(values)
-    _check_numbers(values, fields)
     _check_paths(values, command)
     if command == "train":
         check_choices(values)
         _check_engine(values)
-        for reward in _reward_names(arguments, config):
+        for reward in _reward_names(arguments, _config_of(arguments)):
             get_reward(reward)
-        _check_groups({name: option.default for name, option in fields.items()} | values)
+        _check_groups({name: option.default for name, option in fields.items()} | dict(values))
         for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
             if values.get(name) is None and not _is_true(values.get("tiny_task")):
                 raise ValueError(f"--{name} is not set. Give {what} or a Hub id.")
-    return values
 
 
 def refuse_without_effect(values: Mapping[str, Any]) -> None:

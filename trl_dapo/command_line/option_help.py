@@ -35,15 +35,17 @@ def help_text(command: str, summary: str, is_all: bool, width: int | None = None
     groups = option_groups(command)
     shown, rest = groups
     lines = [
-        f"usage: trl-dapo {command} [--config {'RECIPE' if command == 'train' else 'FILE'}] [options]",
+        f"usage: trl-dapo {command} [--config {'RECIPE' if command in ('train', 'check') else 'FILE'}] [options]",
         "",
         summary,
     ]
-    if command == "train":
+    if command in ("train", "check"):
         lines += textwrap.wrap(
             "RECIPE is a YAML file with options, or a name of `trl-dapo recipes`. Options after it replace its values.",
             width,
         )
+    if command == "check":
+        lines += ["", *textwrap.wrap("Takes every option of `trl-dapo train`, which are not shown here, and:", width)]
     for title, group in (shown | rest if is_all else shown).items():
         lines += ["", f"{title}:", *(line for option in group for line in _lines(option, width))]
     if rest and not is_all:
@@ -62,6 +64,8 @@ def option_groups(command: str) -> tuple[dict[str, list[Option]], dict[str, list
     """
     options = dict(read_options(command))
     shown: dict[str, list[Option]] = {}
+    if command == "check":
+        return {"Options": [option for option in options.values() if option.owner == "CheckArguments"]}, {}
     if command == "train":
         for title, names in DAPO_GROUPS.items():
             shown[title] = [options.pop(name) for name in names]

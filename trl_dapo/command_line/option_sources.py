@@ -26,10 +26,15 @@ SOURCES = {
         ("trl_dapo", "command_line/launcher.py", "LaunchArguments"),
         _MODEL,
     ],
+    "check": [("trl_dapo", "command_line/check.py", "CheckArguments")],
     "eval": [("trl_dapo", "command_line/eval.py", "EvaluationArguments"), _MODEL],
     "grade": [("trl_dapo", "command_line/grade.py", "GradeArguments")],
     "push": [("trl_dapo", "command_line/push.py", "PushArguments")],
 }
+
+
+# Of `trl-dapo train` too.
+SOURCES["check"] += SOURCES["train"]
 
 
 @dataclass(frozen=True)

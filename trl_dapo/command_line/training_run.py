@@ -220,11 +220,29 @@ def run_training(
         given (`dict[str, Any]`, *optional*):
             The options of `trl-dapo train` that the user gave, for the model card.
     """
+    trainer, model = build_trainer(script_args, args, model_args)
+    trainer.card_options = given
+    compare = (lambda: train_grpo(trainer, model, script_args, model_args)) if script_args.compare_grpo else None
+    complete_run(trainer, compare)
+
+
+def build_trainer(
+    script_args: TrainingScriptArguments, args: DAPOConfig, model_args: ModelConfig, keeps_tiny_model: bool = False
+) -> tuple[DAPOTrainer, str]:
+    """
+    Loads data and model of a run, and returns its trainer and the name of the model.
+
+    Args:
+        script_args (`TrainingScriptArguments`), args (`DAPOConfig`), model_args (`ModelConfig`):
+            As in [`run_training`].
+        keeps_tiny_model (`bool`, *optional*, defaults to `False`):
+            Whether the model of `tiny_task` is taken from `output_dir` where an earlier process left it there.
+    """
     # First of all: a misspelt name should not wait for data and model.
     reward_funcs: Any = [get_reward(name) for name in script_args.reward_names]
     split: HeldOut | None
     if script_args.tiny_task:
-        model, train_dataset, eval_dataset = prepare_tiny_task(script_args, args)
+        model, train_dataset, eval_dataset = prepare_tiny_task(script_args, args, keeps_tiny_model)
         split = None
     else:
         train_dataset, eval_dataset, split = load_problems(script_args)
@@ -239,9 +257,7 @@ def run_training(
         quantization_config=get_quantization_config(model_args),
     )
     name_data(trainer, script_args, split)
-    trainer.card_options = given
-    compare = (lambda: train_grpo(trainer, model, script_args, model_args)) if script_args.compare_grpo else None
-    complete_run(trainer, compare)
+    return trainer, model
 
 
 def complete_run(trainer: DAPOTrainer, compare: Callable[[], GRPOTrainer] | None = None) -> None:

@@ -256,7 +256,7 @@ class TinyTaskArguments:
     )
 
 
-def prepare_tiny_task(script_args, args):
+def prepare_tiny_task(script_args, args, keeps_model=False):
     """Returns the folder of the warmed-up model, problems to train on, and held-out problems."""
     train_dataset = make_problems(4000, seed=args.seed)
     eval_dataset = make_problems(script_args.num_eval_problems, seed=args.seed + 1)
@@ -264,7 +264,7 @@ def prepare_tiny_task(script_args, args):
     train_dataset = without_prompts(train_dataset, train_dataset["prompt"], held_out)
     folder = str(Path(args.output_dir) / "tiny-model")
     with args.main_process_first(desc="warming up the tiny model"):
-        if args.process_index == 0:
+        if args.process_index == 0 and not (keeps_model and Path(folder, "tokenizer_config.json").exists()):
             num_heads = script_args.tiny_num_heads or (3 if args.use_vllm else 4)
             prepare_tiny_model(folder, seed=args.seed, num_heads=num_heads)
     return folder, train_dataset, eval_dataset
