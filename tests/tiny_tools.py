@@ -23,10 +23,19 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 NUM_GENERATIONS = 4
+# What the chat template says of the tool, but for what it returns: it has 600 bytes, and each would be a token.
+OF_TOOLS = [
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures "
+    'within <tools></tools> XML tags:\n<tools>\n{"type": "function", "function": {"name": "calculate", "description": "Computes.", '
+    '"parameters": {"type": "object", "properties": {"expression": {"type": "string", "description": "What to compute."}}, '
+    '"required": ["expression"]}, "return": {"type": "string"',
+    "}}\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+    '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>',
+]
 
 
 def chat_tokenizer():
-    """Returns a tokenizer of bytes, with a chat template that has tools."""
+    """Returns a tokenizer of bytes, and of what the chat template says of the tool in two tokens."""
     vocabulary = {token: number for number, token in enumerate(SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -38,14 +47,14 @@ def chat_tokenizer():
         padding_side="left",
         additional_special_tokens=["<|im_start|>"],
     )
-    fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in SPECIAL[3:]])
+    fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in SPECIAL[3:] + OF_TOOLS])
     fast.chat_template = qwen3_instruct_2507_chat_template
     return fast
 
 
 def chat_model(**overrides):
     """Returns a model for the tokens of `chat_tokenizer`."""
-    shape = {"vocab_size": len(SPECIAL) + 256, "max_position_embeddings": 2048, "bos_token_id": None}
+    shape = {"vocab_size": len(SPECIAL) + 256 + len(OF_TOOLS), "max_position_embeddings": 2048, "bos_token_id": None}
     return tiny_model(**shape | overrides)
 
 
