@@ -91,7 +91,7 @@ NOT_RUN = {
     "python tests/version_matrix.py TRL 1.14": _IS_TESTING,
     "make test-vllm": _IS_TESTING,
     "make test-gpu": _IS_TESTING,
-    "trl-dapo check --config my_recipe.yaml --model_name_or_path MODEL --dataset_name rows.jsonl --num_processes 8": _NEEDS_GPU,
+    "trl-dapo check --config my_recipe.yaml --num_processes 8": _NEEDS_GPU,
     "accelerate launch -m trl_dapo check ...": "the beginning of a command; tests/test_check.py starts two processes",
     "make space RUNS=out/quickstart": "serves until it is stopped; `make test-space` opens it in a browser",
     "make test-space": _IS_TESTING,
