@@ -87,4 +87,7 @@ def test_memory_of_a_run_is_flat(memory, tables, tmp_path):
     series = memory.run("DAPOTrainer", 80, str(tmp_path))
     assert len(series) == 20
     for figure, growth in tables.growths(series).items():
-        assert growth.relative <= 0.02 or "completions" in figure, (figure, growth)
+        # A worker's first comparison writes to pages that it shared with its server: from then on they count as allocated by
+        # it. They were resident before, so what it allocates itself is seen in the resident ones.
+        is_copied = figure[0].startswith("worker") and figure[1] == "anon"
+        assert growth.relative <= 0.02 or is_copied or "completions" in figure, (figure, growth)
