@@ -372,7 +372,7 @@ def test_check_of_a_run_that_works_and_touches_nothing(options, tmp_path, run_ch
 def test_recipe_that_will_not_fit_is_refused_with_the_arithmetic_and_nothing_is_started(
     run_check, monkeypatch, capsys
 ):
-    monkeypatch.setattr(machine, "_host_memory", lambda: (24 * GB, 20 * GB))
+    monkeypatch.setattr(machine, "_host_memory", lambda: 24 * GB)
     monkeypatch.setattr(check._Check, "_short_run", lambda *_: pytest.fail("it was started"))
     monkeypatch.setattr(machine, "require_local_or_hub", _unreachable)
     code, printed = run_check({"config": "dapo_math_qwen2.5_7b", "use_cpu": "true"})
@@ -383,7 +383,7 @@ def test_recipe_that_will_not_fit_is_refused_with_the_arithmetic_and_nothing_is_
     assert "30.5 GB optimizer: 7.616e+09 x 4 bytes" in flat
     assert "What fits:" in flat
     gpu = [("NVIDIA H100", 80 * GB)]
-    monkeypatch.setattr(machine.Machine, "here", classmethod(lambda cls, on_cpu: cls(gpu, 8, 512 * GB, 500 * GB)))
+    monkeypatch.setattr(machine.Machine, "here", classmethod(lambda cls, on_cpu: cls(gpu, 8, 512 * GB)))
     code, printed = run_check({"config": "dapo_math_qwen2.5_7b"})
     # 8 bytes a parameter, and vLLM's 32 GB.
     assert f"{8 * 7.616 + 32:.1f} GB of 80.0 GB by arithmetic" in printed

@@ -43,6 +43,12 @@ TESTED: dict[str, tuple[str, str]] = {
 }
 
 
+def is_tested(name: str, installed: Version) -> bool:
+    """Returns whether a release of a package in [`TESTED`] lies within the tested range."""
+    first, last = map(Version, TESTED[name])
+    return first.release <= installed.release[:2] <= last.release
+
+
 def warn_of_untested_releases() -> None:
     """Warns once, in one warning, of the installed packages whose private parts the package uses and was not tested with."""
     untested = []
@@ -51,7 +57,7 @@ def warn_of_untested_releases() -> None:
             installed = Version(version(name))
         except PackageNotFoundError:
             continue
-        if not Version(first).release <= installed.release[:2] <= Version(last).release:
+        if not is_tested(name, installed):
             untested.append(f"{name} {installed} (tested: {first} to {last})")
     if untested:
         warnings.warn(

@@ -21,7 +21,7 @@ from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.publishing.facts import published_recipe
 
 from .launcher import TRIAL_MARK, LaunchArguments, is_sharded, is_to_be_launched, num_processes
-from .option_check import check_values, read_values
+from .option_check import check_values, is_set, read_values
 from .option_parser import parse_options
 from .option_sources import read_options
 from .preflight.arithmetic import (
@@ -29,7 +29,6 @@ from .preflight.arithmetic import (
     MemoryPlan,
     gb,
     host_bytes,
-    is_set,
     memory_plan,
     proposals,
     short_run_seconds,

@@ -128,7 +128,7 @@ def check_values(command: str, values: Mapping[str, Any], arguments: Sequence[st
             get_reward(reward)
         _check_groups({name: option.default for name, option in fields.items()} | dict(values))
         for name, what in (("model_name_or_path", "a local folder"), ("dataset_name", "a file, a folder")):
-            if values.get(name) is None and not _is_true(values.get("tiny_task")):
+            if values.get(name) is None and not is_set(values.get("tiny_task")):
                 raise ValueError(f"--{name} is not set. Give {what} or a Hub id.")
 
 
@@ -140,11 +140,11 @@ def refuse_without_effect(values: Mapping[str, Any]) -> None:
         `ValueError`: naming the option.
     """
     for name, reason in _WITHOUT_EFFECT.items():
-        if _is_true(values.get(name)):
+        if is_set(values.get(name)):
             raise ValueError(f"{name} is set, but has no effect: {reason}. Leave it out.")
 
 
-def _is_true(value: Any) -> bool:
+def is_set(value: Any) -> bool:
     """Whether a value of a YAML file or of a command line switches an option on."""
     return bool(value) and str(value).lower() not in _FALSE
 
@@ -255,7 +255,7 @@ def _has_vllm() -> bool:
 
 
 def _check_engine(values: Mapping[str, Any]) -> None:
-    if _is_true(values.get("use_vllm")) and not _has_vllm():
+    if is_set(values.get("use_vllm")) and not _has_vllm():
         raise ValueError(
             "use_vllm is true, but vLLM is not installed. Install it (pip install 'trl-dapo[vllm]'), or set --use_vllm false: "
             "transformers samples then."

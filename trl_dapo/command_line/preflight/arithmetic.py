@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trl_dapo.command_line.option_check import is_set
+
 
 # Activations that a layer keeps for the backward pass, in bytes for a token and a hidden unit, computed in bfloat16; and what
 # gradient checkpointing keeps of a layer.
@@ -301,14 +303,6 @@ def run_hours(
     sampling = num_steps / batch.num_updates * seconds_sampling * batch.num_completions / trial.num_completions
     training = num_steps * seconds_training * batch.accumulation / trial.accumulation
     return (sampling + training) / 3600
-
-
-_TRUE = ("true", "1", "yes", "y", "t")
-
-
-def is_set(value: Any) -> bool:
-    """Whether a value of a recipe or of a command line switches an option on."""
-    return str(value).lower() in _TRUE
 
 
 def memory_plan(

@@ -10,11 +10,12 @@ import torch
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from trl_dapo.command_line.option_check import is_set
 from trl_dapo.data.hub_access import require_local_or_hub
 from trl_dapo.grading.cpus import CGROUPS, usable_cpus
-from trl_dapo.trl_seams import TESTED
+from trl_dapo.trl_seams import TESTED, is_tested
 
-from .arithmetic import KNOWN_SIZES, ModelSize, gb, is_set
+from .arithmetic import KNOWN_SIZES, ModelSize, gb
 from .lines import Line, Verdict
 
 
@@ -31,14 +32,13 @@ class Machine(NamedTuple):
             Name and bytes of each CUDA device. Empty: the run is on the CPU.
         cores (`int`):
             CPU cores that this process may use.
-        host_bytes (`int`), available_bytes (`int`):
-            Memory of the host, or of the container; and what of it is free. 0: not known.
+        host_bytes (`int`):
+            Memory of the host, or of the container. 0: not known.
     """
 
     gpus: list[tuple[str, int]]
     cores: int
     host_bytes: int
-    available_bytes: int
 
     @classmethod
     def here(cls, on_cpu: bool) -> "Machine":
@@ -47,7 +47,7 @@ class Machine(NamedTuple):
         if not on_cpu and torch.cuda.is_available():
             found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
             gpus = [(device.name, device.total_memory) for device in found]
-        return cls(gpus, usable_cpus(), *_host_memory())
+        return cls(gpus, usable_cpus(), _host_memory())
 
     @property
     def device_bytes(self) -> int:
@@ -75,20 +75,20 @@ class Machine(NamedTuple):
         return Line("devices", Verdict.OK, text)
 
 
-def _host_memory() -> tuple[int, int]:
-    """Returns the bytes of the host's memory and of what is free, or of the container where that has less."""
+def _host_memory() -> int:
+    """Returns the bytes of the host's memory, or of the container where that has less."""
     try:
         rows = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines() if ":" in line)
-        total, free = (int(rows[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+        total = int(rows["MemTotal"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return 0, 0
+        return 0
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             limit = int((CGROUPS / name).read_text())
         except (OSError, ValueError):
             continue  # there is none, or it is "max"
         total = min(total, limit)
-    return total, min(free, total)
+    return total
 
 
 def versions_line() -> Line:
@@ -100,11 +100,9 @@ def versions_line() -> Line:
         except PackageNotFoundError:
             continue
         found.append(f"{name} {installed}")
-        tested = TESTED.get(name.removesuffix("-cpu"))
-        if tested is not None:
-            first, last = tested
-            if not Version(first).release <= Version(installed).release[:2] <= Version(last).release:
-                untested.append(f"{name} (tested: {first} to {last})")
+        package = name.removesuffix("-cpu")
+        if package in TESTED and not is_tested(package, Version(installed)):
+            untested.append(f"{name} (tested: {' to '.join(TESTED[package])})")
     if torch.version.cuda:
         found.append(f"CUDA {torch.version.cuda}")
     text = ", ".join(found)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .arithmetic import BatchPlan, gb, is_set, run_hours
+from trl_dapo.command_line.option_check import is_set
+
+from .arithmetic import BatchPlan, gb, run_hours
 from .lines import Line, Verdict, batch_lines, fault
 from .trial import Notes, restart_difference
 
