@@ -176,7 +176,7 @@ class ScriptedEngine:
 
     def _decoded(self, key, tokens):
         steps = self.sampled_by[key][len(self.sampled_by[key]) - len(tokens) :]
-        return Decoded(tokens, [-0.5 * token - step for token, step in zip(tokens, steps, strict=True)])
+        return Decoded.of(tokens, [-0.5 * token - step for token, step in zip(tokens, steps, strict=True)])
 
 
 def simulate(scenario: Scenario) -> list[list[RankRecord]]:

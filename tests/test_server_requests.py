@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 from scripted_server import ScriptedServer, dice
 
@@ -28,7 +29,8 @@ def content(key, num_tokens):
 
 def expected(key, prefix=()):
     sent = content(key, len(prefix))
-    return dice([*PROMPTS[key], *prefix], sent["seed"], sent["max_tokens"])
+    ids, logps = dice([*PROMPTS[key], *prefix], sent["seed"], sent["max_tokens"])
+    return ids, np.float32(logps).tolist()
 
 
 def engine_on(*served, timeout=20.0, token=None, **options):
@@ -38,7 +40,9 @@ def engine_on(*served, timeout=20.0, token=None, **options):
 
 
 def assert_all_came(found):
-    assert {key: (one.token_ids, one.logps) for key, one in found.items()} == {key: expected(key) for key in PROMPTS}
+    assert {key: (one.token_ids.tolist(), one.logps.tolist()) for key, one in found.items()} == {
+        key: expected(key) for key in PROMPTS
+    }
     assert all(one.is_finished for one in found.values())
 
 
@@ -119,7 +123,7 @@ def test_slow_server_is_waited_for_as_long_as_tokens_come():
     with ScriptedServer(num_slots=1, seconds=0.3) as served:
         few = {key: prompt for key, prompt in PROMPTS.items() if key.position < 2}
         found = run_to_end(engine_on(served, timeout=1.0), few.items())
-    assert {key: one.token_ids for key, one in found.items()} == {key: expected(key)[0] for key in few}
+    assert {key: one.token_ids.tolist() for key, one in found.items()} == {key: expected(key)[0] for key in few}
 
 
 def test_silence_while_nothing_is_asked_is_no_sign_of_a_lost_server():
@@ -132,7 +136,7 @@ def test_silence_while_nothing_is_asked_is_no_sign_of_a_lost_server():
             engine.withdraw(PROMPTS)
             time.sleep(1.2)
         found = run_to_end(engine, [(key, PROMPTS[key]) for key in list(PROMPTS)[:2]])
-    assert [one.token_ids for one in found.values()] == [expected(key)[0] for key in found]
+    assert [one.token_ids.tolist() for one in found.values()] == [expected(key)[0] for key in found]
 
 
 def test_groups_of_a_server_that_hangs_go_to_the_other_at_once():
@@ -223,21 +227,22 @@ def test_withdrawn_completions_keep_what_came_and_end_on_the_server():
         withdrawn = engine.withdraw([*PROMPTS, SequenceKey(99, 0)])
         assert engine.num_unfinished == 0
         assert withdrawn.keys() == PROMPTS.keys()
-        begun = {key: one for key, one in withdrawn.items() if one.token_ids}
+        begun = {key: one for key, one in withdrawn.items() if len(one.token_ids)}
         assert 1 <= len(begun) <= 4
         for key, one in begun.items():
             ids, logps = expected(key)
-            assert (one.token_ids, one.logps) == (ids[: len(one.token_ids)], logps[: len(one.logps)])
-            assert one.is_finished == (one.token_ids == ids)
+            found_ids, found_logps = one.token_ids.tolist(), one.logps.tolist()
+            assert (found_ids, found_logps) == (ids[: len(found_ids)], logps[: len(found_ids)])
+            assert one.is_finished == (found_ids == ids)
         # They go on from there as new requests.
         later = {key: one for key, one in begun.items() if not one.is_finished}
         for key, one in later.items():
-            engine.submit(key, PROMPTS[key], one.token_ids)
+            engine.submit(key, PROMPTS[key], one.token_ids.tolist())
         found = {}
         while engine.num_unfinished:
             found |= engine.step()
-        assert {key: one.token_ids for key, one in found.items()} == {
-            key: expected(key, one.token_ids)[0] for key, one in later.items()
+        assert {key: one.token_ids.tolist() for key, one in found.items()} == {
+            key: expected(key, one.token_ids.tolist())[0] for key, one in later.items()
         }
 
 
@@ -251,7 +256,8 @@ def test_completion_that_finished_before_it_was_withdrawn_says_so():
         while not completion.is_finished:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert engine.withdraw([key])[key] == (*expected(key), True)
+        ids, logps, is_finished = engine.withdraw([key])[key]
+        assert (ids.tolist(), logps.tolist(), is_finished) == (*expected(key), True)
         assert engine.step() == {}
 
 

@@ -9,6 +9,7 @@ from tiny import training_arguments
 
 from trl_dapo import DAPOConfig, StaleEngineError
 from trl_dapo.ranks.rollout import Rollout
+from trl_dapo.sampling.judge import EmptyCompletion
 from trl_dapo.vllm_engine.canary import WeightCanary
 
 
@@ -106,7 +107,7 @@ def test_tokens_of_which_the_engine_says_nothing_are_left_out(tmp_path):
     logps = engine(lambda token: 0.02)
     for row in logps:
         row[0] = None
-    completions = [*COMPLETIONS[:4], [0], *COMPLETIONS[5:]]  # row 4 was empty: one token stands in for it
+    completions = [*COMPLETIONS[:4], EmptyCompletion([0]), *COMPLETIONS[5:]]
     figures = make_canary(tmp_path).check(generated([*logps[:4], [None], *logps[5:]], completions))
     assert figures["vllm/logp_gap"] == pytest.approx(0.02, abs=1e-6)
 
@@ -124,7 +125,7 @@ def test_engine_that_gives_tokens_and_not_one_number_stops_the_run(tmp_path):
 
 def test_empty_completions_leave_the_comparison_due(tmp_path):
     canary = make_canary(tmp_path)
-    assert canary.check(generated([[None]] * 8, [[0]] * 8)) == {}
+    assert canary.check(generated([[None]] * 8, [EmptyCompletion([0])] * 8)) == {}
     assert canary.check(generated(engine(lambda token: 0.0))) != {}
 
 

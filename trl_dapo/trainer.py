@@ -110,6 +110,7 @@ from .turns.tool_loop import ToolLoop
 from .vllm_engine.canary import WeightCanary
 from .vllm_engine.generation import DAPOVLLMGeneration
 from .vllm_engine.requests import VLLMRequests
+from .vllm_engine.sampled_logps import unknown_as_none
 from .vllm_engine.sequence_engine import SequenceEngine
 from .vllm_server.generation import ServerGeneration, engine_of
 from .vllm_server.server_canary import ServerCanary
@@ -667,7 +668,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         num_generations: int,
         *args: Any,
         **kwargs: Any,
-    ) -> tuple[list[list[int]], list[list[float | None]] | None]:
+    ) -> tuple[list[list[int]], list[Any] | None]:
         def sample(prompt_ids: list[Any]) -> Any:
             return self._sample_turn(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
 
@@ -688,15 +689,20 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         num_generations: int,
         *args: Any,
         **kwargs: Any,
-    ) -> tuple[list[list[int]], list[list[float | None]] | None]:
+    ) -> tuple[list[list[int]], list[Any] | None]:
         """Samples a turn for each prompt, in parts that `generate` can hold."""
         part = self.seams.rows_at_once(len(prompt_ids))
         completion_ids: list[list[int]] = []
-        for start in range(0, len(prompt_ids), part):
-            part_ids, logps = super()._generate_single_turn(
-                prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
-            )
-            completion_ids.extend(part_ids)
+        with self.vllm_generation.logps_apart() if self.use_vllm else nullcontext() as apart:
+            for start in range(0, len(prompt_ids), part):
+                part_ids, logps = super()._generate_single_turn(
+                    prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
+                )
+                completion_ids.extend(part_ids)
+        if apart:
+            # Where there are turns, others read them too.
+            of_ids = [apart[id(ids)] for ids in completion_ids]
+            logps = list(map(unknown_as_none, of_ids)) if self.seams.has_turns else of_ids
         return completion_ids, logps
 
     def _tool_call_loop(self, prompts: list[Any], prompt_ids: list[Any], *args: Any) -> tuple[Any, ...]:

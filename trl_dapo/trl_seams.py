@@ -165,7 +165,7 @@ class Generated(NamedTuple):
             1 where the model wrote the token, 0 where a tool or an environment did.
         completions (`list`):
             Each completion as reward functions see it.
-        logps (`list[list[float | None]]`, *optional*):
+        logps (`list[list[float | None]]` or `list[np.ndarray]`, *optional*):
             Log-probability of each token by the engine that sampled it, in nats.
         extra_fields (`dict[str, Any]`):
             What a rollout function returned besides.
@@ -179,7 +179,7 @@ class Generated(NamedTuple):
     completion_ids: list[list[int]]
     tool_mask: list[list[int]] | None
     completions: list[Any]
-    logps: list[list[float | None]] | None
+    logps: list[Any] | None
     extra_fields: dict[str, Any]
     images: list[Any] | None
     tool_images: list[Any]

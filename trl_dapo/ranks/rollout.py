@@ -5,9 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from trl_dapo.sampling.judge import EmptyCompletion
+
+
+# Token ids, and log-probabilities in nats (`None` or NaN: unknown), of one prompt or completion.
+Tokens = Sequence[int] | np.ndarray
+Logps = Sequence[float | None] | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +57,23 @@ class Rollout:
     @classmethod
     def from_lists(
         cls,
-        prompt_ids: Sequence[int],
-        completion_ids: Sequence[int],
-        sampling_logps: Sequence[float | None] | None,
+        prompt_ids: Tokens,
+        completion_ids: Tokens,
+        sampling_logps: Logps | None,
         extra_logs: Mapping[str, Any] | None = None,
         completion: Any = None,
         tool_mask: Sequence[int] | None = None,
         prompt: Any = None,
     ) -> "Rollout":
         """
-        Builds a rollout from token ids, log-probabilities (`None` where the engine gave none) and which tokens the model wrote.
+        Builds a rollout from token ids, log-probabilities (`None` or NaN where the engine gave none) and which tokens the model
+        wrote. Arrays of int32 and float32 are kept as they are.
         """
-        logps = None
-        if sampling_logps is not None:
-            logps = torch.tensor([float("nan") if logp is None else logp for logp in sampling_logps])
+        # numpy reads a list of numbers five times as fast as torch, and `None` as NaN.
         return cls(
-            torch.tensor(prompt_ids, dtype=torch.int32),
-            torch.tensor(completion_ids, dtype=torch.int32),
-            logps,
+            torch.from_numpy(np.asarray(prompt_ids, np.int32)),
+            torch.from_numpy(np.asarray(completion_ids, np.int32)),
+            None if sampling_logps is None else torch.from_numpy(np.asarray(sampling_logps, np.float32)),
             extra_logs=extra_logs or {},
             completion=completion,
             tool_mask=None if tool_mask is None or all(tool_mask) else torch.tensor(tool_mask, dtype=torch.bool),
@@ -179,9 +184,9 @@ class Rollout:
 
 
 def rollouts_of(
-    prompt_ids: Sequence[Sequence[int]],
-    completion_ids: Sequence[Sequence[int]],
-    sampling_logps: Sequence[Sequence[float | None]] | None,
+    prompt_ids: Sequence[Tokens],
+    completion_ids: Sequence[Tokens],
+    sampling_logps: Sequence[Logps] | None,
     completions: Sequence[Any],
     logged_columns: Mapping[str, Sequence[Any]],
     tool_mask: Sequence[Sequence[int]] | None = None,
@@ -191,9 +196,9 @@ def rollouts_of(
     Returns the rollouts of R completions.
 
     Args:
-        prompt_ids (`Sequence[Sequence[int]]`), completion_ids (`Sequence[Sequence[int]]`):
+        prompt_ids (`Sequence[Tokens]`), completion_ids (`Sequence[Tokens]`):
             Tokens of each, without placeholders.
-        sampling_logps (`Sequence[Sequence[float | None]]`, *optional*):
+        sampling_logps (`Sequence[Logps]`, *optional*):
             Log-probability of each completion token by the engine that sampled it.
         completions (`Sequence`):
             Each completion as reward functions saw it.
@@ -229,8 +234,8 @@ def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> i
 
 
 def with_placeholders(
-    completion_ids: Sequence[Sequence[int]], logps: Sequence[Sequence[float | None]] | None, pad_token_id: int
-) -> tuple[list[list[int]], list[list[float | None]] | None]:
+    completion_ids: Sequence[list[int]], logps: Sequence[Logps] | None, pad_token_id: int
+) -> tuple[list[list[int]], list[Logps] | None]:
     """
     Puts one padding token, of unknown log-probability, where a completion is empty: TRL reads the last token of each. Its
     row is an [`EmptyCompletion`].
@@ -238,8 +243,8 @@ def with_placeholders(
     >>> with_placeholders([[7, 8], []], [[-1.0, -2.0], []], pad_token_id=0)
     ([[7, 8], [0]], [[-1.0, -2.0], [None]])
     """
-    placeholder: list[float | None] = [None]
+    placeholder: Logps = [None]
     return (
-        [list(ids) or EmptyCompletion([pad_token_id]) for ids in completion_ids],
-        None if logps is None else [list(row) or placeholder for row in logps],
+        [ids or EmptyCompletion([pad_token_id]) for ids in completion_ids],
+        None if logps is None else [row if len(row) else placeholder for row in logps],
     )

@@ -101,7 +101,7 @@ class RolloutSampler:
         completion_ids: list[list[int]] = []
         tool_mask: list[list[int]] = []
         completions: list[Any] = []
-        logps: list[list[float | None]] = []
+        logps: list[Any] = []
         facts: list[RowFacts] = []
         metrics: dict[str, float] = {}
         # Whether a rollout function gives them is known only afterwards, and rollouts are packed alike on all ranks.

@@ -126,7 +126,7 @@ class LocalGroups:
         elif not group.unfinished:
             self.grader.submit(group)
         for key in group.keys:
-            self.engine.submit(key, group.prompt_ids, group.token_ids[key.sample])
+            self.engine.submit(key, group.prompt_ids.tolist(), group.token_ids[key.sample].tolist())
 
     def _withdraw(self, groups: Iterable[StreamedGroup]) -> None:
         by_key = {key: group for group in groups for key in group.keys}

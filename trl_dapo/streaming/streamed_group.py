@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from trl_dapo.ranks.rollout import Rollout
@@ -22,14 +23,14 @@ class StreamedGroup:
             The draw from the prompt stream.
         row (`dict[str, Any]`):
             The dataset row.
-        prompt_ids (`list[int]`):
-            The prompt in tokens.
+        prompt_ids (`np.ndarray`):
+            The prompt in tokens, shape `(P,)`, int32.
         policy_step (`int`):
             Optimizer steps that the policy had taken when the group was begun.
-        token_ids (`list[list[int]]`):
-            Tokens of each of the G completions so far.
-        logps (`list[list[float | None]]`):
-            The log-probability of each when it was sampled.
+        token_ids (`list[np.ndarray]`):
+            Tokens of each of the G completions so far, shape `(C,)`, int32.
+        logps (`list[np.ndarray]`):
+            The log-probability of each when it was sampled, shape `(C,)`, float32; NaN: unknown.
         old_logps (`list[torch.Tensor | None]`):
             Log-probabilities under the trained model of those tokens that were sampled by earlier policies, float32.
         unfinished (`set[int]`):
@@ -44,10 +45,10 @@ class StreamedGroup:
 
     draw: Draw
     row: dict[str, Any]
-    prompt_ids: list[int]
+    prompt_ids: np.ndarray
     policy_step: int
-    token_ids: list[list[int]]
-    logps: list[list[float | None]]
+    token_ids: list[np.ndarray]
+    logps: list[np.ndarray]
     old_logps: list[torch.Tensor | None]
     unfinished: set[int]
     rewards: list[list[float]] = field(default_factory=list)
@@ -59,10 +60,16 @@ class StreamedGroup:
         cls, draw: Draw, row: dict[str, Any], prompt_ids: list[int], policy_step: int, num_generations: int
     ) -> "StreamedGroup":
         """Returns a group without a token."""
-        samples = range(num_generations)
-        nothing: list[torch.Tensor | None] = [None] * num_generations
+        nothing = Decoded.of([], [])
         return cls(
-            draw, row, prompt_ids, policy_step, [[] for _ in samples], [[] for _ in samples], nothing, set(samples)
+            draw,
+            row,
+            np.asarray(prompt_ids, np.int32),
+            policy_step,
+            token_ids=[nothing.token_ids] * num_generations,
+            logps=[nothing.logps] * num_generations,
+            old_logps=[None] * num_generations,
+            unfinished=set(range(num_generations)),
         )
 
     @property
@@ -87,8 +94,8 @@ class StreamedGroup:
 
     def extend(self, sample: int, decoded: Decoded, is_finished: bool) -> None:
         """Adds tokens to a completion."""
-        self.token_ids[sample] += decoded.token_ids
-        self.logps[sample] += decoded.logps
+        self.token_ids[sample] = np.concatenate([self.token_ids[sample], decoded.token_ids])
+        self.logps[sample] = np.concatenate([self.logps[sample], decoded.logps])
         if is_finished:
             self.unfinished.discard(sample)
 
@@ -107,8 +114,8 @@ class StreamedGroup:
         """Returns a group that stays as it is when this one goes on."""
         return replace(
             self,
-            token_ids=list(map(list, self.token_ids)),
-            logps=list(map(list, self.logps)),
+            token_ids=list(self.token_ids),
+            logps=list(self.logps),
             old_logps=list(self.old_logps),
             unfinished=set(self.unfinished),
             rewards=list(self.rewards),
@@ -120,10 +127,10 @@ class StreamedGroup:
         """Returns the group for a checkpoint, without its dataset row. One that is graded is graded again."""
         return {
             "draw": [self.draw.position, self.draw.index],
-            "prompt_ids": self.prompt_ids,
+            "prompt_ids": torch.from_numpy(self.prompt_ids),
             "policy_step": self.policy_step,
-            "token_ids": self.token_ids,
-            "logps": self.logps,
+            "token_ids": list(map(torch.from_numpy, self.token_ids)),
+            "logps": list(map(torch.from_numpy, self.logps)),
             "old_logps": self.old_logps,
             "unfinished": sorted(self.unfinished),
         }
@@ -131,7 +138,14 @@ class StreamedGroup:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "StreamedGroup":
         """Inverse of `state_dict`, with an empty dataset row."""
-        return cls(**{**state, "draw": Draw(*state["draw"]), "unfinished": set(state["unfinished"]), "row": {}})
+        # Earlier releases wrote lists.
+        arrays = {
+            "prompt_ids": np.asarray(state["prompt_ids"], np.int32),
+            "token_ids": [np.asarray(ids, np.int32) for ids in state["token_ids"]],
+            "logps": [np.asarray(logps, np.float32) for logps in state["logps"]],
+        }
+        rest = {"draw": Draw(*state["draw"]), "unfinished": set(state["unfinished"]), "row": {}}
+        return cls(**{**state, **arrays, **rest})
 
 
 @dataclass(frozen=True, slots=True)

@@ -351,7 +351,7 @@ def checked_output(output: Any, num_prompts: int, pad_token_id: int = 0) -> dict
                     f"The rollout function returned {len(row)} {name} of completion {number}, which has {length} tokens."
                 )
     checked["completion_ids"], checked["logprobs"] = with_placeholders(
-        output["completion_ids"], output["logprobs"], pad_token_id
+        list(map(list, output["completion_ids"])), output["logprobs"], pad_token_id
     )
     if output.get("env_mask") is not None:
         checked["env_mask"] = [list(mask) or [1] for mask in output["env_mask"]]

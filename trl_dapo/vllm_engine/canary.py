@@ -10,6 +10,7 @@ from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.errors import StaleEngineError
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout
+from trl_dapo.sampling.judge import EmptyCompletion
 
 
 # What is compared: enough tokens for a mean, few enough for one small forward pass.
@@ -87,8 +88,8 @@ class WeightCanary:
             return {}
         stride = max(1, len(prompt_ids) // _NUM_ROWS)
         rows = range(0, len(prompt_ids), stride)[:_NUM_ROWS]
-        # A single token without a log-probability stands in for an empty completion.
-        sizes = {row: _NUM_TOKENS if list(engine_logps[row]) != [None] else 0 for row in rows}
+        # Of an empty completion there is a placeholder.
+        sizes = {row: 0 if isinstance(completion_ids[row], EmptyCompletion) else _NUM_TOKENS for row in rows}
         return self.check_rollouts(
             [
                 Rollout.from_lists(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
@@ -19,6 +20,8 @@ from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
 from trl_dapo.trl_seams import model_runner_of, reload_weights, repacks_weights, replaced
+
+from .sampled_logps import ask_for_little, sampled_logps
 
 
 class DAPOVLLMGeneration(VLLMGeneration):
@@ -44,6 +47,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         self._is_cache_awake = False
         self._keys: list[SequenceKey] = []
         self._lengths: list[int] = []
+        self._logps_apart: dict[int, np.ndarray] | None = None
         super().__init__(**kwargs)
 
     def _init_vllm(self) -> None:
@@ -114,21 +118,56 @@ class DAPOVLLMGeneration(VLLMGeneration):
                 self.llm.sleep(level=2)
                 self._llm_weights_sleeping = True
 
+    @contextmanager
+    def logps_apart(self) -> Iterator[dict[int, np.ndarray]]:
+        """
+        Inside it, `generate` keeps log-probabilities as arrays, and only those of sampled tokens.
+
+        As objects, as TRL reads them, they take a hundred times the memory, for all completions of a round at once.
+
+        Yields:
+            `dict[int, np.ndarray]`: filled by `generate`: the log-probabilities of each completion, shape `(C,)`, float32, by
+            the `id` of its list of tokens. In their place `generate` returns nothing for each completion.
+        """
+        self._logps_apart = {}
+        try:
+            yield self._logps_apart
+        finally:
+            self._logps_apart = None
+
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As TRL's, with a seed for each of the requests that were named."""
-        keys, lengths, self._keys = self._keys, self._lengths, []
-        if not keys or not self._seeds_requests:
+        """As TRL's, with a seed for each of the requests that were named; see also `logps_apart`."""
+        keys, lengths, self._keys, self._lengths = self._keys, self._lengths, [], []
+        seeds = [self.request_seed(*named) for named in zip(keys, lengths, strict=True)]
+        if self.mode != "colocate":
             return self._generate_awake(*args, **kwargs)
         generate = self.llm.generate
 
-        def generate_seeded(prompts: Any, sampling_params: Any, **options: Any) -> Any:
-            seeded = [sampling_params.clone() for _ in keys]
-            for params, key, length in zip(seeded, keys, lengths, strict=True):
-                params.seed = self.request_seed(key, length)
-            return generate(prompts, seeded, **options)
+        def generate_named(prompts: Any, sampling_params: Any, **options: Any) -> Any:
+            if self._logps_apart is not None:
+                ask_for_little(sampling_params)
+            if self._seeds_requests and seeds:
+                sampling_params = [sampling_params.clone() for _ in seeds]
+                for params, seed in zip(sampling_params, seeds, strict=True):
+                    params.seed = seed
+            return generate(prompts, sampling_params, **options)
 
-        with replaced(self.llm, "generate", generate_seeded):
-            return self._generate_awake(*args, **kwargs)
+        with replaced(self.llm, "generate", generate_named):
+            if self._logps_apart is None:
+                return self._generate_awake(*args, **kwargs)
+            with replaced(self.llm.llm_engine, "step", functools.partial(self._step_apart, self.llm.llm_engine.step)):
+                prompt_ids, completion_ids, *_ = self._generate_awake(*args, **kwargs)
+        return prompt_ids, completion_ids, [()] * len(completion_ids), None
+
+    def _step_apart(self, step: Callable[[], list[Any]]) -> list[Any]:
+        outputs = step()
+        assert self._logps_apart is not None
+        for output in outputs:
+            for completion in output.outputs if output.finished else ():
+                logps = sampled_logps(completion.token_ids, completion.logprobs)
+                self._logps_apart[id(completion.token_ids)] = logps
+                completion.logprobs = None
+        return outputs
 
     def _generate_awake(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         if not self._stays_awake:

@@ -1,6 +1,5 @@
 """vLLM as an engine that takes sequences one by one."""
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.trl_seams import decoded_so_far
 
 from .generation import DAPOVLLMGeneration
+from .sampled_logps import ask_for_little, sampled_logps
 from .sequence_engine import Decoded
 
 
@@ -41,12 +41,9 @@ class VLLMRequests:
 
     def begin(self) -> None:
         """Wakes the engine and brings the weights as they are. A collective."""
-        from vllm.sampling_params import RequestOutputKind
-
         self.load_weights()
         self._params = self.generation.request_params()
-        # No output in each step, with all tokens so far: only finished sequences are read.
-        self._params.output_kind = RequestOutputKind.FINAL_ONLY
+        ask_for_little(self._params)
 
     def submit(self, key: SequenceKey, prompt_ids: list[int], prefix: list[int]) -> None:
         """Puts a sequence at the end of the line."""
@@ -80,8 +77,4 @@ class VLLMRequests:
 
 
 def _decoded(token_ids: Any, logprobs: Any) -> Decoded:
-    logps = []
-    for token, by_token in zip(token_ids, logprobs or [{}] * len(token_ids), strict=True):
-        logp = by_token[token].logprob if token in by_token else math.nan
-        logps.append(None if math.isnan(logp) else logp)
-    return Decoded(list(token_ids), logps)
+    return Decoded.of(token_ids, sampled_logps(token_ids, logprobs))

@@ -3,6 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
+from trl_dapo.ranks.rollout import Logps, Tokens
 from trl_dapo.sampling.prompt_stream import SequenceKey
 
 
@@ -11,17 +14,27 @@ class Decoded(NamedTuple):
     Tokens that an engine decoded for a sequence since it was submitted.
 
     Attributes:
-        token_ids (`list[int]`):
-            The tokens.
-        logps (`list[float | None]`):
-            The log-probability of each when it was sampled, in nats; `None` where the engine gave none.
+        token_ids (`np.ndarray`):
+            The tokens, shape `(C,)`, int32.
+        logps (`np.ndarray`):
+            The log-probability of each when it was sampled, in nats, shape `(C,)`, float32; NaN where the engine gave none.
         is_finished (`bool`):
             Whether the sequence ends here.
     """
 
-    token_ids: list[int]
-    logps: list[float | None]
+    token_ids: np.ndarray
+    logps: np.ndarray
     is_finished: bool = False
+
+    @classmethod
+    def of(cls, token_ids: Tokens, logps: Logps, is_finished: bool = False) -> "Decoded":
+        """
+        Returns tokens and log-probabilities as arrays, `None` as NaN.
+
+        >>> Decoded.of([7, 8], [-1.0, None]).logps
+        array([-1., nan], dtype=float32)
+        """
+        return cls(np.asarray(token_ids, np.int32), np.asarray(logps, np.float32), is_finished)
 
 
 class SequenceEngine(Protocol):

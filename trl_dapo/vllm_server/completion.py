@@ -81,7 +81,7 @@ class Completion:
             if self._connection is not None and not self.is_finished:
                 # The server notices, and ends the request.
                 self._connection.end()
-            return Decoded(list(self.token_ids), list(self.logps), self.is_finished)
+            return Decoded.of(self.token_ids, self.logps, self.is_finished)
 
     def take(self, event: Mapping[str, Any]) -> None:
         """

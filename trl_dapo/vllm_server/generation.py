@@ -16,6 +16,8 @@ from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.trl_seams import engine_built_by
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
+from trl_dapo.vllm_engine.sampled_logps import unknown_as_none
+from trl_dapo.vllm_engine.sequence_engine import Decoded
 
 from .server_requests import ServerRequests, run_to_end
 from .servers import Servers
@@ -157,19 +159,23 @@ class ServerGeneration(DAPOVLLMGeneration):
         # Rows that were not named have names below the stream, where no completion of it is.
         unnamed = range(len(keys), len(prompts))
         keys += [SequenceKey(-1 - row // num_generations, row % num_generations) for row in unnamed]
-        found: dict[SequenceKey, Any] = {}
+        found: dict[SequenceKey, Decoded] = {}
 
         def sample() -> None:
             with profiler or nullcontext():
                 found.update(run_to_end(self.requests, zip(keys, prompts, strict=True)))
 
         self.ranks.together(sample)
-        decoded = [found[key] for key in keys]
+        decoded = [found.pop(key) for key in keys]
+        completion_ids = [one.token_ids.tolist() for one in decoded]
+        if self._logps_apart is not None:
+            self._logps_apart.update((id(ids), one.logps) for ids, one in zip(completion_ids, decoded, strict=True))
+            return prompts, completion_ids, [()] * len(completion_ids), None
         return (
             prompts,
-            [one.token_ids for one in decoded],
-            [[[logp] for logp in one.logps] for one in decoded],
-            [[[token] for token in one.token_ids] for one in decoded],
+            completion_ids,
+            [[[logp] for logp in unknown_as_none(one.logps)] for one in decoded],
+            [[[token] for token in ids] for ids in completion_ids],
         )
 
     def _content(self, key: SequenceKey, num_tokens: int) -> dict[str, Any]:

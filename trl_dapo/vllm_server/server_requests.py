@@ -150,7 +150,7 @@ class ServerRequests:
             return  # withdrawn
         if failure is None:
             del self._completions[completion.key]
-            finished[completion.key] = Decoded(completion.token_ids, completion.logps, is_finished=True)
+            finished[completion.key] = Decoded.of(completion.token_ids, completion.logps, is_finished=True)
         elif isinstance(failure, NoAnswerError):
             self._lose(completion.server, completion.server.lost(failure))
             self._move(completion)

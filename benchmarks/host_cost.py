@@ -1,0 +1,350 @@
+"""
+What a sampled token costs the host, in memory and in CPU time: ours, TRL's and vLLM's apart, against `GRPOTrainer`.
+
+    python benchmarks/host_cost.py               # half an hour on one core; resumes where it stopped; writes host_cost.json
+    python benchmarks/host_cost.py --markdown    # prints the tables of the JSON
+
+Needs vLLM (`make vllm-env`). A rank's share of the paper's batch (512 prompts x 16) with 64, 8 and 1 ranks, completions a
+tenth as long as the paper's (mean 500 tokens, up to 2,048): figures are per token. vLLM is the real one, with everything that
+turns a step of its engine into what `generate` returns; only the engine core, which a GPU would compute, is replaced by one that
+makes up tokens. For servers, whose engines are processes of their own, the servers of the tests answer over HTTP.
+
+Each arm samples one batch, as TRL's `_generate_and_score_completions` does, without a forward pass of the model:
+
+- `GRPOTrainer`: TRL's trainer with TRL's own engine, one batch of completions.
+- `rounds`, `stream`, `server`: `DAPOTrainer`; a group has a learning signal with the probability of the row.
+
+Figures:
+
+- CPU nanoseconds of the process per sampled token, exclusive: `ours`, `TRL`, `vLLM`; decoding of texts and rewards apart. The
+  engine core is left out.
+- bytes per token of the batch, counted in a second run by `tracemalloc`: `peak`, and what is `alive` of the completions when the
+  batch is sampled, before TRL pads it.
+"""
+
+import functools
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from tokenizers import Tokenizer, pre_tokenizers  # noqa: E402
+from tokenizers.models import WordLevel  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from trl.generation import vllm_generation  # noqa: E402
+from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
+
+from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
+from trl_dapo.sampling.prompt_stream import keyed_hash  # noqa: E402
+from trl_dapo.trl_seams import replaced  # noqa: E402
+from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration  # noqa: E402
+
+
+RESULTS = Path(__file__).with_name("host_cost.json")
+NUM_PROMPTS, NUM_GENERATIONS = 512, 16
+MEAN_LENGTH, MAX_LENGTH, NUM_SLOTS = 500, 2048, 256
+SHARES, ACCEPTANCES = (64, 8, 1), (0.97, 0.5, 0.25)
+ARMS = ("rounds", "stream", "server")
+VOCABULARY, END = 32_000, 2
+ENGINE = {"enforce_eager": True, "max_num_seqs": NUM_SLOTS}
+CATEGORIES = ("ours", "TRL", "vLLM", "decoding", "rewards", "engine")
+
+
+def is_informative(number: int, acceptance: float) -> bool:
+    """Whether the groups of a prompt have a learning signal."""
+    return keyed_hash(f"informative {number}", num_bytes=6) / 2**48 < acceptance
+
+
+def length_of(name: str) -> int:
+    """Tokens of a completion: exponential, cut off at the limit, as the paper's are."""
+    share = keyed_hash(name, num_bytes=6) / 2**48
+    return max(1, min(MAX_LENGTH, round(-MEAN_LENGTH * float(np.log1p(-share)))))
+
+
+class MadeUpTokens:
+    """In place of vLLM's engine core: one made-up token a step for each running request, with its log-probability."""
+
+    def __init__(self, core: Any):
+        self._core = core
+        self._waiting: deque[Any] = deque()
+        self._running: dict[str, list[int]] = {}
+        self._chance = np.random.default_rng(0)
+        self.num_tokens = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def add_request(self, request: Any) -> None:
+        """Puts a request at the end of the line."""
+        self._waiting.append(request)
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        """Forgets requests."""
+        gone = set(request_ids)
+        self._running = {name: rest for name, rest in self._running.items() if name not in gone}
+        self._waiting = deque(request for request in self._waiting if request.request_id not in gone)
+
+    def get_output(self) -> Any:
+        """Makes up a token for each."""
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+        from vllm.v1.outputs import LogprobsLists
+
+        while self._waiting and len(self._running) < NUM_SLOTS:
+            request = self._waiting.popleft()
+            most = request.sampling_params.max_tokens
+            self._running[request.request_id] = [min(most, length_of(f"{request.request_id}"))]
+        names = list(self._running)
+        self.num_tokens += len(names)
+        tokens = self._chance.integers(300, VOCABULARY, (len(names), 1), np.int32)
+        logps = -self._chance.random((len(names), 1), np.float32)
+        for row, name in enumerate(names):
+            if self._running[name][0] == 1:
+                tokens[row] = END
+        made = LogprobsLists(tokens, logps, np.ones(len(names), np.int32))
+        outputs = []
+        for row, name in enumerate(names):
+            rest = self._running[name]
+            rest[0] -= 1
+            reason = FinishReason.STOP if rest[0] == 0 else None
+            outputs.append(
+                EngineCoreOutput(name, tokens[row].tolist(), made.slice_request(row, 1), finish_reason=reason)
+            )
+            if reason is not None:
+                del self._running[name]
+        return EngineCoreOutputs(outputs=outputs)
+
+
+class Clock:
+    """CPU seconds by category, exclusive: those of a call within a call count for the inner one."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        # Of each thread: the categories of the calls that it is in, each with the time from which on it counts.
+        self._stacks: dict[int, list[list[Any]]] = {}
+
+    @contextmanager
+    def within(self, category: str) -> Iterator[None]:
+        """Inside it, seconds of this thread are of the category."""
+        stack = self._stacks.setdefault(threading.get_ident(), [])
+        now = time.thread_time()
+        if stack:
+            self.seconds[stack[-1][0]] += now - stack[-1][1]
+        stack.append([category, now])
+        try:
+            yield
+        finally:
+            now = time.thread_time()
+            name, start = stack.pop()
+            self.seconds[name] += now - start
+            if stack:
+                stack[-1][1] = time.thread_time()
+
+    def wrap(self, owner: Any, name: str, category: str) -> Callable[[], None]:
+        """Measures a method from now on; returns what undoes it."""
+        own = vars(owner).get(name)
+        method = getattr(owner, name)
+
+        @functools.wraps(method)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self.within(category):
+                return method(*args, **kwargs)
+
+        setattr(owner, name, measured)
+        return functools.partial(delattr, owner, name) if own is None else functools.partial(setattr, owner, name, own)
+
+
+def save_model(folder: str) -> None:
+    """Saves a Llama with a vocabulary as large as those of language models, whose token ids are objects of Python."""
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f" w{number:04x}": number for number in range(3, VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>"
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=END,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def prompts(acceptance: float) -> Dataset:
+    """More prompts than a batch takes, each with what its groups are like."""
+    numbers = range(8 * NUM_PROMPTS)
+    return Dataset.from_list(
+        [{"prompt": f" w{number + 3:04x}" * 8, "teaches": is_informative(number, acceptance)} for number in numbers]
+    )
+
+
+def reward_of_groups(completions: list[str], teaches: list[bool], **_: Any) -> list[float]:
+    """Mixed rewards where the prompt teaches, else equal ones."""
+    return [float(row % 2) if mixed else 1.0 for row, mixed in enumerate(teaches)]
+
+
+def make_trainer(arm: str, folder: str, output: str, num_ranks: int, acceptance: float, address: str | None) -> Any:
+    """Returns a trainer whose batch is a rank's share of the paper's."""
+    num_rows = NUM_PROMPTS * NUM_GENERATIONS // num_ranks
+    options: dict[str, Any] = {
+        "output_dir": output, "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 1,
+        "gradient_checkpointing": False, "per_device_train_batch_size": 16, "num_generations": NUM_GENERATIONS,
+        "gradient_accumulation_steps": num_rows // 16, "steps_per_generation": num_rows // 16,
+        "max_completion_length": MAX_LENGTH, "beta": 0.0, "use_vllm": True, "vllm_max_model_length": 2304,
+        "vllm_importance_sampling_correction": False, "shuffle_dataset": False, "logging_steps": 1,
+    }  # fmt: skip
+    if arm == "server":
+        options |= {"vllm_mode": "server", "vllm_server_base_url": address}
+    else:
+        options |= {"vllm_mode": "colocate"}
+    data = prompts(acceptance)
+    if arm == "GRPOTrainer":
+        # The options of the engine that the other arms have.
+        engine = vllm_generation.LLM
+        with replaced(vllm_generation, "LLM", lambda **of_trl: engine(**(of_trl | ENGINE))):
+            return GRPOTrainer(folder, reward_of_groups, args=GRPOConfig(**options), train_dataset=data)
+    options |= {
+        "dynamic_sampling": True, "refill": "stream" if arm == "stream" else "rounds", "vllm_check_interval": 0, "soft_punish_cache": 0,
+        "vllm_engine_kwargs": None if arm == "server" else ENGINE,
+        "max_generation_rounds": 50, "num_groups_to_log": 0, "reward_timeout": None,
+    }  # fmt: skip
+    return DAPOTrainer(folder, reward_of_groups, args=DAPOConfig(**options), train_dataset=data)
+
+
+def sample_batch(trainer: Any) -> dict[str, float]:
+    """Samples a batch, and returns what is alive when it is sampled, in bytes, and its tokens."""
+    found: dict[str, float] = {}
+    rows = [trainer.train_dataset[row // NUM_GENERATIONS] for row in range(trainer.args.generation_batch_size)]
+    if isinstance(trainer, DAPOTrainer):
+        collect = trainer.dynamic_sampler.collect
+
+        def collect_and_weigh(*args: Any, **kwargs: Any) -> Any:
+            batch = collect(*args, **kwargs)
+            if tracemalloc.is_tracing():
+                gc.collect()
+                found["alive"] = float(tracemalloc.get_traced_memory()[0])
+            found["sampled"] = float(sum(group.num_tokens for group in batch.ledger.sampled))
+            return batch
+
+        trainer.dynamic_sampler.collect = collect_and_weigh
+    batch = trainer._generate_and_score_completions(rows)
+    found["trained"] = float(batch["completion_mask"].sum())
+    return found
+
+
+def watch(clock: Clock, trainer: Any) -> list[Callable[[], None]]:
+    """Has the clock measure who does what; returns what undoes it."""
+    undo = [
+        clock.wrap(GRPOTrainer, "_generate", "TRL"),
+        clock.wrap(GRPOTrainer, "_generate_single_turn", "TRL"),
+        clock.wrap(GRPOTrainer, "_generate_and_score_completions", "TRL"),
+        clock.wrap(GRPOTrainer, "_calculate_rewards", "TRL"),
+        clock.wrap(VLLMGeneration, "generate", "TRL"),
+        clock.wrap(DAPOVLLMGeneration, "generate", "ours"),
+        clock.wrap(DAPOVLLMGeneration, "_step_apart", "ours"),
+        clock.wrap(type(trainer._tokenizer), "decode", "decoding"),
+    ]
+    if isinstance(trainer, DAPOTrainer):
+        names = ("_generate", "_generate_single_turn", "_calculate_rewards", "_generate_and_score_completions")
+        undo += [clock.wrap(DAPOTrainer, name, "ours") for name in names]
+    llm = getattr(trainer.vllm_generation, "llm", None)
+    if llm is not None:
+        undo.append(clock.wrap(llm, "generate", "vLLM"))
+        undo += [clock.wrap(llm.llm_engine, name, "vLLM") for name in ("step", "add_request", "abort_request")]
+        undo += [clock.wrap(MadeUpTokens, name, "engine") for name in ("get_output", "add_request")]
+    return undo
+
+
+def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dict[str, float]:
+    """Samples one batch in this process; returns nanoseconds per sampled token by category, or bytes per trained token."""
+    with tempfile.TemporaryDirectory() as folder, served(arm) as address:
+        save_model(folder)
+        trainer = make_trainer(arm, folder, str(Path(folder, "out")), num_ranks, acceptance, address)
+        trainer.model.train()
+        # The tokens are made up, whatever the weights are.
+        trainer.vllm_generation.sync_weights = lambda: None
+        engine = None
+        if arm != "server":
+            llm_engine = trainer.vllm_generation.llm.llm_engine
+            engine = llm_engine.engine_core = MadeUpTokens(llm_engine.engine_core)
+        clock, rewards = Clock(), trainer.reward_funcs[0]
+        trainer.reward_funcs[0] = functools.wraps(rewards)(lambda **columns: _within(clock, rewards, columns))
+        undo = [] if is_traced else watch(clock, trainer)
+        gc.collect()
+        if is_traced:
+            tracemalloc.start()
+        with clock.within("ours" if isinstance(trainer, DAPOTrainer) else "TRL"):
+            found = sample_batch(trainer)
+        sampled = found["sampled"] if engine is None else engine.num_tokens
+        record = {"tokens_sampled": sampled, "tokens_trained": found["trained"]}
+        if is_traced:
+            record["peak"] = round(tracemalloc.get_traced_memory()[1] / found["trained"], 1)
+            if "alive" in found:
+                record["alive"] = round(found["alive"] / found["trained"], 1)
+            tracemalloc.stop()
+        else:
+            for name in CATEGORIES[:-1]:
+                record[name] = round(1e9 * clock.seconds[name] / sampled, 1)
+        for undone in undo:
+            undone()
+        return record
+
+
+def _within(clock: Clock, function: Callable[..., Any], columns: dict[str, Any]) -> Any:
+    with clock.within("rewards"):
+        return function(**columns)
+
+
+@contextmanager
+def served(arm: str) -> Iterator[str | None]:
+    """A server in a process of its own, for the arm that has one."""
+    if arm != "server":
+        yield None
+        return
+    command = [sys.executable, str(Path(__file__)), "--serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def serve() -> None:
+    """Answers as vLLM does, until this process is killed."""
+    from scripted_server import ScriptedServer
+
+    def make_up(prompt: list[int], seed: int | None, max_tokens: int) -> tuple[list[int], list[float]]:
+        chance = np.random.default_rng([*prompt, seed or 0])
+        length = min(max_tokens, length_of(f"{prompt} {seed}"))
+        tokens = [*chance.integers(300, VOCABULARY, length - 1).tolist(), END]
+        return tokens, (-chance.random(length, np.float32)).tolist()
+
+    served = ScriptedServer(make_up, num_slots=64, context=2304)
+    served.vocab_size = VOCABULARY
+    print(served.address, flush=True)
+    threading.Event().wait()
