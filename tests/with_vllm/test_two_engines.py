@@ -11,10 +11,11 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.distributed]
 
 
-@pytest.mark.supports("vllm")
-def test_each_of_two_ranks_samples_from_the_weights_that_train(tmp_path):
+@pytest.mark.supports("vllm", "lora")
+@pytest.mark.parametrize("trains", ["model", "adapter"])
+def test_each_of_two_ranks_samples_from_the_weights_that_train(tmp_path, trains):
     save_model(tmp_path / "model", tied=True)
-    run_two_ranks("two_engines.py", tmp_path, tmp_path / "model")
+    run_two_ranks("two_engines.py", tmp_path, tmp_path / "model", trains)
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for result in results:
         assert result["num_processes"] == 2

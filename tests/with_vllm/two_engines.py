@@ -8,11 +8,14 @@ import json
 import sys
 from pathlib import Path
 
+from peft import LoraConfig
 from tiny_engine import largest_gap, make_trainer
 
 
-def main(folder: str, model_folder: str) -> None:
-    trainer = make_trainer(folder, model_folder, per_device_train_batch_size=4)
+def main(folder: str, model_folder: str, trains: str) -> None:
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    options = {"peft_config": lora, "vllm_adapter_sync": "adapter"} if trains == "adapter" else {}
+    trainer = make_trainer(folder, model_folder, per_device_train_batch_size=4, **options)
     trainer.train()
     rank = trainer.accelerator.process_index
     first_policy = trainer.rounds[0][1]
