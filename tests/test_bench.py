@@ -24,6 +24,7 @@ from comparison import Measured, at_most, compare, equal, median, within_errors,
 BENCHMARKS = ROOT / "benchmarks"
 # Benchmarks without a short version, and why.
 NOT_SHORT = {
+    "adapter_sync": "needs vLLM; `tests/with_vllm/test_adapter.py` counts the bytes of a tiny model",
     "dynamic_sampling": "hours of training, of which a part says nothing",
     "gpu": "needs a GPU",
     "hidden_rates": "minutes of training; `tests/test_selective_rollout.py` trains on a smaller world",

@@ -73,6 +73,7 @@ def test_new_fields_are_exactly_these():
         "vllm_check_interval",
         "vllm_max_logp_gap",
         "vllm_request_seeds",
+        "vllm_adapter_sync",
         "vllm_weight_folder",
     }
 
@@ -146,6 +147,11 @@ def test_every_new_field_is_documented_with_its_default():
         ({"max_completion_length": None}, "soft_punish_cache is None"),
         ({"max_completion_length": None, "soft_punish_cache": 4}, "max_completion_length is None"),
         ({"vllm_check_interval": -1}, "vllm_check_interval is -1, but must be 0"),
+        ({"vllm_adapter_sync": "lora"}, "vllm_adapter_sync is 'lora', but must be one of 'merged', 'adapter'"),
+        (
+            {"vllm_adapter_sync": "adapter"},
+            "'adapter', but use_vllm is False and vllm_mode is .*only a colocated engine",
+        ),
         ({"vllm_max_logp_gap": 0.0}, "vllm_max_logp_gap is 0.0, but must be above 0"),
         ({"use_vllm": True, "vllm_mode": "colocate", "vllm_engine_kwargs": "eager"}, "vllm_engine_kwargs is 'eager'"),
         pytest.param(

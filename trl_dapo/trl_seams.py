@@ -796,6 +796,22 @@ def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
     return state.detokenizer.output_token_ids, state.logprobs_processor.logprobs
 
 
+def is_loading_under_adapters() -> bool:
+    """Returns whether this vLLM loads base weights, by their names in a checkpoint, into layers that it gave adapters."""
+    try:
+        from vllm.lora.layers import BaseLayerWithLoRA
+        from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+    except ImportError:
+        return False
+    return hasattr(BaseLayerWithLoRA, "load_weights") and hasattr(LoRAModelRunnerMixin, "reset_lora_state")
+
+
+def ignored_of_adapter(model_runner: Any, number: int) -> list[str]:
+    """Returns the modules of an adapter in an engine that no layer of its model has: vLLM passes over them silently."""
+    manager = model_runner.lora_manager._adapter_manager
+    return sorted(manager.get_adapter(number).loras.keys() - manager.modules.keys())
+
+
 def repacks_weights(model_runner: Any) -> bool:
     """
     Returns whether an engine computes with other tensors than those that a checkpoint is loaded into.

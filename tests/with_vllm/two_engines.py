@@ -1,5 +1,5 @@
 """
-Trains on two ranks, each with a vLLM engine of its own, and writes how far each engine is from its trainer.
+Trains on two ranks, each with a vLLM engine of its own or half of one, and writes how far each engine is from its trainer.
 
 Run by `test_two_engines.py`.
 """
@@ -8,11 +8,15 @@ import json
 import sys
 from pathlib import Path
 
+from peft import LoraConfig
 from tiny_engine import largest_gap, make_trainer
 
 
-def main(folder: str, model_folder: str) -> None:
-    trainer = make_trainer(folder, model_folder, per_device_train_batch_size=4)
+def main(folder: str, model_folder: str, trains: str, tensor_parallel_size: str) -> None:
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    options = {"peft_config": lora, "vllm_adapter_sync": "adapter"} if trains == "adapter" else {}
+    options["vllm_tensor_parallel_size"] = int(tensor_parallel_size)
+    trainer = make_trainer(folder, model_folder, per_device_train_batch_size=4, **options)
     trainer.train()
     rank = trainer.accelerator.process_index
     first_policy = trainer.rounds[0][1]

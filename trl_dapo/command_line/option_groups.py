@@ -40,6 +40,7 @@ DAPO_GROUPS = {
     "vLLM": (
         "vllm_engine_kwargs",
         "vllm_request_seeds",
+        "vllm_adapter_sync",
         "vllm_check_interval",
         "vllm_max_logp_gap",
         "vllm_weight_folder",

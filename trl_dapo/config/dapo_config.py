@@ -25,6 +25,7 @@ _SURPLUS = ("requeue", "carry")
 _REFILL = ("rounds", "stream")
 # Enough to see every verdict, and at 16 completions of 3,000 tokens some 10 MB a batch before compression.
 GROUPS_TO_LOG = 64
+_ADAPTER_SYNC = ("merged", "adapter")
 _LOSS_NORMALIZATION = ("batch", "group", "generation_batch")
 
 
@@ -157,6 +158,10 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             With `vllm_mode="server"`, a folder through which the servers get the weights, on a disk that trainer and servers
             share. `None`: over NCCL, as TRL does, where there is CUDA, one server and no sharding of the model; else through
             shared memory, for servers on this machine.
+        vllm_adapter_sync (`str`, *optional*, defaults to `"merged"`):
+            What a weight sync brings to a colocated engine when a LoRA adapter trains. `"merged"`: all weights, the adapter
+            merged into them. `"adapter"`: all weights once, from then on only the adapter, which the engine computes beside
+            them. With sleep mode the engine drops all weights, so that each time it wakes it gets all of them again.
         vllm_check_interval (`int`, *optional*, defaults to `10`):
             After the first weight sync and every so many from then on, the log-probabilities of a few sampled tokens
             are compared between vLLM and the trained model, at the cost of one small forward pass. `0`: never.
@@ -345,6 +350,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "shared memory on this machine."
         },
     )
+    vllm_adapter_sync: str = field(
+        default="merged",
+        metadata={
+            "help": "What a weight sync of a LoRA run brings to a colocated engine: `merged` (all weights) or `adapter` (only "
+            "the adapter, after the first sync)."
+        },
+    )
     vllm_check_interval: int = field(
         default=10,
         metadata={
@@ -531,6 +543,15 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             raise ValueError(
                 f"vllm_max_logp_gap is {self.vllm_max_logp_gap}, but must be above 0, or None to only log the gap. "
                 "Rounding alone makes one of 0.01 to 0.05 in bfloat16."
+            )
+        if self.vllm_adapter_sync not in _ADAPTER_SYNC:
+            raise ValueError(
+                f"vllm_adapter_sync is {self.vllm_adapter_sync!r}, but must be one of {', '.join(map(repr, _ADAPTER_SYNC))}."
+            )
+        if self.vllm_adapter_sync == "adapter" and not (self.use_vllm and self.vllm_mode == "colocate"):
+            raise ValueError(
+                f"vllm_adapter_sync is 'adapter', but use_vllm is {self.use_vllm} and vllm_mode is {self.vllm_mode!r}: only a "
+                'colocated engine takes an adapter. Set use_vllm=True and vllm_mode="colocate", or leave it "merged".'
             )
         if self.use_vllm:
             check_engine_kwargs(self.vllm_engine_kwargs, self.vllm_mode, known_engine_options())

@@ -16,6 +16,8 @@ _FIELD_OF_OPTION: dict[str, str | None] = {
     "enable_sleep_mode": "vllm_enable_sleep_mode",
     "model_impl": "vllm_model_impl",
     "trust_remote_code": "trust_remote_code",
+    "enable_lora": "vllm_adapter_sync",
+    "max_loras": None,
     "model": None,
     "seed": None,
     "logprobs_mode": None,

@@ -3,12 +3,12 @@ TRL's vLLM backend with what it lacks: engine options, a weight sync that works 
 
 TRL loads weights into the tensors that the engine computes with. Some engines compute with others: on a CPU, and wherever
 layers are quantized, vLLM packs weights once they are loaded. There the weights go through vLLM's own reload, which packs
-them again.
+them again. With `vllm_adapter_sync="adapter"` they go once, and each sync brings the adapter: see `adapter.py`.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
 from trl_dapo.trl_seams import model_runner_of, reload_weights, repacks_weights, replaced
 
+from .adapter import EngineAdapter
 from .sampled_logps import ask_for_little, sampled_logps
 
 
@@ -37,11 +38,18 @@ class DAPOVLLMGeneration(VLLMGeneration):
     Attributes:
         num_syncs (`int`):
             Weight syncs so far. The same on all ranks.
+        adapter (`EngineAdapter` or `None`):
+            The adapter that each sync brings; `None`: each sync brings all weights.
+        last_sync_bytes (`int`):
+            Bytes of the weights that the last sync brought to a colocated engine of this rank.
     """
+
+    adapter: EngineAdapter | None = None
 
     def __init__(self, *, dapo_args: DAPOConfig, **kwargs: Any):
         self.dapo_args = dapo_args
         self.num_syncs = 0
+        self.last_sync_bytes = 0
         self._reloads_weights = False
         self._stays_awake = False
         self._is_cache_awake = False
@@ -51,10 +59,21 @@ class DAPOVLLMGeneration(VLLMGeneration):
         super().__init__(**kwargs)
 
     def _init_vllm(self) -> None:
+        if self.dapo_args.vllm_adapter_sync == "adapter":
+            self._check_that_adapter_is_whole()
+            self.adapter = EngineAdapter(self.model)
         with replaced(vllm_generation, "LLM", self._build_engine):
             super()._init_vllm()
         if self.mode == "colocate":
-            self._reloads_weights = repacks_weights(model_runner_of(self.llm))
+            # vLLM's reload also clears what layers with adapters hold of the weights before.
+            self._reloads_weights = self.adapter is not None or repacks_weights(model_runner_of(self.llm))
+
+    def _check_that_adapter_is_whole(self) -> None:
+        if self._dist.is_fsdp or self._dist.is_zero3:
+            raise ValueError(
+                "vllm_adapter_sync is 'adapter', but the model is sharded (FSDP or DeepSpeed ZeRO-3), and gathering its adapter "
+                'is not tested. Use DDP or ZeRO up to stage 2, or set vllm_adapter_sync="merged".'
+            )
 
     def _build_engine(self, **trl_options: Any) -> Any:
         from vllm import LLM
@@ -69,17 +88,22 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if self._seeds_requests and current_platform.is_cpu():
             # After each part of a prompt but the last vLLM winds a request's generator back, which on a CPU none can.
             added = {"enable_chunked_prefill": False} | added
+        if self.adapter is not None:
+            added = self.adapter.engine_options | added
         return LLM(**(trl_options | added))
 
     # Weights
 
     def sync_weights(self) -> None:
         """
-        Brings the weights under training to the engine, merged with their adapter. A collective.
+        Brings the weights under training to the engine: merged with their adapter, or the adapter alone. A collective.
 
         Raises:
             `RuntimeError`: the engine could not drop what it has cached of prompts under the weights before.
         """
+        self.last_sync_bytes = 0
+        if self.adapter is not None and self._llm_weights_sleeping:
+            self.adapter.has_base = False
         if self.mode == "colocate":
             with replaced(
                 self.llm, "reset_prefix_cache", functools.partial(_reset_or_raise, self.llm.reset_prefix_cache)
@@ -87,16 +111,29 @@ class DAPOVLLMGeneration(VLLMGeneration):
                 super().sync_weights()
         else:
             super().sync_weights()
+        if self.adapter is not None:
+            self.adapter.has_base = True
+            self.last_sync_bytes += self.adapter.load(self.llm)
         self.num_syncs += 1
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
-        weights = super()._iter_named_params()
-        if self._reloads_weights:
-            # A copy of each: a layer is packed when its last weight has come, or at the very end when it is padded. By
-            # then TRL may have unmerged the adapter, or given back what it had gathered.
-            reload_weights(model_runner_of(self.llm), ((name, weight.detach().clone()) for name, weight in weights))
-        else:
-            yield from weights
+        if self.adapter is not None and self.adapter.has_base:
+            return
+        with nullcontext() if self.adapter is None else self.adapter.apart():
+            weights = self._counted(super()._iter_named_params())
+            if self._reloads_weights:
+                # A copy of each: a layer is packed when its last weight has come, or at the very end when it is padded. By
+                # then TRL may have unmerged the adapter, or given back what it had gathered.
+                reload_weights(
+                    model_runner_of(self.llm), ((name, weight.detach().clone()) for name, weight in weights)
+                )
+            else:
+                yield from weights
+
+    def _counted(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in weights:
+            self.last_sync_bytes += weight.numel() * weight.element_size()
+            yield name, weight
 
     # Sleep
 
@@ -171,7 +208,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
     def _generate_awake(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         if not self._stays_awake:
-            return super().generate(*args, **kwargs)
+            return self._generate_with_adapter(*args, **kwargs)
         if self._llm_weights_sleeping:
             self.sync_weights()
         if not self._is_cache_awake:
@@ -179,9 +216,21 @@ class DAPOVLLMGeneration(VLLMGeneration):
             self._is_cache_awake = True
         self.enable_sleep_mode = False
         try:
-            return super().generate(*args, **kwargs)
+            return self._generate_with_adapter(*args, **kwargs)
         finally:
             self.enable_sleep_mode = True
+
+    def _generate_with_adapter(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if self.adapter is None:
+            return super().generate(*args, **kwargs)
+        generate, adapter = self.llm.generate, self.adapter
+
+        # Which request it is, is known only then: TRL brings the weights first to an engine that sleeps.
+        def generate_with_it(*inputs: Any, **options: Any) -> Any:
+            return generate(*inputs, lora_request=adapter.request, **options)
+
+        with replaced(self.llm, "generate", generate_with_it):
+            return super().generate(*args, **kwargs)
 
     # Requests
 

@@ -51,7 +51,11 @@ class VLLMRequests:
         params.max_tokens = self._params.max_tokens - len(prefix)
         params.seed = self.generation.request_seed(key, len(prefix))
         prompt = {"prompt_token_ids": [*prompt_ids, *prefix]}
-        self._ids[key] = self._engine.add_request(f"{key.position}/{key.sample}", prompt, params)
+        adapter = self.generation.adapter
+        lora_request = None if adapter is None else adapter.request
+        self._ids[key] = self._engine.add_request(
+            f"{key.position}/{key.sample}", prompt, params, lora_request=lora_request
+        )
 
     def step(self) -> Mapping[SequenceKey, Decoded]:
         """Decodes a token of each running sequence, and returns the sequences that finished."""
