@@ -54,6 +54,7 @@ from .config.dataset_checks import (
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
+from .config.reward_model_checks import check_reward_models
 from .config.row_checks import (
     PromptCheck,
     check_rows,
@@ -217,6 +218,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
                 check_columns(name, rows, reward_funcs, bool(args.remove_unused_columns))
                 check_rows(name, rows)
+        check_reward_models(reward_funcs, args)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args, has_turns(kwargs))
         check_evaluation_shape(args, kwargs.get("eval_dataset"))
