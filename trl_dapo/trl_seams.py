@@ -786,6 +786,19 @@ def model_runner_of(llm: Any) -> Any:
     return llm.llm_engine.model_executor.driver_worker.model_runner
 
 
+def loops_over_seeds(model_runner: Any) -> bool:
+    """
+    Returns whether an engine on a GPU draws for each request with a seed by itself, in Python.
+
+    So does vLLM's first model runner: 8 to 10 ms in a step of 1,024 requests. The second one draws for all in one kernel. Which
+    of them there is vLLM decides by its release, the model and VLLM_USE_V2_MODEL_RUNNER. On a CPU a step takes longer anyway.
+    """
+    from vllm.platforms import current_platform
+
+    is_second = any(cls.__module__.startswith("vllm.v1.worker.gpu.") for cls in type(model_runner).__mro__)
+    return not is_second and not current_platform.is_cpu()
+
+
 def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
     """
     Returns tokens and log-probabilities of a request that is not done.
@@ -860,6 +873,7 @@ def worker_state(worker: Any) -> dict[str, Any]:
         "logprobs_mode": str(config.model_config.logprobs_mode),
         "is_cpu": bool(current_platform.is_cpu()),
         "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
+        "slow_seeds": loops_over_seeds(worker.model_runner),
         "takes_nccl": getattr(config.weight_transfer_config, "backend", None) == "nccl",
     }
 

@@ -18,7 +18,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
-from trl_dapo.trl_seams import model_runner_of, reload_weights, repacks_weights, replaced
+from trl_dapo.trl_seams import loops_over_seeds, model_runner_of, reload_weights, repacks_weights, replaced
 
 
 class DAPOVLLMGeneration(VLLMGeneration):
@@ -34,11 +34,15 @@ class DAPOVLLMGeneration(VLLMGeneration):
     Attributes:
         num_syncs (`int`):
             Weight syncs so far. The same on all ranks.
+        slow_seeds (`bool`):
+            Whether seeds cost the engine so much time that requests have none unless they are asked for.
     """
 
     def __init__(self, *, dapo_args: DAPOConfig, **kwargs: Any):
         self.dapo_args = dapo_args
         self.num_syncs = 0
+        self.slow_seeds = False
+        self._num_calls = 0
         self._reloads_weights = False
         self._stays_awake = False
         self._is_cache_awake = False
@@ -51,6 +55,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
             super()._init_vllm()
         if self.mode == "colocate":
             self._reloads_weights = repacks_weights(model_runner_of(self.llm))
+            self.slow_seeds = loops_over_seeds(model_runner_of(self.llm))
 
     def _build_engine(self, **trl_options: Any) -> Any:
         from vllm import LLM
@@ -62,7 +67,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         largest_round = args.shape.max_prompts_per_round if args.dynamic_sampling else 0
         options: Any = args.vllm_engine_kwargs or {}
         added = engine_options(options, self.max_num_seqs or 0, round(largest_round * rows_per_prompt))
-        if self._seeds_requests and current_platform.is_cpu():
+        if (self._seeds_requests or self.tensor_parallel_size > 1) and current_platform.is_cpu():
             # After each part of a prompt but the last vLLM winds a request's generator back, which on a CPU none can.
             added = {"enable_chunked_prefill": False} | added
         return LLM(**(trl_options | added))
@@ -115,16 +120,17 @@ class DAPOVLLMGeneration(VLLMGeneration):
                 self._llm_weights_sleeping = True
 
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As TRL's, with a seed for each of the requests that were named."""
+        """As TRL's, with a seed for each of the requests that were named, and for all where ranks share an engine."""
         keys, lengths, self._keys = self._keys, self._lengths, []
-        if not keys or not self._seeds_requests:
+        seeds = self._seeds_of(keys, lengths, len(kwargs["prompts"] if "prompts" in kwargs else args[0]))
+        if not seeds:
             return self._generate_awake(*args, **kwargs)
         generate = self.llm.generate
 
         def generate_seeded(prompts: Any, sampling_params: Any, **options: Any) -> Any:
-            seeded = [sampling_params.clone() for _ in keys]
-            for params, key, length in zip(seeded, keys, lengths, strict=True):
-                params.seed = self.request_seed(key, length)
+            seeded = [sampling_params.clone() for _ in seeds]
+            for params, seed in zip(seeded, seeds, strict=True):
+                params.seed = seed
             return generate(prompts, seeded, **options)
 
         with replaced(self.llm, "generate", generate_seeded):
@@ -184,7 +190,43 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
     @property
     def _seeds_requests(self) -> bool:
-        return self.dapo_args.vllm_request_seeds and self.mode == "colocate" and self.tensor_parallel_size == 1
+        is_wanted = self.dapo_args.vllm_request_seeds
+        if is_wanted is None:
+            is_wanted = not self.slow_seeds or self.tensor_parallel_size > 1
+        return is_wanted and self.mode == "colocate"
+
+    def describe_seeds(self) -> str | None:
+        """Returns what follows where requests have no seeds by default; `None`: they have some, or were to have none."""
+        if self.dapo_args.vllm_request_seeds is not None or self._seeds_requests:
+            return None
+        return (
+            "vllm_request_seeds is None, and vLLM has its older model runner, which loops over requests with seeds: they have "
+            "none. What is sampled depends on the size of rounds, and a resumed run samples other completions. For the same ones, "
+            "set vllm_request_seeds=True, which costs 8 to 10 ms a step with 1,024 requests, or VLLM_USE_V2_MODEL_RUNNER=1 "
+            "where vLLM can."
+        )
+
+    def _seeds_of(
+        self, keys: Sequence[SequenceKey], lengths: Sequence[int], num_prompts: int
+    ) -> list[int | None] | None:
+        """
+        Returns the seeds of a call of `generate`; `None`: it has none. With tensor parallelism a collective.
+
+        There each rank of the group samples the prompts of all of them, from logits that they compute together. Without
+        seeds each would sample by a random state of its process, which a reward function may have moved on.
+        """
+        own = [self.request_seed(key, length) for key, length in zip(keys, lengths, strict=True)]
+        if self.mode != "colocate" or self.tensor_parallel_size == 1:
+            return own if self._seeds_requests else None
+        self._num_calls += 1
+        call = f"{self.dapo_args.seed}/{self.accelerator.process_index}/call-{self._num_calls}"
+        if not self._seeds_requests:
+            own = []
+        # Also those of evaluation, and of the rows that a rank adds where another one has more.
+        own += [keyed_hash(f"{call}/{row}", num_bytes=7) for row in range(len(own), num_prompts)]
+        by_rank: list[list[int | None]] = [[] for _ in range(self.tensor_parallel_size)]
+        torch.distributed.all_gather_object(by_rank, own, group=self.tp_group)
+        return [seed for seeds in by_rank for seed in seeds]
 
 
 def _reset_or_raise(reset_prefix_cache: Callable[[], bool]) -> None:
