@@ -577,6 +577,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         is_of_this_policy = batch.ledger.policy_step == self.state.global_step
         if self.canary is not None and batch.refill.unchecked is not None and is_of_this_policy:
             self._log_train(self.canary.check_rollouts(batch.refill.unchecked))
+        if self.args.use_vllm and self.vllm_generation.load is not None:
+            self._log_train(self.vllm_generation.load.metrics(self.ranks, self.args.vllm_tensor_parallel_size))
         # TRL logged the lengths of each round by itself: one value over all completions replaces them.
         merged = completion_metrics(batch.ledger.sampled) | self._tool_metrics(batch, *calls_before)
         for name, value in merged.items():

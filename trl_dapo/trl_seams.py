@@ -799,6 +799,37 @@ def loops_over_seeds(model_runner: Any) -> bool:
     return not is_second and not current_platform.is_cpu()
 
 
+def watch_scheduler(llm: Any, observe: Callable[[int, float, int, int], None]) -> bool:
+    """
+    Has a function called after each scheduling decision of a colocated engine, at a few microseconds a step.
+
+    vLLM's own statistics (`disable_log_stats=False`) go through each token of a step in Python.
+
+    Args:
+        llm (`vllm.LLM`):
+            The engine.
+        observe (`Callable[[int, float, int, int], None]`):
+            Is given how many requests lost their place in the KV cache since the last decision, the share of the cache that is
+            in use, and how many requests run and wait.
+
+    Returns:
+        `bool`: whether there is a scheduler in this process.
+    """
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    scheduler = getattr(core, "scheduler", None)
+    if scheduler is None:
+        return False
+    schedule = scheduler.schedule
+
+    def schedule_watched(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        observe(len(output.preempted_req_ids or ()), scheduler.kv_cache_manager.usage, *scheduler.get_request_counts())
+        return output
+
+    scheduler.schedule = schedule_watched
+    return True
+
+
 def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
     """
     Returns tokens and log-probabilities of a request that is not done.

@@ -58,12 +58,12 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def engines():
-    """Starts an engine for each number of slots once: the trainers of this file take turns with them."""
+    """Starts an engine for each number of slots and size of the cache once: the trainers of this file take turns with them."""
     started = {}
     build = DAPOVLLMGeneration._build_engine
 
     def build_once(self, **options):
-        slots = self.dapo_args.vllm_engine_kwargs.get("max_num_seqs")
+        slots = tuple(map(self.dapo_args.vllm_engine_kwargs.get, ("max_num_seqs", "num_gpu_blocks_override")))
         if slots not in started:
             started[slots] = build(self, **options)
         return started[slots]
@@ -163,6 +163,42 @@ def test_aborted_tokens_are_counted(model_folder, tmp_path):
             fates = sum(value for name, value in entry.items() if name.startswith("dapo/tokens/"))
             assert entry["dapo/rollout_efficiency"] == pytest.approx(entry["dapo/tokens/trained"] / fates)
     assert sum(entry.get("dapo/tokens/aborted", 0) for entry in trainer.state.log_history) > 0
+
+
+def test_full_cache_is_told_and_its_slots_are_not_idle(model_folder, tmp_path):
+    # Blocks of 32 tokens, one of them vLLM's own: four sequences begin, and two can be as long as they may.
+    options = OPTIONS | {"max_num_seqs": 8, "num_gpu_blocks_override": 5, "block_size": 32}
+    seen, offered = [], []
+
+    class WatchingTrainer(CollectingTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            scheduler = self.vllm_generation.llm.llm_engine.engine_core.engine_core.scheduler
+            groups, step = self.dynamic_sampler.refill.groups, self.vllm_generation.llm.llm_engine.step
+
+            def step_and_count():
+                before = sum(request.num_preemptions for request in scheduler.requests.values())
+                requests = list(scheduler.requests.values())
+                outputs = step()
+                preempted = sum(request.num_preemptions for request in requests) - before
+                seen.append([preempted, scheduler.kv_cache_manager.usage])
+                if scheduler.waiting:
+                    offered.append(groups.num_idle_slots)
+                return outputs
+
+            self.vllm_generation.llm.llm_engine.step = step_and_count
+
+    trainer = train(
+        tmp_path, model_folder, cls=WatchingTrainer, reward=even_sum_reward, refill="stream", surplus="carry", max_steps=3,
+        max_completion_length=40, vllm_engine_kwargs=options, steps_per_generation=1,
+    )  # fmt: skip
+    logged = [entry for entry in trainer.state.log_history if "dapo/vllm/preemptions" in entry]
+    assert len(logged) == 3
+    assert sum(entry["dapo/vllm/preemptions"] for entry in logged) == sum(preempted for preempted, _ in seen) > 0
+    assert 0.8 < max(entry["dapo/vllm/kv_cache_use_max"] for entry in logged) <= 1
+    assert max(entry["dapo/vllm/kv_cache_use_max"] for entry in logged) >= max(usage for _, usage in seen)
+    assert len(offered) > 10
+    assert set(offered) == {0}
 
 
 def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folder, tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
 from trl_dapo.trl_seams import loops_over_seeds, model_runner_of, reload_weights, repacks_weights, replaced
 
+from .engine_load import EngineLoad
+
 
 class DAPOVLLMGeneration(VLLMGeneration):
     """
@@ -34,6 +36,8 @@ class DAPOVLLMGeneration(VLLMGeneration):
     Attributes:
         num_syncs (`int`):
             Weight syncs so far. The same on all ranks.
+        load (`EngineLoad` or `None`):
+            How full a colocated engine is.
         slow_seeds (`bool`):
             Whether seeds cost the engine so much time that requests have none unless they are asked for.
     """
@@ -42,6 +46,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         self.dapo_args = dapo_args
         self.num_syncs = 0
         self.slow_seeds = False
+        self.load: EngineLoad | None = None
         self._num_calls = 0
         self._reloads_weights = False
         self._stays_awake = False
@@ -56,6 +61,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if self.mode == "colocate":
             self._reloads_weights = repacks_weights(model_runner_of(self.llm))
             self.slow_seeds = loops_over_seeds(model_runner_of(self.llm))
+            self.load = EngineLoad(self.llm)
 
     def _build_engine(self, **trl_options: Any) -> Any:
         from vllm import LLM
