@@ -73,7 +73,8 @@ def main(folder):
             # As a reward function may do, on each rank as often as it likes.
             np.random.seed(100 + rank)
             prompts = [[rank, 0], [rank, 1]]
-            generation.name_requests(names, [5] * len(names))
+            if names:
+                generation.name_requests(names, [5] * len(names))
             with replaced(vllm_generation, "SamplingParams", Params):
                 prompt_ids, completion_ids, *_ = generation.generate(prompts, images=None, num_generations=1)
             assert prompt_ids == prompts

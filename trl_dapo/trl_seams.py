@@ -781,9 +781,16 @@ def completions_printed_by(print_sample: Callable[..., None]) -> AbstractContext
 # vLLM
 
 
+def worker_of(llm: Any) -> Any:
+    """Returns the worker of a colocated engine in this process."""
+    worker = llm.llm_engine.model_executor.driver_worker
+    # The executor holds it in a wrapper.
+    return getattr(worker, "worker", worker)
+
+
 def model_runner_of(llm: Any) -> Any:
     """Returns what holds the model of a colocated engine."""
-    return llm.llm_engine.model_executor.driver_worker.model_runner
+    return worker_of(llm).model_runner
 
 
 def loops_over_seeds(model_runner: Any) -> bool:
@@ -863,28 +870,31 @@ def repacks_weights(model_runner: Any) -> bool:
     return False
 
 
-def reload_weights(model_runner: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+def reload_weights(worker: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
     """
     Loads weights in checkpoint format into an engine, and packs them as when it started.
 
     Args:
-        model_runner (`Any`):
-            vLLM's.
+        worker (`Any`):
+            vLLM's. It sets the configuration that layers read while they are packed.
         weights (`Iterator[tuple[str, torch.Tensor]]`):
             Names and values. The values are held until the layer is complete, and must not change meanwhile.
     """
-    model_runner.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
+    from vllm.config import set_current_vllm_config
+
+    worker.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
     # Of layers that share a weight vLLM packs only the one whose name the checkpoint has: a tied head would compute with
     # the copy that was packed before.
     owners: dict[int, list[torch.nn.Module]] = {}
-    for layer in model_runner.get_model().modules():
+    for layer in worker.model_runner.get_model().modules():
         for parameter in layer.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(layer)
-    for layers in owners.values():
-        for layer in layers if len(layers) > 1 else []:
-            quant_method = getattr(layer, "quant_method", None)
-            if quant_method is not None:
-                quant_method.process_weights_after_loading(layer)
+    with set_current_vllm_config(worker.vllm_config):
+        for layers in owners.values():
+            for layer in layers if len(layers) > 1 else []:
+                quant_method = getattr(layer, "quant_method", None)
+                if quant_method is not None:
+                    quant_method.process_weights_after_loading(layer)
 
 
 def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
@@ -917,7 +927,7 @@ def worker_weights_loaded_by(worker: Any, weights: Iterator[tuple[str, torch.Ten
         if not hasattr(worker, "_dapo_repacks"):
             worker._dapo_repacks = repacks_weights(worker.model_runner)
         if worker._dapo_repacks:
-            reload_weights(worker.model_runner, weights)
+            reload_weights(worker, weights)
         else:
             worker.model_runner.get_model().load_weights(weights)
 

@@ -48,6 +48,13 @@ def test_model_runner_reloads_from_an_iterator_in_checkpoint_format():
     assert {"weights_iterator", "is_checkpoint_format"} <= set(parameters)
 
 
+@pytest.mark.parametrize("module", ["vllm.v1.worker.gpu_worker.Worker", "vllm.v1.worker.cpu_worker.CPUWorker"])
+def test_worker_reloads_under_its_configuration(module):
+    name, _, worker = module.rpartition(".")
+    source = inspect.getsource(getattr(importlib.import_module(name), worker).reload_weights)
+    assert "with set_current_vllm_config(self.vllm_config):" in source
+
+
 def test_layers_remember_what_they_were_built_with():
     from vllm.model_executor.model_loader.reload import layerwise, types
 

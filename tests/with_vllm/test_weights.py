@@ -64,13 +64,25 @@ def trained(request, model_folders, tmp_path_factory):
     for name, parameter in trainer.model.named_parameters():
         if "lora_" in name:
             parameter.data.normal_(std=0.1)
-    reloads = []
+    from vllm.config import get_current_vllm_config_or_none
+
+    reloads, configurations = [], []
     runner = model_runner_of(trainer.vllm_generation.llm)
-    reload = runner.reload_weights
-    runner.reload_weights = lambda **kwargs: (reloads.append(trainer.state.global_step), reload(**kwargs))
+    reload, head = runner.reload_weights, runner.get_model().lm_head.quant_method
+    pack = head.process_weights_after_loading
+
+    def reload_and_note(**kwargs):
+        reloads.append(trainer.state.global_step)
+        reload(**kwargs)
+
+    def pack_and_note(layer):
+        configurations.append(get_current_vllm_config_or_none())
+        pack(layer)
+
+    runner.reload_weights, head.process_weights_after_loading = reload_and_note, pack_and_note
     trainer.train()
-    runner.reload_weights = reload
-    trainer.reloads = reloads
+    runner.reload_weights, head.process_weights_after_loading = reload, pack
+    trainer.reloads, trainer.configurations = reloads, configurations
     return trainer
 
 
@@ -88,6 +100,11 @@ def test_weights_are_synced_once_a_batch_however_many_rounds_it_takes(trained):
     assert len(trained.rounds) > 2
     assert trained.reloads == [0, 2]
     assert trained.vllm_generation.num_syncs == 2
+
+
+def test_layers_are_packed_under_the_configuration_of_the_engine(trained):
+    assert len(trained.configurations) >= 2
+    assert all(config is trained.vllm_generation.llm.llm_engine.vllm_config for config in trained.configurations)
 
 
 def test_gap_that_is_logged_is_rounding(trained):

@@ -18,7 +18,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
-from trl_dapo.trl_seams import loops_over_seeds, model_runner_of, reload_weights, repacks_weights, replaced
+from trl_dapo.trl_seams import loops_over_seeds, model_runner_of, reload_weights, repacks_weights, replaced, worker_of
 
 from .engine_load import EngineLoad
 
@@ -101,7 +101,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if self._reloads_weights:
             # A copy of each: a layer is packed when its last weight has come, or at the very end when it is padded. By
             # then TRL may have unmerged the adapter, or given back what it had gathered.
-            reload_weights(model_runner_of(self.llm), ((name, weight.detach().clone()) for name, weight in weights))
+            reload_weights(worker_of(self.llm), ((name, weight.detach().clone()) for name, weight in weights))
         else:
             yield from weights
 
@@ -127,7 +127,8 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """As TRL's, with a seed for each of the requests that were named, and for all where ranks share an engine."""
-        keys, lengths, self._keys = self._keys, self._lengths, []
+        keys, lengths = self._keys, self._lengths
+        self._keys, self._lengths = [], []
         seeds = self._seeds_of(keys, lengths, len(kwargs["prompts"] if "prompts" in kwargs else args[0]))
         if not seeds:
             return self._generate_awake(*args, **kwargs)
