@@ -835,8 +835,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             # The servers get other weights now.
             self.dynamic_sampler.drain()
+        awake = self.vllm_generation.kept_awake() if self.args.use_vllm else nullcontext()
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            with awake:
+                return super().evaluation_loop(*args, **kwargs)
         except BaseException:
             # What the reward functions logged of the batch that failed.
             self._pending_extra_logs.clear()

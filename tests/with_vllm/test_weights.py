@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig
+from tiny import numbered_prompts
 from tiny_engine import OPTIONS, VOCABULARY, exact_logps, largest_gap, make_trainer, save_model
 
 from trl_dapo import StaleEngineError
@@ -215,6 +216,28 @@ def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folders, tmp_path, 
     assert len(trainer.rounds) > 2
     assert calls == ["sync", "wake weights", "wake kv_cache", "sleep 2"] * 2
     assert engine.enable_sleep_mode
+
+
+def test_sleeping_engine_wakes_and_sleeps_once_an_evaluation(model_folders, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, model_folders[True], per_device_eval_batch_size=8)
+    engine = trainer.vllm_generation
+    engine.enable_sleep_mode = engine._llm_weights_sleeping = True
+    calls, generate, sync = [], engine.llm.generate, engine.sync_weights
+
+    def generate_and_note(*args, **kwargs):
+        calls.append("generate")
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(engine.llm, "generate", generate_and_note)
+    monkeypatch.setattr(engine.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+    monkeypatch.setattr(engine.llm, "wake_up", lambda tags: calls.append(f"wake {tags[0]}"))
+    monkeypatch.setattr(engine, "sync_weights", lambda: (calls.append("sync"), sync()))
+    monkeypatch.setattr("trl.generation.vllm_generation.empty_cache", lambda: None)
+    for _ in range(2):
+        calls.clear()
+        # Two prompts of four completions are a batch.
+        trainer.evaluate(numbered_prompts(6))
+        assert calls == ["sync", "wake weights", "wake kv_cache", *["generate"] * 3, "sleep 2"]
 
 
 def test_run_ends_when_a_request_of_somebody_else_keeps_the_cache_of_earlier_weights(model_folders, tmp_path):

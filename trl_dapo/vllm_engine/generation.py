@@ -112,8 +112,8 @@ class DAPOVLLMGeneration(VLLMGeneration):
         """
         Inside it, an engine that sleeps while the model trains wakes once, at the first `generate`, and sleeps at the end.
 
-        TRL lets it sleep after each `generate`. Its weights are gone then, so that every round of a batch would push all of
-        them again.
+        TRL lets it sleep after each `generate`. Its weights are gone then, so that every round of a batch, and every batch of an
+        evaluation, would push all of them again.
         """
         self._stays_awake = self.mode == "colocate" and self.enable_sleep_mode
         try:
