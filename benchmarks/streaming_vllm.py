@@ -50,6 +50,7 @@ from trl_dapo.streaming.dynamic_sampler import make_dynamic_sampler  # noqa: E40
 from trl_dapo.streaming.group_grader import GroupGrader  # noqa: E402
 from trl_dapo.streaming.local_groups import LocalGroups  # noqa: E402
 from trl_dapo.streaming.streamed_group import StreamedGroup  # noqa: E402
+from trl_dapo.vllm_engine.engine_load import EngineLoad  # noqa: E402
 from trl_dapo.vllm_engine.requests import VLLMRequests  # noqa: E402
 from trl_dapo.vllm_engine.sequence_engine import Decoded  # noqa: E402
 
@@ -87,6 +88,9 @@ class Generation:
 
     llm: Any
     max_tokens: int
+
+    def __post_init__(self) -> None:
+        self.load = EngineLoad(self.llm)
 
     def request_params(self) -> Any:
         """Returns parameters with which a completion goes on to its length."""

@@ -202,7 +202,12 @@ class _Handler(BaseHTTPRequestHandler):
                 "vocab_size": 20,
                 "is_cpu": True,
             }
-            state |= {"chunked_prefill": False, "takes_nccl": False, "logprobs_mode": served.logprobs_mode}
+            state |= {
+                "chunked_prefill": False,
+                "slow_seeds": False,
+                "takes_nccl": False,
+                "logprobs_mode": served.logprobs_mode,
+            }
             self.answer({"results": [state | {"version": served.version}]})
         else:
             assert method == "dapo_load_weights"

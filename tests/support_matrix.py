@@ -54,6 +54,8 @@ FEATURES = {
     "eval_sets": Feature("Several evaluation sets"),
     "rewards": Feature("Several rewards, weights, async, `None`"),
     "reward_model": Feature("Reward models"),
+    "reward_model_sharded": Feature('Reward models that are split over the ranks (ZeRO-3, FSDP), with `refill="stream"`',
+        "each rank grades its groups when they are finished; rounds score on all ranks at once", "no effect"),
     "losses": Feature("TRL's other `loss_type`s", "each with its own denominator"),
     "by_group": Feature('`loss_normalization="group"`', "all completions of a group are in one optimizer step", "the same"),
     "by_group_kl": Feature('`loss_normalization="group"` with `beta`', "a KL term has no advantage that could be weighted", "refused"),

@@ -2,10 +2,12 @@
 
 import pytest
 from datasets import Dataset
+from test_trl_seams import tiny_reward_model
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from trl import GRPOConfig
 
 from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.config import reward_model_checks
 from trl_dapo.rewards import accuracy_reward, get_reward
 
 
@@ -66,6 +68,34 @@ def test_unknown_reward_name_lists_the_known_ones():
 def test_turns_are_refused_where_groups_are_refilled_one_by_one(tmp_path, name):
     with pytest.raises(ValueError, match=f'`{name}` is set, but refill is "stream", which has no place for'):
         make_trainer(tmp_path, refill="stream", use_vllm=True, vllm_mode="colocate", **{name: [print]})
+
+
+@pytest.mark.refuses("reward_model_sharded")
+@pytest.mark.parametrize("by", ["zero3", "dtensor", "deepspeed_number"])
+def test_reward_models_that_ranks_run_together_are_refused_where_each_grades_alone(tmp_path, monkeypatch, by):
+    judge = tiny_reward_model()
+    if by == "zero3":
+        # As transformers answers once an accelerate config with ZeRO-3 was read, which needs DeepSpeed.
+        monkeypatch.setattr(reward_model_checks, "is_deepspeed_zero3_enabled", lambda: True)
+    elif by == "dtensor":
+        monkeypatch.setattr(reward_model_checks, "DTensor", type(judge.score.weight))
+    else:
+        judge.score.weight.ds_id = 7
+    stream = {"refill": "stream", "use_vllm": True, "vllm_mode": "server"}
+    overlap = {"overlap": True, "vllm_importance_sampling_correction": False}
+    refused = r'refill is "stream", but reward function 1 \(LlamaForSequenceClassification\) is a model whose weights are split'
+    for options, fix in ((stream, 'Set refill="rounds"'), (stream | overlap, "Set overlap=False and refill=")):
+        with pytest.raises(ValueError, match=f"{refused} over the ranks.*{fix}"):
+            make_trainer(tmp_path, [first_token_reward, judge], **options)
+    if by == "zero3":
+        with pytest.raises(ValueError, match=r"reward function 0 \(me/judge\)"):
+            make_trainer(tmp_path, "me/judge", **stream)
+        # In rounds all ranks score at once.
+        args = DAPOConfig(**training_arguments(tmp_path))
+        assert reward_model_checks.check_reward_models([first_token_reward, judge], args) is None
+    # A function has no weights.
+    args = DAPOConfig(**training_arguments(tmp_path, **stream))
+    assert reward_model_checks.check_reward_models([first_token_reward, None], args) is None
 
 
 def test_a_rollout_function_needs_a_dataset(tmp_path):

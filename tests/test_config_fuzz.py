@@ -62,7 +62,7 @@ FIELDS = {
     "restart_stream": mostly(FLAG),
     "num_groups_to_log": mostly(st.one_of(st.none(), COUNT)),
     "vllm_engine_kwargs": mostly(st.sampled_from([None, None, {}, "eager"])),
-    "vllm_request_seeds": mostly(FLAG),
+    "vllm_request_seeds": mostly(st.sampled_from([None, None, True, False])),
     "vllm_adapter_sync": mostly(st.sampled_from(["merged", "merged", "adapter"])),
     "vllm_check_interval": mostly(COUNT),
     "vllm_max_logp_gap": mostly(NUMBER),

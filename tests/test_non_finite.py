@@ -1,14 +1,17 @@
 """Gradients that are NaN or infinite: the step is skipped, its batch written down, and a run of nothing else stops."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from test_resume import assert_same_run
 from test_trainer import RecordingTrainer, make_trainer
 
 from trl_dapo import NonFiniteGradientError
 from trl_dapo.checkpoints.files import read_state
+from trl_dapo.guards.optimizer_steps import NonFiniteGuard
 
 
 class PoisonedTrainer(RecordingTrainer):
@@ -95,6 +98,24 @@ def test_switched_off_the_step_is_taken(tmp_path):
     trainer = poisoned(tmp_path, {0: float("nan")}, max_steps=1, max_non_finite_steps=None)
     trainer.train()
     assert not any(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaler"), [(DistributedType.DEEPSPEED, None), (DistributedType.MULTI_GPU, torch.amp.GradScaler("cpu"))]
+)
+def test_where_gradients_are_not_visible_nothing_is_exchanged_or_logged(tmp_path, kind, scaler):
+    trainer = make_trainer(tmp_path)
+    asked = []
+    ranks = SimpleNamespace(rank=0, gather_rows=lambda rows: asked.append(rows) or rows)
+    guard = NonFiniteGuard(trainer.seams, ranks, 5, asked.append)
+    model = torch.nn.Linear(2, 2)
+    model(torch.full((1, 2), torch.nan)).sum().backward()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "accelerator", SimpleNamespace(distributed_type=kind, scaler=scaler))
+        guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, model=model)
+    assert asked == []
+    guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, model=torch.nn.Linear(2, 2))
+    assert asked == [[[False]], {"frac_non_finite_steps": 0.0}]
 
 
 def test_count_goes_on_in_a_resumed_run(tmp_path):

@@ -159,6 +159,8 @@ NOT_RUN = {
 WITH_VLLM = {
     "dapo/vllm/logp_gap",
     "dapo/vllm/logp_gap_max",
+    "dapo/vllm/preemptions",
+    "dapo/vllm/kv_cache_use_max",
     "dapo/vllm/server_logp_gap",
     "dapo/stream/groups_suspended",
     "dapo/overlap/hidden",

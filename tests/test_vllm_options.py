@@ -1,12 +1,17 @@
 """What the vLLM engine is built with, and when it sleeps. Without vLLM: a real one is in tests/with_vllm."""
 
+import json
 import types
 
+import numpy as np
 import pytest
+import shared_engine
+from forked import run_ranks
 from tiny import training_arguments
 
 from trl_dapo import DAPOConfig
 from trl_dapo.config.vllm_options import check_engine_kwargs, engine_options
+from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
@@ -72,7 +77,50 @@ def test_engine_gets_the_rows_that_its_ranks_sample(tmp_path, monkeypatch, num_r
     monkeypatch.setitem(modules, "vllm.platforms", platforms)
     generation = DAPOVLLMGeneration.__new__(DAPOVLLMGeneration)
     generation.dapo_args, generation.max_num_seqs, generation.mode = args, 8, "colocate"
-    generation.tensor_parallel_size = tensor_parallel
+    generation.tensor_parallel_size, generation.slow_seeds = tensor_parallel, False
     generation.accelerator = types.SimpleNamespace(num_processes=num_ranks)
     options = generation._build_engine(max_num_seqs=8, max_num_batched_tokens=4096, seed=5).options
     assert options == {"max_num_seqs": rows, "max_num_batched_tokens": 4096, "seed": 5, "dtype": "half"}
+
+
+@pytest.mark.distributed
+def test_ranks_that_share_an_engine_draw_the_same_tokens_whatever_a_reward_function_draws(tmp_path):
+    run_ranks(shared_engine.main, [str(tmp_path)], 2, tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    prompts = [[0, 0], [0, 1], [1, 0], [1, 1]]
+    for number, (first, second) in enumerate(zip(*ranks, strict=True)):
+        # The engine of each rank has the prompts of both, and for each a seed, the same and no other's.
+        assert first["calls"] == second["calls"]
+        for call, *returned in zip(first["calls"], first["returned"], second["returned"], strict=True):
+            assert [prompt for prompt, _ in call] == prompts
+            seeds = [seed for _, seed in call]
+            assert len(set(seeds)) == 4
+            tokens = [(np.random.default_rng(seed).random(4) * 1000).astype(int).tolist() for seed in seeds]
+            assert [row for rows in returned for row in rows] == tokens
+        named, partly, unnamed = [[seed for _, seed in call] for call in first["calls"]]
+        if number < 3:
+            assert named == [*first["expected"], *second["expected"]]
+            assert partly[:3] == named[:3]
+        else:
+            assert first["expected"] == [None, None]
+        # Of the rows without a name, each call has others.
+        assert len({*named, *partly, *unnamed}) == (9 if number < 3 else 12)
+
+
+def test_seeds_are_left_out_where_the_engine_loops_over_them():
+    generation = DAPOVLLMGeneration.__new__(DAPOVLLMGeneration)
+    generation.mode = "colocate"
+    key = SequenceKey(4, 2)
+    seeded, lines = {}, {}
+    for wanted in (None, True, False):
+        for slow in (False, True):
+            for tensor_parallel in (1, 2):
+                generation.dapo_args = types.SimpleNamespace(seed=11, vllm_request_seeds=wanted)
+                generation.slow_seeds, generation.tensor_parallel_size = slow, tensor_parallel
+                seeded[wanted, slow, tensor_parallel] = generation.request_seed(key, 9) == 23548299660228362
+                lines[wanted, slow, tensor_parallel] = generation.describe_seeds()
+    without = {(None, True, 1), *((False, slow, size) for slow in (False, True) for size in (1, 2))}
+    assert {setting for setting, is_seeded in seeded.items() if not is_seeded} == without
+    # The first lines of a run say so where nobody asked for it.
+    assert {setting for setting, line in lines.items() if line} == {(None, True, 1)}
+    assert "a resumed run samples other completions" in lines[None, True, 1]

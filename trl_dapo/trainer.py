@@ -54,6 +54,7 @@ from .config.dataset_checks import (
 )
 from .config.departures import describe_run
 from .config.loss_types import CLIPPED_LOSSES, ROW_NORMALIZED_LOSSES
+from .config.reward_model_checks import check_reward_models
 from .config.row_checks import (
     PromptCheck,
     check_rows,
@@ -218,6 +219,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             for name, rows in {"train_dataset": train_dataset, **eval_datasets}.items():
                 check_columns(name, rows, reward_funcs, bool(args.remove_unused_columns))
                 check_rows(name, rows)
+        check_reward_models(reward_funcs, args)
         check_single_length_punishment(reward_funcs, args.soft_punish_cache)
         check_image_dataset(train_dataset, args, has_turns(kwargs))
         check_evaluation_shape(args, kwargs.get("eval_dataset"))
@@ -576,6 +578,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         is_of_this_policy = batch.ledger.policy_step == self.state.global_step
         if self.canary is not None and batch.refill.unchecked is not None and is_of_this_policy:
             self._log_train(self.canary.check_rollouts(batch.refill.unchecked))
+        if self.args.use_vllm and self.vllm_generation.load is not None:
+            self._log_train(self.vllm_generation.load.metrics(self.ranks, self.args.vllm_tensor_parallel_size))
         # TRL logged the lengths of each round by itself: one value over all completions replaces them.
         merged = completion_metrics(batch.ledger.sampled) | self._tool_metrics(batch, *calls_before)
         for name, value in merged.items():
@@ -802,6 +806,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         lines = [describe_run(self.args, num_steps, num_rows, plan, self.punishment.names, self.filter_names)]
         if self.args.use_vllm and isinstance(self.vllm_generation, ServerGeneration):
             lines.append(self.vllm_generation.describe())
+        seeds = self.vllm_generation.describe_seeds() if self.args.use_vllm and self.args.dynamic_sampling else None
         if not self.args.disable_dropout and has_dropout(self.model):
             lines.append(
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "
@@ -815,7 +820,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         datasets = {"train_dataset": self.train_dataset, **datasets_by_name("eval_dataset", self.eval_dataset)}
         beyond = set(filter(None, (self.context_limit.describe(name, rows) for name, rows in datasets.items())))
         template = describe_template(self.train_dataset, self.seams.tokenizer) if self._reads_prompts else None
-        lines += [f"  ! {line}" for line in (template, *sorted(beyond)) if line]
+        lines += [f"  ! {line}" for line in (seeds, template, *sorted(beyond)) if line]
         for name, count in self.shared_prompts().items():
             lines.append(
                 f"  ! {count} prompts of the evaluation dataset{f' {name!r}' if name else ''} are in the training data "
@@ -836,8 +841,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             # The servers get other weights now.
             self.dynamic_sampler.drain()
+        awake = self.vllm_generation.kept_awake() if self.args.use_vllm else nullcontext()
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            with awake:
+                return super().evaluation_loop(*args, **kwargs)
         except BaseException:
             # What the reward functions logged of the batch that failed.
             self._pending_extra_logs.clear()

@@ -781,9 +781,60 @@ def completions_printed_by(print_sample: Callable[..., None]) -> AbstractContext
 # vLLM
 
 
+def worker_of(llm: Any) -> Any:
+    """Returns the worker of a colocated engine in this process."""
+    worker = llm.llm_engine.model_executor.driver_worker
+    # The executor holds it in a wrapper.
+    return getattr(worker, "worker", worker)
+
+
 def model_runner_of(llm: Any) -> Any:
     """Returns what holds the model of a colocated engine."""
-    return llm.llm_engine.model_executor.driver_worker.model_runner
+    return worker_of(llm).model_runner
+
+
+def loops_over_seeds(model_runner: Any) -> bool:
+    """
+    Returns whether an engine on a GPU draws for each request with a seed by itself, in Python.
+
+    So does vLLM's first model runner: 8 to 10 ms in a step of 1,024 requests. The second one draws for all in one kernel. Which
+    of them there is vLLM decides by its release, the model and VLLM_USE_V2_MODEL_RUNNER. On a CPU a step takes longer anyway.
+    """
+    from vllm.platforms import current_platform
+
+    is_second = any(cls.__module__.startswith("vllm.v1.worker.gpu.") for cls in type(model_runner).__mro__)
+    return not is_second and not current_platform.is_cpu()
+
+
+def watch_scheduler(llm: Any, observe: Callable[[int, float, int, int], None]) -> bool:
+    """
+    Has a function called after each scheduling decision of a colocated engine, at a few microseconds a step.
+
+    vLLM's own statistics (`disable_log_stats=False`) go through each token of a step in Python.
+
+    Args:
+        llm (`vllm.LLM`):
+            The engine.
+        observe (`Callable[[int, float, int, int], None]`):
+            Is given how many requests lost their place in the KV cache since the last decision, the share of the cache that is
+            in use, and how many requests run and wait.
+
+    Returns:
+        `bool`: whether there is a scheduler in this process.
+    """
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    scheduler = getattr(core, "scheduler", None)
+    if scheduler is None:
+        return False
+    schedule = scheduler.schedule
+
+    def schedule_watched(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        observe(len(output.preempted_req_ids or ()), scheduler.kv_cache_manager.usage, *scheduler.get_request_counts())
+        return output
+
+    scheduler.schedule = schedule_watched
+    return True
 
 
 def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
@@ -835,28 +886,31 @@ def repacks_weights(model_runner: Any) -> bool:
     return False
 
 
-def reload_weights(model_runner: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+def reload_weights(worker: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
     """
     Loads weights in checkpoint format into an engine, and packs them as when it started.
 
     Args:
-        model_runner (`Any`):
-            vLLM's.
+        worker (`Any`):
+            vLLM's. It sets the configuration that layers read while they are packed.
         weights (`Iterator[tuple[str, torch.Tensor]]`):
             Names and values. The values are held until the layer is complete, and must not change meanwhile.
     """
-    model_runner.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
+    from vllm.config import set_current_vllm_config
+
+    worker.reload_weights(weights_iterator=weights, is_checkpoint_format=True)
     # Of layers that share a weight vLLM packs only the one whose name the checkpoint has: a tied head would compute with
     # the copy that was packed before.
     owners: dict[int, list[torch.nn.Module]] = {}
-    for layer in model_runner.get_model().modules():
+    for layer in worker.model_runner.get_model().modules():
         for parameter in layer.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(layer)
-    for layers in owners.values():
-        for layer in layers if len(layers) > 1 else []:
-            quant_method = getattr(layer, "quant_method", None)
-            if quant_method is not None:
-                quant_method.process_weights_after_loading(layer)
+    with set_current_vllm_config(worker.vllm_config):
+        for layers in owners.values():
+            for layer in layers if len(layers) > 1 else []:
+                quant_method = getattr(layer, "quant_method", None)
+                if quant_method is not None:
+                    quant_method.process_weights_after_loading(layer)
 
 
 def _differ(built: torch.Tensor, present: torch.Tensor) -> bool:
@@ -876,6 +930,7 @@ def worker_state(worker: Any) -> dict[str, Any]:
         "logprobs_mode": str(config.model_config.logprobs_mode),
         "is_cpu": bool(current_platform.is_cpu()),
         "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
+        "slow_seeds": loops_over_seeds(worker.model_runner),
         "takes_nccl": getattr(config.weight_transfer_config, "backend", None) == "nccl",
     }
 
@@ -888,7 +943,7 @@ def worker_weights_loaded_by(worker: Any, weights: Iterator[tuple[str, torch.Ten
         if not hasattr(worker, "_dapo_repacks"):
             worker._dapo_repacks = repacks_weights(worker.model_runner)
         if worker._dapo_repacks:
-            reload_weights(worker.model_runner, weights)
+            reload_weights(worker, weights)
         else:
             worker.model_runner.get_model().load_weights(weights)
 

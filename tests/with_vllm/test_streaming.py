@@ -1,6 +1,7 @@
 """Refilling group by group with a real vLLM: the batches of rounds, and completions that go on under new weights."""
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from launched import run_two_ranks
 from tiny_engine import OPTIONS, exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo import DAPOTrainer
+from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
@@ -60,12 +62,13 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def engines():
-    """Starts an engine for each number of slots once: the trainers of this file take turns with them."""
+    """Starts an engine for each number of slots and size of the cache once: the trainers of this file take turns with them."""
     started = {}
     build = DAPOVLLMGeneration._build_engine
 
     def build_once(self, **options):
-        slots = self.dapo_args.vllm_engine_kwargs.get("max_num_seqs")
+        names = ("max_num_seqs", "num_gpu_blocks_override", "async_scheduling")
+        slots = tuple(map(self.dapo_args.vllm_engine_kwargs.get, names))
         if slots not in started:
             started[slots] = build(self, **options)
         return started[slots]
@@ -165,6 +168,118 @@ def test_aborted_tokens_are_counted(model_folder, tmp_path):
             fates = sum(value for name, value in entry.items() if name.startswith("dapo/tokens/"))
             assert entry["dapo/rollout_efficiency"] == pytest.approx(entry["dapo/tokens/trained"] / fates)
     assert sum(entry.get("dapo/tokens/aborted", 0) for entry in trainer.state.log_history) > 0
+
+
+def test_full_cache_is_told_and_its_slots_are_not_idle(model_folder, tmp_path):
+    # Blocks of 32 tokens, one of them vLLM's own: four sequences begin, and two can be as long as they may.
+    options = OPTIONS | {"max_num_seqs": 8, "num_gpu_blocks_override": 5, "block_size": 32}
+    seen, offered = [], []
+
+    class WatchingTrainer(CollectingTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            scheduler = self.vllm_generation.llm.llm_engine.engine_core.engine_core.scheduler
+            groups, step = self.dynamic_sampler.refill.groups, self.vllm_generation.llm.llm_engine.step
+
+            def step_and_count():
+                before = sum(request.num_preemptions for request in scheduler.requests.values())
+                requests = list(scheduler.requests.values())
+                outputs = step()
+                preempted = sum(request.num_preemptions for request in requests) - before
+                seen.append([preempted, scheduler.kv_cache_manager.usage])
+                if scheduler.waiting:
+                    offered.append(groups.num_idle_slots)
+                return outputs
+
+            self.vllm_generation.llm.llm_engine.step = step_and_count
+
+    trainer = train(
+        tmp_path, model_folder, cls=WatchingTrainer, reward=even_sum_reward, refill="stream", surplus="carry", max_steps=3,
+        max_completion_length=40, vllm_engine_kwargs=options, steps_per_generation=1,
+    )  # fmt: skip
+    logged = [entry for entry in trainer.state.log_history if "dapo/vllm/preemptions" in entry]
+    assert len(logged) == 3
+    assert sum(entry["dapo/vllm/preemptions"] for entry in logged) == sum(preempted for preempted, _ in seen) > 0
+    assert 0.8 < max(entry["dapo/vllm/kv_cache_use_max"] for entry in logged) <= 1
+    assert max(entry["dapo/vllm/kv_cache_use_max"] for entry in logged) >= max(usage for _, usage in seen)
+    assert len(offered) > 10
+    assert set(offered) == {0}
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """Options of an engine that schedules a step before it has the tokens of the last one, which vLLM turns off on a CPU."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config.__func__
+
+    def check_and_leave_on(cls, vllm_config):
+        is_asynchronous = vllm_config.scheduler_config.async_scheduling
+        check(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = is_asynchronous
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(check_and_leave_on))
+    return OPTIONS | {"async_scheduling": True, "max_num_seqs": 6}
+
+
+def test_withdrawn_tokens_begin_the_finished_completion_under_asynchronous_scheduling(
+    model_folder, tmp_path, asynchronous
+):
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    trainer = train(tmp_path, model_folder, refill="stream", max_steps=1, vllm_engine_kwargs=asynchronous)
+    core = trainer.vllm_generation.llm.llm_engine.engine_core.engine_core
+    assert isinstance(core.scheduler, AsyncScheduler)
+    assert core.step_fn == core.step_with_batch_queue
+    requests, policy = trainer.dynamic_sampler.refill.groups.engine, merged_copy(trainer.model)
+    keys = [SequenceKey(100 + number // 4, number % 4) for number in range(16)]
+    prompts = {key: [3 + key.position % 7, 5] for key in keys}
+
+    def plain(decoded):
+        return {key: ([*map(int, one.token_ids)], [*map(float, one.logps)]) for key, one in decoded.items()}
+
+    def sample(withdrawn_at):
+        """Returns what was decoded of each, where some are withdrawn after so many steps."""
+        requests.begin()
+        for key in keys:
+            requests.submit(key, prompts[key], [])
+        decoded, withdrawn = {}, {}
+        for number in itertools.count(1):
+            decoded |= requests.step()
+            if number in withdrawn_at:
+                withdrawn |= requests.withdraw(withdrawn_at[number])
+            if not requests.num_unfinished:
+                return plain(decoded), plain(withdrawn)
+
+    whole, _ = sample({})
+    assert whole.keys() == set(keys)
+    # Some that run, some that wait, at several ages.
+    at = {2: keys[0:2], 5: [*keys[2:4], keys[15]], 9: keys[5:12]}
+    first, second = sample(at), sample(at)
+    assert first == second
+    decoded, withdrawn = first
+    assert decoded.keys() | withdrawn.keys() == set(keys)
+    lengths = set()
+    for key, (ids, logps) in {**decoded, **withdrawn}.items():
+        assert ids == whole[key][0][: len(ids)]
+        assert len(ids) == len(whole[key][0]) or key in withdrawn
+        assert len(logps) == len(ids)
+        if ids:
+            gap = torch.tensor(logps, dtype=torch.float64) - exact_logps(policy, prompts[key], ids)
+            assert gap.abs().max() < ROUNDING
+        if key in withdrawn:
+            lengths.add(len(ids))
+    assert len(lengths) > 2
+
+
+def test_asynchronous_scheduling_trains_the_groups_of_rounds(model_folder, tmp_path, asynchronous):
+    options = SHORT | {"max_steps": 6, "per_device_train_batch_size": 16}
+    rounds = train(tmp_path / "rounds", model_folder, refill="rounds", **options)
+    options["vllm_engine_kwargs"] = asynchronous
+    streams = [train(tmp_path / name, model_folder, refill="stream", **options) for name in "ab"]
+    for number, (_, batch) in enumerate(rounds.collected):
+        for stream in streams:
+            assert trained_groups(stream.collected[number][1]) == trained_groups(batch)
 
 
 def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folder, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from trl_dapo import DAPOConfig
 from trl_dapo.config.vllm_options import _FIELD_OF_OPTION, known_engine_options
+from trl_dapo.trl_seams import loops_over_seeds
 
 
 vllm = pytest.importorskip("vllm")
@@ -26,11 +27,32 @@ def test_both_model_runners_have_the_names_that_the_weight_sync_uses(module):
     assert "self.model_config = " in inspect.getsource(runner.__init__)
 
 
+def test_only_the_first_model_runner_loops_over_seeds_and_only_a_gpu_waits_for_it(monkeypatch):
+    from vllm import platforms
+    from vllm.v1.sample.ops import topk_topp_sampler
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Second
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as First
+
+    runners = [runner.__new__(runner) for runner in (First, Second, CPUModelRunner)]
+    assert [loops_over_seeds(runner) for runner in runners] == [False] * 3
+    monkeypatch.setattr(platforms.current_platform.__class__, "is_cpu", lambda self: False)
+    assert [loops_over_seeds(runner) for runner in runners] == [True, False, True]
+    assert "for i, generator in generators.items():" in inspect.getsource(topk_topp_sampler.random_sample)
+
+
 def test_model_runner_reloads_from_an_iterator_in_checkpoint_format():
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     parameters = inspect.signature(GPUModelRunner.reload_weights).parameters
     assert {"weights_iterator", "is_checkpoint_format"} <= set(parameters)
+
+
+@pytest.mark.parametrize("module", ["vllm.v1.worker.gpu_worker.Worker", "vllm.v1.worker.cpu_worker.CPUWorker"])
+def test_worker_reloads_under_its_configuration(module):
+    name, _, worker = module.rpartition(".")
+    source = inspect.getsource(getattr(importlib.import_module(name), worker).reload_weights)
+    assert "with set_current_vllm_config(self.vllm_config):" in source
 
 
 def test_layers_remember_what_they_were_built_with():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig
+from tiny import numbered_prompts
 from tiny_engine import OPTIONS, VOCABULARY, exact_logps, largest_gap, make_trainer, save_model
 
 from trl_dapo import StaleEngineError
@@ -64,13 +65,25 @@ def trained(request, model_folders, tmp_path_factory):
     for name, parameter in trainer.model.named_parameters():
         if "lora_" in name:
             parameter.data.normal_(std=0.1)
-    reloads = []
+    from vllm.config import get_current_vllm_config_or_none
+
+    reloads, configurations = [], []
     runner = model_runner_of(trainer.vllm_generation.llm)
-    reload = runner.reload_weights
-    runner.reload_weights = lambda **kwargs: (reloads.append(trainer.state.global_step), reload(**kwargs))
+    reload, head = runner.reload_weights, runner.get_model().lm_head.quant_method
+    pack = head.process_weights_after_loading
+
+    def reload_and_note(**kwargs):
+        reloads.append(trainer.state.global_step)
+        reload(**kwargs)
+
+    def pack_and_note(layer):
+        configurations.append(get_current_vllm_config_or_none())
+        pack(layer)
+
+    runner.reload_weights, head.process_weights_after_loading = reload_and_note, pack_and_note
     trainer.train()
-    runner.reload_weights = reload
-    trainer.reloads = reloads
+    runner.reload_weights, head.process_weights_after_loading = reload, pack
+    trainer.reloads, trainer.configurations = reloads, configurations
     return trainer
 
 
@@ -88,6 +101,11 @@ def test_weights_are_synced_once_a_batch_however_many_rounds_it_takes(trained):
     assert len(trained.rounds) > 2
     assert trained.reloads == [0, 2]
     assert trained.vllm_generation.num_syncs == 2
+
+
+def test_layers_are_packed_under_the_configuration_of_the_engine(trained):
+    assert len(trained.configurations) >= 2
+    assert all(config is trained.vllm_generation.llm.llm_engine.vllm_config for config in trained.configurations)
 
 
 def test_gap_that_is_logged_is_rounding(trained):
@@ -198,6 +216,28 @@ def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folders, tmp_path, 
     assert len(trainer.rounds) > 2
     assert calls == ["sync", "wake weights", "wake kv_cache", "sleep 2"] * 2
     assert engine.enable_sleep_mode
+
+
+def test_sleeping_engine_wakes_and_sleeps_once_an_evaluation(model_folders, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, model_folders[True], per_device_eval_batch_size=8)
+    engine = trainer.vllm_generation
+    engine.enable_sleep_mode = engine._llm_weights_sleeping = True
+    calls, generate, sync = [], engine.llm.generate, engine.sync_weights
+
+    def generate_and_note(*args, **kwargs):
+        calls.append("generate")
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(engine.llm, "generate", generate_and_note)
+    monkeypatch.setattr(engine.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+    monkeypatch.setattr(engine.llm, "wake_up", lambda tags: calls.append(f"wake {tags[0]}"))
+    monkeypatch.setattr(engine, "sync_weights", lambda: (calls.append("sync"), sync()))
+    monkeypatch.setattr("trl.generation.vllm_generation.empty_cache", lambda: None)
+    for _ in range(2):
+        calls.clear()
+        # Two prompts of four completions are a batch.
+        trainer.evaluate(numbered_prompts(6))
+        assert calls == ["sync", "wake weights", "wake kv_cache", *["generate"] * 3, "sleep 2"]
 
 
 def test_run_ends_when_a_request_of_somebody_else_keeps_the_cache_of_earlier_weights(model_folders, tmp_path):

@@ -150,10 +150,13 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
             `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to 1,024,
             and never fewer than those of one generation batch.
-        vllm_request_seeds (`bool`, *optional*, defaults to `True`):
+        vllm_request_seeds (`bool`, *optional*):
             Whether each training completion of vLLM has a random seed of its own, from `seed`, the position of its prompt in
             the stream and its number in the group. Then what is sampled does not depend on the size of rounds, on which
-            process or server samples it, nor on whether the run was resumed. Not with tensor parallelism in the same process.
+            process or server samples it, nor on whether the run was resumed. `None`: wherever vLLM draws for all requests at
+            once, and on a CPU. Its older model runner (before 0.29, and for some models) loops over requests with seeds, 8 to
+            10 ms a step with 1,024 of them: there a resumed run samples other completions, unless this is `True`. With tensor
+            parallelism in the same process each request has a seed in any case, as the processes have to draw the same.
         vllm_weight_folder (`str`, *optional*):
             With `vllm_mode="server"`, a folder through which the servers get the weights, on a disk that trainer and servers
             share. `None`: over NCCL, as TRL does, where there is CUDA, one server and no sharding of the model; else through
@@ -339,9 +342,12 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             "(verl: rollout.engine_kwargs.vllm). JSON on the command line."
         },
     )
-    vllm_request_seeds: bool = field(
-        default=True,
-        metadata={"help": "Seed each training completion of vLLM by `seed`, stream position and number in its group."},
+    vllm_request_seeds: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Seed each training completion of vLLM by `seed`, stream position and number in its group. None does it "
+            "where it costs no time."
+        },
     )
     vllm_weight_folder: str | None = field(
         default=None,

@@ -92,6 +92,14 @@ METRICS: dict[str, dict[str, Metric]] = {
             f"{_COLOCATED}, every `vllm_check_interval` syncs",
         ),
         "dapo/vllm/logp_gap_max": Metric("the largest of these distances", f"{_COLOCATED}, as `dapo/vllm/logp_gap`"),
+        "dapo/vllm/preemptions": Metric(
+            "requests whose part of the KV cache was given to others since the batch before, and that are computed again; often "
+            "above 0: lower `max_num_seqs`, or raise `vllm_gpu_memory_utilization`",
+            _COLOCATED,
+        ),
+        "dapo/vllm/kv_cache_use_max": Metric(
+            "largest share of the KV cache in use since the batch before, of the fullest engine", _COLOCATED
+        ),
         "dapo/vllm/server_logp_gap": Metric(
             "distance of the log-probabilities of texts that each vLLM server is asked about right after a weight sync; the "
             "largest of the servers",

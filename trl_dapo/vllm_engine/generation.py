@@ -19,9 +19,10 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
-from trl_dapo.trl_seams import model_runner_of, reload_weights, repacks_weights, replaced
+from trl_dapo.trl_seams import loops_over_seeds, model_runner_of, reload_weights, repacks_weights, replaced, worker_of
 
 from .adapter import EngineAdapter
+from .engine_load import EngineLoad
 from .sampled_logps import ask_for_little, sampled_logps
 
 
@@ -42,6 +43,10 @@ class DAPOVLLMGeneration(VLLMGeneration):
             The adapter that each sync brings; `None`: each sync brings all weights.
         last_sync_bytes (`int`):
             Bytes of the weights that the last sync brought to a colocated engine of this rank.
+        load (`EngineLoad` or `None`):
+            How full a colocated engine is.
+        slow_seeds (`bool`):
+            Whether seeds cost the engine so much time that requests have none unless they are asked for.
     """
 
     adapter: EngineAdapter | None = None
@@ -50,6 +55,9 @@ class DAPOVLLMGeneration(VLLMGeneration):
         self.dapo_args = dapo_args
         self.num_syncs = 0
         self.last_sync_bytes = 0
+        self.slow_seeds = False
+        self.load: EngineLoad | None = None
+        self._num_calls = 0
         self._reloads_weights = False
         self._stays_awake = False
         self._is_cache_awake = False
@@ -67,6 +75,8 @@ class DAPOVLLMGeneration(VLLMGeneration):
         if self.mode == "colocate":
             # vLLM's reload also clears what layers with adapters hold of the weights before.
             self._reloads_weights = self.adapter is not None or repacks_weights(model_runner_of(self.llm))
+            self.slow_seeds = loops_over_seeds(model_runner_of(self.llm))
+            self.load = EngineLoad(self.llm)
 
     def _check_that_adapter_is_whole(self) -> None:
         if self._dist.is_fsdp or self._dist.is_zero3:
@@ -85,7 +95,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         largest_round = args.shape.max_prompts_per_round if args.dynamic_sampling else 0
         options: Any = args.vllm_engine_kwargs or {}
         added = engine_options(options, self.max_num_seqs or 0, round(largest_round * rows_per_prompt))
-        if self._seeds_requests and current_platform.is_cpu():
+        if (self._seeds_requests or self.tensor_parallel_size > 1) and current_platform.is_cpu():
             # After each part of a prompt but the last vLLM winds a request's generator back, which on a CPU none can.
             added = {"enable_chunked_prefill": False} | added
         if self.adapter is not None:
@@ -124,9 +134,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
             if self._reloads_weights:
                 # A copy of each: a layer is packed when its last weight has come, or at the very end when it is padded. By
                 # then TRL may have unmerged the adapter, or given back what it had gathered.
-                reload_weights(
-                    model_runner_of(self.llm), ((name, weight.detach().clone()) for name, weight in weights)
-                )
+                reload_weights(worker_of(self.llm), ((name, weight.detach().clone()) for name, weight in weights))
             else:
                 yield from weights
 
@@ -142,8 +150,8 @@ class DAPOVLLMGeneration(VLLMGeneration):
         """
         Inside it, an engine that sleeps while the model trains wakes once, at the first `generate`, and sleeps at the end.
 
-        TRL lets it sleep after each `generate`. Its weights are gone then, so that every round of a batch would push all of
-        them again.
+        TRL lets it sleep after each `generate`. Its weights are gone then, so that every round of a batch, and every batch of an
+        evaluation, would push all of them again.
         """
         self._stays_awake = self.mode == "colocate" and self.enable_sleep_mode
         try:
@@ -173,9 +181,13 @@ class DAPOVLLMGeneration(VLLMGeneration):
             self._logps_apart = None
 
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As TRL's, with a seed for each of the requests that were named; see also `logps_apart`."""
+        """
+        As TRL's, with a seed for each of the requests that were named, and for all where ranks share an engine.
+
+        See also `logps_apart`.
+        """
         keys, lengths, self._keys, self._lengths = self._keys, self._lengths, [], []
-        seeds = [self.request_seed(*named) for named in zip(keys, lengths, strict=True)]
+        seeds = self._seeds_of(keys, lengths, len(kwargs["prompts"] if "prompts" in kwargs else args[0]))
         if self.mode != "colocate":
             return self._generate_awake(*args, **kwargs)
         generate = self.llm.generate
@@ -183,7 +195,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         def generate_named(prompts: Any, sampling_params: Any, **options: Any) -> Any:
             if self._logps_apart is not None:
                 ask_for_little(sampling_params)
-            if self._seeds_requests and seeds:
+            if seeds:
                 sampling_params = [sampling_params.clone() for _ in seeds]
                 for params, seed in zip(sampling_params, seeds, strict=True):
                     params.seed = seed
@@ -272,7 +284,43 @@ class DAPOVLLMGeneration(VLLMGeneration):
 
     @property
     def _seeds_requests(self) -> bool:
-        return self.dapo_args.vllm_request_seeds and self.mode == "colocate" and self.tensor_parallel_size == 1
+        is_wanted = self.dapo_args.vllm_request_seeds
+        if is_wanted is None:
+            is_wanted = not self.slow_seeds or self.tensor_parallel_size > 1
+        return is_wanted and self.mode == "colocate"
+
+    def describe_seeds(self) -> str | None:
+        """Returns what follows where requests have no seeds by default; `None`: they have some, or were to have none."""
+        if self.dapo_args.vllm_request_seeds is not None or self._seeds_requests:
+            return None
+        return (
+            "vllm_request_seeds is None, and vLLM has its older model runner, which loops over requests with seeds: they have "
+            "none. What is sampled depends on the size of rounds, and a resumed run samples other completions. For the same ones, "
+            "set vllm_request_seeds=True, which costs 8 to 10 ms a step with 1,024 requests, or VLLM_USE_V2_MODEL_RUNNER=1 "
+            "where vLLM can."
+        )
+
+    def _seeds_of(
+        self, keys: Sequence[SequenceKey], lengths: Sequence[int], num_prompts: int
+    ) -> list[int | None] | None:
+        """
+        Returns the seeds of a call of `generate`; `None`: it has none. With tensor parallelism a collective.
+
+        There each rank of the group samples the prompts of all of them, from logits that they compute together. Without
+        seeds each would sample by a random state of its process, which a reward function may have moved on.
+        """
+        own = [self.request_seed(key, length) for key, length in zip(keys, lengths, strict=True)]
+        if self.mode != "colocate" or self.tensor_parallel_size == 1:
+            return own if self._seeds_requests else None
+        self._num_calls += 1
+        call = f"{self.dapo_args.seed}/{self.accelerator.process_index}/call-{self._num_calls}"
+        if not self._seeds_requests:
+            own = []
+        # Also those of evaluation, and of the rows that a rank adds where another one has more.
+        own += [keyed_hash(f"{call}/{row}", num_bytes=7) for row in range(len(own), num_prompts)]
+        by_rank: list[list[int | None]] = [[] for _ in range(self.tensor_parallel_size)]
+        torch.distributed.all_gather_object(by_rank, own, group=self.tp_group)
+        return [seed for seeds in by_rank for seed in seeds]
 
 
 def _reset_or_raise(reset_prefix_cache: Callable[[], bool]) -> None:

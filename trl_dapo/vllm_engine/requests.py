@@ -31,8 +31,8 @@ class VLLMRequests:
     @property
     def num_slots(self) -> int:
         """Sequences that the engine decodes at once."""
-        slots: int = self._engine.vllm_config.scheduler_config.max_num_seqs
-        return slots
+        assert self.generation.load is not None
+        return self.generation.load.num_slots
 
     @property
     def num_unfinished(self) -> int:
@@ -60,10 +60,12 @@ class VLLMRequests:
     def step(self) -> Mapping[SequenceKey, Decoded]:
         """Decodes a token of each running sequence, and returns the sequences that finished."""
         finished = {}
+        assert self.generation.load is not None
         for output in self._engine.step():
             if output.finished:
                 key = SequenceKey(*map(int, output.request_id.split("/")))
                 (completion,) = output.outputs
+                self.generation.load.observe_finished(len(output.prompt_token_ids) + len(completion.token_ids))
                 finished[key] = _decoded(completion.token_ids, completion.logprobs)
                 del self._ids[key]
         return finished

@@ -55,6 +55,7 @@ class ServerGeneration(DAPOVLLMGeneration):
             self.servers, self._content, lambda: None, self.ranks.num_ranks, self.max_model_length
         )
         self.ranks.together(self._find_servers)
+        self.slow_seeds = any(facts.slow_seeds for facts in self.servers.facts.values())
         self.uses_nccl = self._decide_for_nccl(args)
         self.vllm_client: Any = None
         self.ranks.together(self._open_way_of_weights)
@@ -68,7 +69,7 @@ class ServerGeneration(DAPOVLLMGeneration):
                     "log-probabilities have to be those of the distribution that is sampled from: start it with "
                     "--logprobs-mode processed_logprobs (`trl-dapo serve` does)."
                 )
-            if self._seeds_requests and not facts.seeds_hold:
+            if self.dapo_args.vllm_request_seeds is not False and not facts.seeds_hold:
                 raise ValueError(
                     f"The vLLM server at {server.address} computes on a CPU and splits long prompts, which breaks the seeds of "
                     "requests. Start it with --no-enable-chunked-prefill (`trl-dapo serve` does), or set "
@@ -232,7 +233,8 @@ class ServerGeneration(DAPOVLLMGeneration):
 
     @property
     def _seeds_requests(self) -> bool:
-        return self.dapo_args.vllm_request_seeds
+        is_wanted = self.dapo_args.vllm_request_seeds
+        return not self.slow_seeds if is_wanted is None else is_wanted
 
 
 class _FolderClient:

@@ -52,6 +52,8 @@ class EngineFacts:
             Which log-probabilities it returns.
         seeds_hold (`bool`):
             Whether a request with a seed samples the same tokens each time.
+        slow_seeds (`bool`):
+            Whether seeds cost it much time.
         takes_nccl (`bool`):
             Whether it can receive weights over NCCL.
     """
@@ -62,6 +64,7 @@ class EngineFacts:
     vocab_size: int
     logprobs_mode: str
     seeds_hold: bool
+    slow_seeds: bool
     takes_nccl: bool
 
 
@@ -152,6 +155,7 @@ class Servers:
                 logprobs_mode=str(state["logprobs_mode"]),
                 # After each part of a prompt but the last vLLM winds a request's generator back, which on a CPU none can.
                 seeds_hold=not (state["is_cpu"] and state["chunked_prefill"]),
+                slow_seeds=bool(state["slow_seeds"]),
                 takes_nccl=bool(state["takes_nccl"]),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -180,7 +180,8 @@ def restart_line(run: Sequence[Notes], restart: Sequence[Notes], values: Mapping
     has_other_tokens = bool({"num_tokens", "dapo/tokens/trained", "completions/mean_length"} & set(differing))
     if is_set(values["use_vllm"]) and has_other_tokens:
         reason = (
-            "not to the bit: engine. vLLM sampled other completions: its sums depend on which requests share a batch"
+            "not to the bit: engine. vLLM sampled other completions: its sums depend on which requests share a batch, and requests "
+            "may have no seeds (vllm_request_seeds)"
         )
         return Line("restart", Verdict.OK, f"{reason} ({named})")
     if has_gpu or is_set(values["use_vllm"]):
