@@ -22,8 +22,11 @@ Figures:
   batch is sampled, before TRL pads it.
 """
 
+import argparse
 import functools
 import gc
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +55,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
+from provenance import TRAINING, provenance  # noqa: E402
 from tokenizers import Tokenizer, pre_tokenizers  # noqa: E402
 from tokenizers.models import WordLevel  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
@@ -70,7 +74,10 @@ NUM_PROMPTS, NUM_GENERATIONS = 512, 16
 MEAN_LENGTH, MAX_LENGTH, NUM_SLOTS = 500, 2048, 256
 SHARES, ACCEPTANCES = (64, 8, 1), (0.97, 0.5, 0.25)
 ARMS = ("rounds", "stream", "server")
+# Of one rank with the whole batch.
+LARGEST = ("GRPOTrainer", "rounds")
 VOCABULARY, END = 32_000, 2
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 ENGINE = {"enforce_eager": True, "max_num_seqs": NUM_SLOTS}
 CATEGORIES = ("ours", "TRL", "vLLM", "decoding", "rewards", "engine")
 
@@ -178,9 +185,14 @@ class Clock:
         return functools.partial(delattr, owner, name) if own is None else functools.partial(setattr, owner, name, own)
 
 
+def word_of(token: int) -> str:
+    """The text of a token, which is as long as tokens of language models are: with the space between two, 4 letters."""
+    return "".join(LETTERS[token // len(LETTERS) ** place % len(LETTERS)] for place in (0, 1, 2))
+
+
 def save_model(folder: str) -> None:
     """Saves a Llama with a vocabulary as large as those of language models, whose token ids are objects of Python."""
-    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f" w{number:04x}": number for number in range(3, VOCABULARY)}
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {word_of(number): number for number in range(3, VOCABULARY)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
@@ -198,7 +210,10 @@ def prompts(acceptance: float) -> Dataset:
     """More prompts than a batch takes, each with what its groups are like."""
     numbers = range(8 * NUM_PROMPTS)
     return Dataset.from_list(
-        [{"prompt": f" w{number + 3:04x}" * 8, "teaches": is_informative(number, acceptance)} for number in numbers]
+        [
+            {"prompt": f"{word_of(number + 3)} " * 8, "teaches": is_informative(number, acceptance)}
+            for number in numbers
+        ]
     )
 
 
@@ -297,8 +312,11 @@ def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dic
         gc.collect()
         if is_traced:
             tracemalloc.start()
-        with clock.within("ours" if isinstance(trainer, DAPOTrainer) else "TRL"):
+        root, start = "ours" if isinstance(trainer, DAPOTrainer) else "TRL", time.process_time()
+        with clock.within(root):
             found = sample_batch(trainer)
+        # Also what threads did meanwhile.
+        clock.seconds[root] += time.process_time() - start - sum(clock.seconds.values())
         sampled = found["sampled"] if engine is None else engine.num_tokens
         record = {"tokens_sampled": sampled, "tokens_trained": found["trained"]}
         if is_traced:
@@ -307,8 +325,7 @@ def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dic
                 record["alive"] = round(found["alive"] / found["trained"], 1)
             tracemalloc.stop()
         else:
-            for name in CATEGORIES[:-1]:
-                record[name] = round(1e9 * clock.seconds[name] / sampled, 1)
+            record |= {name: round(1e9 * clock.seconds[name] / sampled, 1) for name in CATEGORIES[:-1]}
         for undone in undo:
             undone()
         return record
@@ -345,6 +362,73 @@ def serve() -> None:
         return tokens, (-chance.random(length, np.float32)).tolist()
 
     served = ScriptedServer(make_up, num_slots=64, context=2304)
-    served.vocab_size = VOCABULARY
+    served.vocab_size, served.tokens_per_event = VOCABULARY, 16
     print(served.address, flush=True)
     threading.Event().wait()
+
+
+def missing_cases(results: list[dict[str, Any]]) -> Iterator[tuple[str, int, float, bool]]:
+    """The cases that were not measured yet: arm, ranks, acceptance, and whether memory is traced."""
+    known = {(row["arm"], row["ranks"], row["acceptance"], "peak" in row) for row in results}
+    for num_ranks, is_traced in itertools.product(SHARES, (False, True)):
+        # Tracing the memory of the whole batch takes hours; a token takes what it takes in a share.
+        if is_traced and num_ranks == 1:
+            continue
+        for arm, acceptance in [("GRPOTrainer", 1.0), *itertools.product(ARMS, ACCEPTANCES)]:
+            if (arm, num_ranks, acceptance, is_traced) not in known and (num_ranks > 1 or arm in LARGEST):
+                yield arm, num_ranks, acceptance, is_traced
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Returns the tables of the record."""
+    lines = []
+    for title, names in (
+        ("CPU nanoseconds a sampled token", [*CATEGORIES[:3], "decoding", "all"]),
+        ("Bytes a token of the batch", ["alive", "peak", "times the peak of GRPOTrainer"]),
+    ):
+        lines += ["", f"{title}:", "", f"| ranks | arm | acceptance | {' | '.join(names)} |"]
+        lines.append("|---" * (len(names) + 3) + "|")
+        for row in record["results"]:
+            if ("peak" in row) == ("peak" in names):
+                theirs = next(
+                    one for one in record["results"]
+                    if one["arm"] == "GRPOTrainer" and one["ranks"] == row["ranks"] and ("peak" in one) == ("peak" in row)
+                )  # fmt: skip
+                if "peak" in row:
+                    row = row | {"times the peak of GRPOTrainer": row["peak"] / theirs["peak"]}
+                else:
+                    row = row | {"all": sum(row[name] for name in CATEGORIES[:4])}
+                acceptance = "-" if row["arm"] == "GRPOTrainer" else f"{row['acceptance']:g}"
+                cells = ["-" if name not in row else f"{row[name]:,.{2 if 'times' in name else 0}f}" for name in names]
+                lines.append(f"| {row['ranks']} | {row['arm']} | {acceptance} | {' | '.join(cells)} |")
+    return "\n".join(lines[1:])
+
+
+def main() -> None:
+    """Measures what the JSON lacks, each case in a process of its own, and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--markdown", action="store_true", help="print the tables of the JSON and measure nothing")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve()
+    if args.case:
+        arm, num_ranks, acceptance, is_traced = args.case
+        print(json.dumps(measure(arm, int(num_ranks), float(acceptance), is_traced == "True")))
+        return
+    record = json.loads(args.output.read_text()) if args.output.exists() else {"results": []}
+    if not args.markdown:
+        record |= provenance((*TRAINING, "vllm"), num_cores=1)
+        for case in missing_cases(record["results"]):
+            command = [sys.executable, __file__, "--case", *map(str, case)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            row = dict(zip(("arm", "ranks", "acceptance"), case[:3], strict=True))
+            record["results"].append(row | json.loads(done.stdout.splitlines()[-1]))
+            args.output.write_text(json.dumps(record, indent=2) + "\n")
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -77,6 +77,7 @@ class ScriptedServer:
             seconds,
         )
         self.logprobs_mode, self.has_extension = "processed_logprobs", True
+        self.vocab_size, self.tokens_per_event = 20, 2
         self.faults, self.asked, self.ended, self.loaded = deque(), [], [], []
         self.running = self.most_running = 0
         self.version = None
@@ -199,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             state = {
                 "max_num_seqs": served.num_slots,
                 "max_model_len": served.context,
-                "vocab_size": 20,
+                "vocab_size": served.vocab_size,
                 "is_cpu": True,
             }
             state |= {
@@ -255,7 +256,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        size = 2
+        size = served.tokens_per_event
         for start in range(0, len(ids), size):
             is_last = start + size >= len(ids)
             time.sleep(served.seconds / max(1, -(-len(ids) // size)))

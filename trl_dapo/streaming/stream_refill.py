@@ -186,7 +186,10 @@ class StreamRefill:
         if self._has_failed:
             # As if the batch had not been begun, for a checkpoint that is saved before the run ends.
             self.ranks.raise_failure(self.undo())
-        return self._settle(ledger)
+        result = self._settle(ledger)
+        # Those that do not train should not stay in memory while the batch trains.
+        self._judged = []
+        return result
 
     def undo(self) -> Exception | None:
         """Gives up a batch that was begun, and returns what went wrong with it on this rank."""

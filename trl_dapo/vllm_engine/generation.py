@@ -50,6 +50,8 @@ class DAPOVLLMGeneration(VLLMGeneration):
     """
 
     adapter: EngineAdapter | None = None
+    # What `logps_apart` yields, inside it.
+    _logps_apart: dict[int, np.ndarray] | None = None
 
     def __init__(self, *, dapo_args: DAPOConfig, **kwargs: Any):
         self.dapo_args = dapo_args
@@ -63,7 +65,6 @@ class DAPOVLLMGeneration(VLLMGeneration):
         self._is_cache_awake = False
         self._keys: list[SequenceKey] = []
         self._lengths: list[int] = []
-        self._logps_apart: dict[int, np.ndarray] | None = None
         super().__init__(**kwargs)
 
     def _init_vllm(self) -> None:

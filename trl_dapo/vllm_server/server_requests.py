@@ -233,6 +233,8 @@ class ServerRequests:
             except Exception as error:
                 failure = error
             self._done.put((completion, failure))
+            # While a thread waits for the next one, this one should not stay in memory.
+            del completion, failure
 
     def _read_until_done(self, completion: Completion) -> None:
         server, pause = completion.server, _FIRST_PAUSE

@@ -1,0 +1,60 @@
+"""What a round keeps of a real vLLM: the same tokens and log-probabilities as TRL reads, in a hundredth of the memory."""
+
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+from tiny_engine import make_trainer, save_model
+
+from trl_dapo.sampling.prompt_stream import SequenceKey
+
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def generation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, tied=True)
+    options = {"max_steps": 1, "max_completion_length": 40, "soft_punish_cache": 0, "vllm_request_seeds": True}
+    trainer = make_trainer(tmp_path_factory.mktemp("out"), folder, **options)
+    trainer.vllm_generation.sync_weights()
+    return trainer.vllm_generation
+
+
+def sample(generation, num_prompts=16):
+    generation.name_requests([SequenceKey(row, 0) for row in range(num_prompts)])
+    return generation.generate([[3, 4, 5]] * num_prompts, images=None, num_generations=1)
+
+
+def test_tokens_and_log_probabilities_are_those_that_trl_reads(generation):
+    _, expected_ids, expected, _ = sample(generation)
+    with generation.logps_apart() as apart:
+        _, completion_ids, nothing, _ = sample(generation)
+    assert completion_ids == expected_ids
+    assert nothing == [()] * 16
+    for ids, logps in zip(completion_ids, expected, strict=True):
+        np.testing.assert_array_equal(apart[id(ids)], np.float32([logp for (logp,) in logps]))
+    # Whoever calls it directly, as a rollout function does, gets what TRL's gives.
+    assert all(isinstance(logp, float) for row in expected for (logp,) in row)
+
+
+def test_a_round_takes_a_fraction_of_the_memory(generation):
+    def bytes_a_token(outputs_of):
+        gc.collect()
+        tracemalloc.start()
+        kept = outputs_of()
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return held / sum(map(len, kept[0]))
+
+    def apart():
+        with generation.logps_apart() as logps:
+            _, completion_ids, *_ = sample(generation, 200)
+        return [np.int32(ids) for ids in completion_ids], [logps[id(ids)] for ids in completion_ids]
+
+    plain = bytes_a_token(lambda: sample(generation, 200)[1:3])
+    assert bytes_a_token(apart) < plain / 3
