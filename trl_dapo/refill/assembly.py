@@ -275,7 +275,8 @@ class BatchAssembler:
             ),
             ledger=ledger,
             num_moved_words=num_moved_words,
-            refill=refill,
+            # What was sampled beyond the batch, and is not carried, should not live as long as the batch.
+            refill=replace(refill, kept={}),
         )
 
     def _exchange(

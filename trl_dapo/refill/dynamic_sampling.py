@@ -177,9 +177,7 @@ class DynamicSampler:
         self.num_trained_tokens += sum(group.num_tokens for group in ledger.accepted)
         batch = self.assembler.assemble(ledger, kept, result)
         self._carry(ledger, kept, result)
-        # What was sampled beyond the batch and is not carried should not live as long as the batch.
-        result = replace(result, kept={})
-        return replace(batch, refill=result, last_plan=self.last_plan, source_metrics=self.source.metrics)
+        return replace(batch, last_plan=self.last_plan, source_metrics=self.source.metrics)
 
     def begin_next(self, policy_step: int) -> None:
         """Begins to sample the next batch beside training, where the sampler is one that does so; here nothing. A collective."""
