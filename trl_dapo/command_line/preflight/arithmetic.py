@@ -15,8 +15,9 @@ from trl_dapo.command_line.option_check import is_set
 # Activations that a layer keeps for the backward pass, in bytes for a token and a hidden unit, computed in bfloat16; and what
 # gradient checkpointing keeps of a layer.
 _LAYER_BYTES, _CHECKPOINT_BYTES = 34, 2
-# What a round holds on the host for a sampled token until it is assembled, with vLLM in the same process: measured.
-HOST_BYTES_PER_TOKEN = 700
+# What a round holds on the host for a sampled token, with vLLM in the same process: measured 95 where all completions of a rank
+# are decoded at once, 40 where a quarter is (benchmarks/host_cost.py).
+HOST_BYTES_PER_TOKEN = 100
 # Prompts of a round over those of a batch, at an acceptance of one half.
 _ROUND = 2
 # Speeds that are assumed before anything is measured: FLOP a second of a GPU in training, and of one and of a CPU core when
