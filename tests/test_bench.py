@@ -27,7 +27,7 @@ NOT_SHORT = {
     "adapter_sync": "needs vLLM; `tests/with_vllm/test_adapter.py` counts the bytes of a tiny model",
     "dynamic_sampling": "hours of training, of which a part says nothing",
     "gpu": "needs a GPU",
-    "host_cost": "needs vLLM; tests/with_vllm/test_sampled_logps.py weighs a round of a tiny model",
+    "host_cost": "needs vLLM; tests/with_vllm/test_light_rounds.py weighs a round of a tiny model",
     "hidden_rates": "minutes of training; `tests/test_selective_rollout.py` trains on a smaller world",
     "many_passes": "hours of training, of which a part says nothing",
     "memory": "a run that is short enough has not warmed up; `tests/test_memory.py` weighs a tiny one",

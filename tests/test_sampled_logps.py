@@ -9,7 +9,7 @@ from trl.generation import vllm_generation
 
 from trl_dapo.vllm_engine import generation as generation_module
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
-from trl_dapo.vllm_engine.sampled_logps import ask_for_little, sampled_logps
+from trl_dapo.vllm_engine.sampled_logps import sampled_logps
 
 
 class Flat(list):
@@ -37,17 +37,6 @@ def test_token_of_which_the_engine_says_nothing_has_none():
     np.testing.assert_array_equal(sampled_logps([7, 8], None), np.array([np.nan, np.nan], np.float32))
     found = sampled_logps([7, 9], list(Flat(ALONE[:2])))
     np.testing.assert_array_equal(found, np.array([-0.5, np.nan], np.float32))
-
-
-def test_text_is_made_only_where_a_stop_string_is_found_in_it():
-    pytest.importorskip("vllm")
-    from vllm import SamplingParams
-
-    plain, stopped = SamplingParams(logprobs=0), SamplingParams(logprobs=0, stop=["</answer>"])
-    for params in (plain, stopped):
-        ask_for_little(params)
-    assert (plain.detokenize, stopped.detokenize) == (False, True)
-    assert plain.flat_logprobs
 
 
 class Engine:

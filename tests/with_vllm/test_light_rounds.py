@@ -8,6 +8,7 @@ import pytest
 from tiny_engine import make_trainer, save_model
 
 from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.vllm_engine.sampled_logps import ask_for_little
 
 
 pytest.importorskip("vllm")
@@ -58,3 +59,13 @@ def test_a_round_takes_a_fraction_of_the_memory(generation):
 
     plain = bytes_a_token(lambda: sample(generation, 200)[1:3])
     assert bytes_a_token(apart) < plain / 3
+
+
+def test_text_is_made_only_where_a_stop_string_is_found_in_it():
+    from vllm import SamplingParams
+
+    plain, stopped = SamplingParams(logprobs=0), SamplingParams(logprobs=0, stop=["</answer>"])
+    for params in (plain, stopped):
+        ask_for_little(params)
+    assert (plain.detokenize, stopped.detokenize) == (False, True)
+    assert plain.flat_logprobs
