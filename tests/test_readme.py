@@ -151,6 +151,7 @@ NOT_RUN = {
     "python benchmarks/ablation.py": _IS_MINUTES,
     "python benchmarks/overlap.py": _IS_MINUTES,
     "python benchmarks/adapter_sync.py": _IS_MINUTES,
+    "python benchmarks/host_cost.py": _IS_MINUTES,
     "python benchmarks/overlap_accuracy.py": _IS_MINUTES,
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
