@@ -72,6 +72,8 @@ quickstart: $(STAMP)  ## trains a tiny model with DAPO, on a CPU, in minutes
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
 		examples/dapo_gsm8k.py --config examples/recipes/quickstart.yaml $(ARGS)
 
+# Tests start many processes. Compiled modules are read, not made anew in each, where the environment forbids to write them too.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP)  ## three processes for two cores: a part of the tests' time is waiting
 	$(BIN)/python -m pytest -m "not slow and not vllm and not bench and not gpu" -n 3 --dist worksteal
 
