@@ -101,7 +101,8 @@ METRICS: dict[str, dict[str, Metric]] = {
             "largest share of the KV cache in use since the batch before, of the fullest engine", _COLOCATED
         ),
         "dapo/vllm/tokens_per_pass": Metric(
-            "tokens that a sequence gets of a forward pass: 1 and the draft tokens that were accepted",
+            "tokens that a sequence gets of a forward pass: 1 and the draft tokens that were accepted, also those behind the end of "
+            "the completion, which it does not keep",
             f"{_COLOCATED} with `speculative_config`",
         ),
         "dapo/vllm/frac_drafts_accepted": Metric(
