@@ -152,6 +152,8 @@ NOT_RUN = {
     "python benchmarks/overlap.py": _IS_MINUTES,
     "python benchmarks/adapter_sync.py": _IS_MINUTES,
     "python benchmarks/overlap_accuracy.py": _IS_MINUTES,
+    "python benchmarks/speculation.py": _IS_MINUTES,
+    "pip install arctic-inference==0.1.1": "compiles for minutes, and is needed for one method of vLLM's alone",
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
@@ -161,6 +163,8 @@ WITH_VLLM = {
     "dapo/vllm/logp_gap_max",
     "dapo/vllm/preemptions",
     "dapo/vllm/kv_cache_use_max",
+    "dapo/vllm/tokens_per_pass",
+    "dapo/vllm/frac_drafts_accepted",
     "dapo/vllm/server_logp_gap",
     "dapo/stream/groups_suspended",
     "dapo/overlap/hidden",

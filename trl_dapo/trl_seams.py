@@ -992,6 +992,7 @@ def worker_state(worker: Any) -> dict[str, Any]:
         "is_cpu": bool(current_platform.is_cpu()),
         "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
         "slow_seeds": loops_over_seeds(worker.model_runner),
+        "drafts": config.speculative_config is not None,
         "takes_nccl": getattr(config.weight_transfer_config, "backend", None) == "nccl",
     }
 
