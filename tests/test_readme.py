@@ -153,7 +153,6 @@ NOT_RUN = {
     "python benchmarks/adapter_sync.py": _IS_MINUTES,
     "python benchmarks/overlap_accuracy.py": _IS_MINUTES,
     "python benchmarks/speculation.py": _IS_MINUTES,
-    "pip install arctic-inference==0.1.1": "compiles for minutes, and is needed for one method of vLLM's alone",
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
@@ -364,7 +363,7 @@ def test_python_blocks_run(run_blocks):
     for page, text in PRINTED.items():
         assert text in pages[page]
     streaming = [scope["args"] for place, (scope, _) in run_blocks.items() if place.startswith("docs/vllm.md")]
-    assert [args.refill for args in streaming] == ["rounds", "rounds", "stream", "stream"]
+    assert [args.refill for args in streaming] == ["rounds", "rounds", "rounds", "stream", "stream"]
 
 
 def test_program_of_the_readme_is_a_good_first_run(run_blocks):

@@ -300,7 +300,9 @@ def test_server_without_the_extension_is_refused_with_what_helps():
 def test_server_that_drafts_tokens_is_refused_with_what_helps():
     with ScriptedServer() as served:
         served.drafts = True
-        with pytest.raises(VLLMServerError, match=r"drafts tokens \(--speculative-config\).* set vllm_mode=\"colocate\""):
+        with pytest.raises(
+            VLLMServerError, match=r"drafts tokens \(--speculative-config\).* set vllm_mode=\"colocate\""
+        ):
             engine_on(served)
 
 

@@ -846,7 +846,7 @@ def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
     return state.detokenizer.output_token_ids, state.logprobs_processor.logprobs
 
 
-def corrects_drafts() -> bool:
+def correct_drafts() -> bool:
     """
     Has the rejection sampler of a vLLM on a CPU see temperature, top-k and top-p of each request, if it does not.
 

@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from trl_dapo import DAPOConfig
 from trl_dapo.config.vllm_options import _FIELD_OF_OPTION, known_engine_options
-from trl_dapo.trl_seams import corrects_drafts, loops_over_seeds
+from trl_dapo.trl_seams import correct_drafts, loops_over_seeds
 
 
 vllm = pytest.importorskip("vllm")
@@ -109,15 +109,15 @@ def test_rejection_sampler_asks_one_function_for_the_options_of_each_draft(monke
         rejection_sampler, "expand_batch_to_tokens", lambda x, cu_num_tokens, num_tokens: wrong(num_tokens)
     )
     # Where the function is right, it stays.
-    assert corrects_drafts()
-    assert not corrects_drafts()
+    assert correct_drafts()
+    assert not correct_drafts()
     for (arguments, options), values in zip(cases, expected, strict=True):
         spread = rejection_sampler.expand_batch_to_tokens(*arguments, **options)
         torch.testing.assert_close(spread, torch.tensor(values, dtype=arguments[0].dtype), rtol=0, atol=0)
 
 
 def test_kernel_of_drafts_on_a_cpu_still_drops_what_it_writes():
-    """Fails when vLLM has mended it: then `corrects_drafts` may go, and the entry in docs/upstream.md."""
+    """Fails when vLLM has mended it: then `correct_drafts` may go, and the entry in docs/upstream.md."""
     from vllm.platforms import current_platform
     from vllm.utils import cpu_triton_utils
 

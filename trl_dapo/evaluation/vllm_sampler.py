@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from trl_dapo.config.vllm_options import check_speculation, draft_method
 from trl_dapo.sampling.prompt_stream import keyed_hash
-from trl_dapo.trl_seams import corrects_drafts
+from trl_dapo.trl_seams import correct_drafts
 
 from .completion_sampler import SamplingSettings, TransformersSampler
 
@@ -70,7 +70,7 @@ class VLLMSampler(TransformersSampler):
             options["enable_chunked_prefill"] = False  # on the CPU it fails for requests with a seed
         self.llm = LLM(model=name, **options | (engine_kwargs or {}))
         if draft_method(engine_kwargs) is not None:
-            corrects_drafts()
+            correct_drafts()
         self.context_length = self.llm.llm_engine.vllm_config.model_config.max_model_len
 
     def identity(self) -> dict[str, Any]:

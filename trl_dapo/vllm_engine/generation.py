@@ -20,7 +20,7 @@ from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.config.vllm_options import draft_method, engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
 from trl_dapo.trl_seams import (
-    corrects_drafts,
+    correct_drafts,
     is_second_model_runner,
     loops_over_seeds,
     model_runner_of,
@@ -117,7 +117,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
                     "vllm_engine_kwargs has a speculative_config, but vLLM has its Model Runner V2, which drafts with models alone. "
                     "Unset VLLM_USE_V2_MODEL_RUNNER, or leave speculative_config out."
                 )
-            corrects_drafts()
+            correct_drafts()
         return llm
 
     # Weights
