@@ -76,7 +76,7 @@ class ScriptedServer:
             token,
             seconds,
         )
-        self.logprobs_mode, self.has_extension = "processed_logprobs", True
+        self.logprobs_mode, self.has_extension, self.drafts = "processed_logprobs", True, False
         self.vocab_size, self.tokens_per_event = 20, 2
         self.faults, self.asked, self.ended, self.loaded = deque(), [], [], []
         self.running = self.most_running = 0
@@ -206,6 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             state |= {
                 "chunked_prefill": False,
                 "slow_seeds": False,
+                "drafts": served.drafts,
                 "takes_nccl": False,
                 "logprobs_mode": served.logprobs_mode,
             }

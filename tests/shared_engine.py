@@ -55,7 +55,7 @@ def make_generation(seeds_requests, slow_seeds):
         llm=Engine(), model=torch.nn.Linear(1, 1), structured_outputs_regex=None, generation_kwargs={}, temperature=1.0,
         top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, max_completion_length=4, logprobs=0,
         accelerator=SimpleNamespace(process_index=rank, local_process_index=rank, num_processes=2),
-        dapo_args=SimpleNamespace(seed=3, vllm_request_seeds=seeds_requests), slow_seeds=slow_seeds, _num_calls=0,
+        dapo_args=SimpleNamespace(seed=3, vllm_request_seeds=seeds_requests, vllm_engine_kwargs=None), slow_seeds=slow_seeds, _num_calls=0,
         _stays_awake=False, _keys=[], _lengths=[],
     )  # fmt: skip
     return generation

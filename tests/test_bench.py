@@ -34,6 +34,7 @@ NOT_SHORT = {
     "overlap_accuracy": "minutes of training, of which a part says nothing",
     "quickstart": "minutes, and `make test-slow` runs it",
     "resume": "half an hour of killed trainings; `tests/faults/` kills shorter ones",
+    "speculation": "needs vLLM; `tests/with_vllm/test_speculation.py` samples from a tiny model",
     "tools": "minutes of training, of which a part says nothing; tests/test_agent_examples.py runs the example",
     "step_trace": "takes seconds; tests/test_step_trace.py holds its numbers",
 }

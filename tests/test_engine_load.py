@@ -21,9 +21,13 @@ class Scheduler:
     def get_request_counts(self):
         return self.decision[2]
 
+    def make_spec_decoding_stats(self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, **others):
+        return [*(spec_decoding_stats or []), num_draft_tokens, num_accepted_tokens, others]
 
-def engine(scheduler, num_blocks=100, block_size=16, max_num_seqs=64):
+
+def engine(scheduler, num_blocks=100, block_size=16, max_num_seqs=64, speculative_config=None):
     config = SimpleNamespace(
+        speculative_config=speculative_config,
         cache_config=SimpleNamespace(num_gpu_blocks=num_blocks, block_size=block_size),
         scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs),
     )
@@ -72,3 +76,25 @@ def test_of_an_engine_in_another_process_nothing_is_said():
     load = EngineLoad(engine(None))
     assert load.metrics(ranks=None) == {}
     assert load.num_slots == 64
+
+
+def test_drafts_are_counted_over_all_engines():
+    def work(ranks):
+        scheduler = Scheduler()
+        load = EngineLoad(engine(scheduler, speculative_config="ngram"))
+        # Rank 0: 4 sequences, of which one has 2 of its 3 drafts; rank 1: 2 sequences twice, one with all of its 3 drafts.
+        for num_running in ((4,), (2, 2))[ranks.rank]:
+            scheduler.decision = [None, 0.0, (num_running, 0)]
+            scheduler.schedule()
+        accepted = 2 + ranks.rank
+        stats = scheduler.make_spec_decoding_stats(
+            None, num_draft_tokens=3, num_accepted_tokens=accepted, request_id="a"
+        )
+        # What vLLM makes of them stays.
+        assert stats == [3, accepted, {"request_id": "a"}]
+        metrics = load.metrics(ranks)
+        return metrics, load.metrics(ranks).keys()
+
+    drafts = {"vllm/tokens_per_pass": 1 + 5 / 8, "vllm/frac_drafts_accepted": 5 / 6}
+    nothing = {"vllm/preemptions": 0, "vllm/kv_cache_use_max": 0.0}
+    assert run_ranks(2, work) == [(nothing | drafts, nothing.keys())] * 2

@@ -153,6 +153,7 @@ NOT_RUN = {
     "python benchmarks/adapter_sync.py": _IS_MINUTES,
     "python benchmarks/host_cost.py": _IS_MINUTES,
     "python benchmarks/overlap_accuracy.py": _IS_MINUTES,
+    "python benchmarks/speculation.py": _IS_MINUTES,
     "make bench-full": _IS_MINUTES,
     "python benchmarks/grading.py --gsm8k FILE": "FILE stands for GSM8K",
 }
@@ -162,6 +163,8 @@ WITH_VLLM = {
     "dapo/vllm/logp_gap_max",
     "dapo/vllm/preemptions",
     "dapo/vllm/kv_cache_use_max",
+    "dapo/vllm/tokens_per_pass",
+    "dapo/vllm/frac_drafts_accepted",
     "dapo/vllm/server_logp_gap",
     "dapo/stream/groups_suspended",
     "dapo/overlap/hidden",
@@ -361,7 +364,7 @@ def test_python_blocks_run(run_blocks):
     for page, text in PRINTED.items():
         assert text in pages[page]
     streaming = [scope["args"] for place, (scope, _) in run_blocks.items() if place.startswith("docs/vllm.md")]
-    assert [args.refill for args in streaming] == ["rounds", "rounds", "stream", "stream"]
+    assert [args.refill for args in streaming] == ["rounds", "rounds", "rounds", "stream", "stream"]
 
 
 def test_program_of_the_readme_is_a_good_first_run(run_blocks):

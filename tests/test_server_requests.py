@@ -297,6 +297,15 @@ def test_server_without_the_extension_is_refused_with_what_helps():
             engine_on(served)
 
 
+def test_server_that_drafts_tokens_is_refused_with_what_helps():
+    with ScriptedServer() as served:
+        served.drafts = True
+        with pytest.raises(
+            VLLMServerError, match=r"drafts tokens \(--speculative-config\).* set vllm_mode=\"colocate\""
+        ):
+            engine_on(served)
+
+
 @pytest.fixture
 def free_port():
     served = ScriptedServer()

@@ -10,7 +10,7 @@ from forked import run_ranks
 from tiny import training_arguments
 
 from trl_dapo import DAPOConfig
-from trl_dapo.config.vllm_options import check_engine_kwargs, engine_options
+from trl_dapo.config.vllm_options import check_engine_kwargs, check_speculation, engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
@@ -115,7 +115,9 @@ def test_seeds_are_left_out_where_the_engine_loops_over_them():
     for wanted in (None, True, False):
         for slow in (False, True):
             for tensor_parallel in (1, 2):
-                generation.dapo_args = types.SimpleNamespace(seed=11, vllm_request_seeds=wanted)
+                generation.dapo_args = types.SimpleNamespace(
+                    seed=11, vllm_request_seeds=wanted, vllm_engine_kwargs=None
+                )
                 generation.slow_seeds, generation.tensor_parallel_size = slow, tensor_parallel
                 seeded[wanted, slow, tensor_parallel] = generation.request_seed(key, 9) == 23548299660228362
                 lines[wanted, slow, tensor_parallel] = generation.describe_seeds()
@@ -124,3 +126,47 @@ def test_seeds_are_left_out_where_the_engine_loops_over_them():
     # The first lines of a run say so where nobody asked for it.
     assert {setting for setting, line in lines.items() if line} == {(None, True, 1)}
     assert "a resumed run samples other completions" in lines[None, True, 1]
+
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}
+
+
+@pytest.mark.parametrize(
+    ("drafts", "options", "message"),
+    [
+        ("ngram", {}, "sets 'speculative_config' to 'ngram', but must set it to a mapping"),
+        ({"method": "eagle", "model": "x"}, {}, "method of 'speculative_config' to 'eagle', but .* one of 'ngram', 'suffix'"),
+        ({"model": "some/model"}, {}, "to 'draft_model', but .*a weight sync does not bring weights"),
+        (NGRAM | {"rejection_sample_method": "synthetic"}, {}, "rejection_sample_method .* to 'synthetic', but only 'standard'"),
+        (NGRAM, {"min_p": 0.1}, "min_p is 0.1, but .* with which vLLM takes none. Set min_p=None"),
+        (NGRAM, {"sampling_options": {"stop": ["."]}}, "generation_kwargs sets 'stop'.* tokens that were accepted behind"),
+        (NGRAM, {"sampling_options": {"logit_bias": {3: 1}}}, "generation_kwargs sets 'logit_bias'.* takes none"),
+        ({"method": "suffix"}, {"request_seeds": True}, "vllm_request_seeds is True.* Leave it None, or set the method"),
+    ],
+)  # fmt: skip
+def test_speculation_that_would_not_sample_from_the_policy_is_refused(drafts, options, message):
+    defaults = {"sampling_options": None, "min_p": None, "request_seeds": None}
+    with pytest.raises(ValueError, match=message):
+        check_speculation({"speculative_config": drafts}, **defaults | options)
+
+
+def test_drafts_of_tokens_pass_and_have_room_in_a_step_for_all_sequences():
+    for drafts in (NGRAM, {"model": "[ngram]", "num_speculative_tokens": 2}, {"method": "suffix"}, None):
+        check_speculation({"speculative_config": drafts}, {"stop_token_ids": [3]}, None, None)
+    check_speculation({"speculative_config": NGRAM}, None, None, True)
+    check_speculation({}, {"stop": ["."]}, 0.1, True)
+    assert engine_options({"speculative_config": NGRAM}, 128, 2048)["max_num_batched_tokens"] == 5 * 1024
+
+
+def test_seeds_are_left_out_where_drafts_come_from_other_completions():
+    generation = DAPOVLLMGeneration.__new__(DAPOVLLMGeneration)
+    generation.mode, generation.slow_seeds, generation.tensor_parallel_size = "colocate", False, 1
+    seeds, lines = {}, {}
+    for method in ("ngram", "suffix"):
+        options = {"speculative_config": {"method": method}}
+        generation.dapo_args = types.SimpleNamespace(seed=11, vllm_request_seeds=None, vllm_engine_kwargs=options)
+        seeds[method] = generation.request_seed(SequenceKey(4, 2), 9)
+        lines[method] = generation.describe_seeds()
+    assert seeds == {"ngram": 23548299660228362, "suffix": None}
+    assert lines["ngram"] is None
+    assert "drafts tokens from the completions that it has sampled: requests have no seeds" in lines["suffix"]

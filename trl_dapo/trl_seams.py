@@ -802,8 +802,7 @@ def loops_over_seeds(model_runner: Any) -> bool:
     """
     from vllm.platforms import current_platform
 
-    is_second = any(cls.__module__.startswith("vllm.v1.worker.gpu.") for cls in type(model_runner).__mro__)
-    return not is_second and not current_platform.is_cpu()
+    return not is_second_model_runner(model_runner) and not current_platform.is_cpu()
 
 
 def watch_scheduler(llm: Any, observe: Callable[[int, float, int, int], None]) -> bool:
@@ -845,6 +844,68 @@ def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
     """
     state = llm_engine.output_processor.request_states[request_id]
     return state.detokenizer.output_token_ids, state.logprobs_processor.logprobs
+
+
+def correct_drafts() -> bool:
+    """
+    Has the rejection sampler of a vLLM on a CPU see temperature, top-k and top-p of each request, if it does not.
+
+    The kernel that spreads these over the draft tokens of a request writes to a copy of its output, unless that is int64. So
+    they are uninitialized memory, and what is sampled is another distribution than the model's.
+
+    Returns:
+        `bool`: whether there was something to correct. It stays corrected in this process.
+    """
+    from vllm.platforms import current_platform
+    from vllm.v1.sample import rejection_sampler
+
+    if not current_platform.is_cpu():
+        return False
+    spread = rejection_sampler.expand_batch_to_tokens(torch.tensor([0.25, 1.5]), torch.tensor([2, 5]), 5)
+    # A list, for a tensor could be what is left in the memory when this is asked again.
+    if spread.tolist() == [0.25, 0.25, 1.5, 1.5, 1.5]:
+        return False
+    rejection_sampler.expand_batch_to_tokens = _spread_over_drafts
+    return True
+
+
+def _spread_over_drafts(
+    x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> torch.Tensor:
+    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    return torch.repeat_interleave(x.masked_fill(x == replace_from, replace_to), counts)
+
+
+def count_drafts(llm: Any, observe: Callable[[int, int], None]) -> bool:
+    """
+    Has a function called for each request of a step of a colocated engine that had draft tokens.
+
+    Args:
+        llm (`vllm.LLM`):
+            The engine.
+        observe (`Callable[[int, int], None]`):
+            Is given the draft tokens of the request, and how many of them were accepted.
+
+    Returns:
+        `bool`: whether there is a scheduler in this process that tells.
+    """
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    scheduler = getattr(core, "scheduler", None)
+    make_stats = getattr(scheduler, "make_spec_decoding_stats", None)
+    if scheduler is None or make_stats is None:
+        return False
+
+    def make_stats_counted(stats: Any, num_draft_tokens: int, num_accepted_tokens: int, **kwargs: Any) -> Any:
+        observe(num_draft_tokens, num_accepted_tokens)
+        return make_stats(stats, num_draft_tokens=num_draft_tokens, num_accepted_tokens=num_accepted_tokens, **kwargs)
+
+    scheduler.make_spec_decoding_stats = make_stats_counted
+    return True
+
+
+def is_second_model_runner(model_runner: Any) -> bool:
+    """Returns whether an engine has vLLM's Model Runner V2."""
+    return any(cls.__module__.startswith("vllm.v1.worker.gpu.") for cls in type(model_runner).__mro__)
 
 
 def is_loading_under_adapters() -> bool:
@@ -931,6 +992,7 @@ def worker_state(worker: Any) -> dict[str, Any]:
         "is_cpu": bool(current_platform.is_cpu()),
         "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
         "slow_seeds": loops_over_seeds(worker.model_runner),
+        "drafts": config.speculative_config is not None,
         "takes_nccl": getattr(config.weight_transfer_config, "backend", None) == "nccl",
     }
 

@@ -5,11 +5,12 @@ import importlib
 import inspect
 
 import pytest
+import torch
 from packaging.version import Version
 
 from trl_dapo import DAPOConfig
 from trl_dapo.config.vllm_options import _FIELD_OF_OPTION, known_engine_options
-from trl_dapo.trl_seams import loops_over_seeds
+from trl_dapo.trl_seams import correct_drafts, loops_over_seeds
 
 
 vllm = pytest.importorskip("vllm")
@@ -90,3 +91,52 @@ def test_tokens_of_a_running_request_can_be_read():
     source = inspect.getsource(RequestState._new_completion_output)
     assert "token_ids = self.detokenizer.output_token_ids" in source
     assert "logprobs = self.logprobs_processor.logprobs" in source
+
+
+def test_rejection_sampler_asks_one_function_for_the_options_of_each_draft(monkeypatch):
+    from vllm.v1.sample import rejection_sampler
+
+    source = inspect.getsource(rejection_sampler.apply_sampling_constraints)
+    assert source.count("= expand_batch_to_tokens(") == 3
+    # On a GPU the kernel writes to the output that it is given.
+    assert "tl.store(output_ptr + start_idx + offset, src_val" in inspect.getsource(rejection_sampler)
+    from_batch = torch.tensor([0.7, 0.0, 1.5]), torch.tensor([2, 2, 5], dtype=torch.int32), 5
+    cases = [(from_batch, {}), (from_batch, {"replace_from": 0, "replace_to": 1})]
+    cases.append(((torch.tensor([5, 0, 7], dtype=torch.int32), torch.tensor([1, 3, 4]), 4), {"replace_to": 9}))
+    expected = [[0.7, 0.7, 1.5, 1.5, 1.5], [0.7, 0.7, 1.5, 1.5, 1.5], [5, 9, 9, 7]]
+    wrong = torch.zeros
+    monkeypatch.setattr(
+        rejection_sampler, "expand_batch_to_tokens", lambda x, cu_num_tokens, num_tokens: wrong(num_tokens)
+    )
+    # Where the function is right, it stays.
+    assert correct_drafts()
+    assert not correct_drafts()
+    for (arguments, options), values in zip(cases, expected, strict=True):
+        spread = rejection_sampler.expand_batch_to_tokens(*arguments, **options)
+        torch.testing.assert_close(spread, torch.tensor(values, dtype=arguments[0].dtype), rtol=0, atol=0)
+
+
+def test_kernel_of_drafts_on_a_cpu_still_drops_what_it_writes():
+    """Fails when vLLM has mended it: then `correct_drafts` may go, and the entry in docs/upstream.md."""
+    from vllm.platforms import current_platform
+    from vllm.utils import cpu_triton_utils
+
+    current_platform.import_kernels()
+    for dtype in (torch.float32, torch.int32):
+        output, values = torch.zeros(3, dtype=dtype), torch.tensor([3, 2], dtype=dtype)
+        cpu_triton_utils._expand_kernel_impl(output, values, torch.tensor([1, 3]), 0, 1)
+        assert output.tolist() == [0, 0, 0]
+    output = torch.zeros(3, dtype=torch.int64)
+    cpu_triton_utils._expand_kernel_impl(output, torch.tensor([3, 2]), torch.tensor([1, 3]), 0, 1)
+    assert output.tolist() == [3, 2, 2]
+
+
+def test_scheduler_tells_what_became_of_the_drafts_of_each_request():
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    parameters = list(inspect.signature(Scheduler.make_spec_decoding_stats).parameters)
+    assert parameters[1:4] == ["spec_decoding_stats", "num_draft_tokens", "num_accepted_tokens"]
+    source = inspect.getsource(Scheduler.update_from_output)
+    assert "spec_decoding_stats = self.make_spec_decoding_stats(" in source
+    assert "num_draft_tokens=num_draft_tokens," in source
+    assert "num_accepted_tokens=num_accepted," in source

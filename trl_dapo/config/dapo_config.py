@@ -17,7 +17,7 @@ from .secrets import PickledWithoutToken
 from .selective_checks import check_selective_fields
 from .server_address import server_addresses
 from .trl_values import check_trl_values
-from .vllm_options import check_engine_kwargs, check_resumable, known_engine_options
+from .vllm_options import check_engine_kwargs, check_resumable, check_speculation, known_engine_options
 
 
 _ON_EXHAUSTED = ("partial", "error")
@@ -147,7 +147,8 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             rates of `selective_rollout` are dropped. It holds for each resume: set it for one.
         vllm_engine_kwargs (`dict[str, Any]`, *optional*):
             Options of the colocated vLLM engine that TRL has no field for: any of vLLM's `EngineArgs`, as
-            `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too.
+            `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too, and
+            `speculative_config` with the methods `"ngram"` and `"suffix"`.
             `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to 1,024,
             and never fewer than those of one generation batch.
         vllm_request_seeds (`bool`, *optional*):
@@ -561,6 +562,7 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             )
         if self.use_vllm:
             check_engine_kwargs(self.vllm_engine_kwargs, self.vllm_mode, known_engine_options())
+            check_speculation(self.vllm_engine_kwargs, self.generation_kwargs, self.min_p, self.vllm_request_seeds)
         if self.use_vllm and self.vllm_mode == "server":
             server_addresses(self.vllm_server_base_url, self.vllm_server_host, self.vllm_server_port)
         elif self.vllm_weight_folder is not None:

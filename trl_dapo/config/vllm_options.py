@@ -36,6 +36,9 @@ _LOOK_BACK = {
     "logits_processors",
 }
 
+# Ways to draft tokens that read tokens alone. Models that draft share weights with the policy, which a sync does not bring them.
+_DRAFTS = ("ngram", "suffix")
+
 # What TRL passes, and what the engine schedules in one step at least.
 _MAX_NUM_BATCHED_TOKENS = 4096
 # Sequences that a refill may add beyond TRL's: each slot costs memory (a row of logits in the sampler), and an engine
@@ -83,6 +86,81 @@ def check_engine_kwargs(options: Any, mode: str, known_options: Collection[str] 
             )
 
 
+def check_speculation(options: Any, sampling_options: Any, min_p: float | None, request_seeds: bool | None) -> None:
+    """
+    Refuses speculative decoding that would not sample exactly from the policy, or that vLLM has no way for.
+
+    Args:
+        options (`Any`):
+            The value of `vllm_engine_kwargs`, a mapping or `None`. Its `speculative_config` is checked, if it is there.
+        sampling_options (`Any`):
+            The value of `generation_kwargs`.
+        min_p (`float` or `None`), request_seeds (`bool` or `None`):
+            The values of `min_p` and `vllm_request_seeds`.
+
+    Raises:
+        `ValueError`: naming the option.
+    """
+    drafts = (options or {}).get("speculative_config")
+    if drafts is None:
+        return
+    if not isinstance(drafts, Mapping):
+        raise ValueError(
+            f"vllm_engine_kwargs sets 'speculative_config' to {drafts!r}, but must set it to a mapping, for example "
+            '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}.'
+        )
+    method = draft_method(options)
+    if method not in _DRAFTS:
+        raise ValueError(
+            f"vllm_engine_kwargs sets the method of 'speculative_config' to {method!r}, but must set it to one of "
+            f"{', '.join(map(repr, _DRAFTS))}: a weight sync does not bring weights to a model that drafts. Set one of them, or "
+            "leave speculative_config out."
+        )
+    rejection = drafts.get("rejection_sample_method", "standard")
+    if rejection != "standard":
+        raise ValueError(
+            f"vllm_engine_kwargs sets the rejection_sample_method of 'speculative_config' to {rejection!r}, but only 'standard' "
+            "is known to sample from the policy. Leave it out."
+        )
+    if min_p:
+        raise ValueError(
+            f"min_p is {min_p}, but vllm_engine_kwargs has a speculative_config, with which vLLM takes none. Set min_p=None, or leave "
+            "speculative_config out."
+        )
+    for name in ("logit_bias", "stop"):
+        if name in (sampling_options or {}):
+            reason = {
+                "logit_bias": "with which vLLM takes none",
+                "stop": "with which vLLM keeps the tokens that were accepted behind a stop string",
+            }[name]
+            raise ValueError(
+                f"generation_kwargs sets {name!r}, but vllm_engine_kwargs has a speculative_config, {reason}. Leave one of them "
+                "out."
+            )
+    if method == "suffix" and request_seeds:
+        raise ValueError(
+            "vllm_request_seeds is True, but the method of 'speculative_config' is 'suffix': which tokens are drafted, and so "
+            "what is drawn with a seed, depends on all completions that the engine has sampled. Leave it None, or set the method to "
+            "'ngram'."
+        )
+
+
+def draft_method(options: Any) -> str | None:
+    """
+    Returns how an engine with these options drafts tokens; `None`: it does not.
+
+    >>> draft_method({"speculative_config": {"method": "ngram", "num_speculative_tokens": 4}})
+    'ngram'
+    >>> draft_method({"speculative_config": {"model": "some/draft-model", "num_speculative_tokens": 4}})
+    'draft_model'
+    """
+    drafts = (options or {}).get("speculative_config")
+    if drafts is None:
+        return None
+    method = drafts.get("method") or drafts.get("model")
+    return {"[ngram]": "ngram"}.get(method, method if "method" in drafts or method in _DRAFTS else "draft_model")
+
+
 def check_resumable(sampling_options: Any, regex: str | None) -> None:
     """
     Refuses sampling options under which a completion cannot go on from the tokens that it has.
@@ -120,7 +198,8 @@ def engine_options(options: Mapping[str, Any], rows_per_batch: int, rows_per_lar
     Returns the options that an engine gets beside, and in place of, those of TRL.
 
     `max_num_seqs` is TRL's one generation batch, or as many more as the largest refill round has, up to 1,024.
-    `max_num_batched_tokens`, which vLLM wants no smaller, grows with it from TRL's 4,096.
+    `max_num_batched_tokens`, which vLLM wants no smaller, grows with it from TRL's 4,096. It has room for the draft tokens of
+    all sequences, so that none depends on how many others are decoded.
 
     Args:
         options (`Mapping[str, Any]`):
@@ -135,9 +214,11 @@ def engine_options(options: Mapping[str, Any], rows_per_batch: int, rows_per_lar
     """
     num_seqs = max(rows_per_batch, min(rows_per_largest_round, _MAX_REFILL_SEQS))
     num_seqs = options.get("max_num_seqs", num_seqs)
+    drafts = options.get("speculative_config") or {}
+    num_tokens = num_seqs * (1 + (drafts.get("num_speculative_tokens") or 0))
     return {
         "max_num_seqs": num_seqs,
-        "max_num_batched_tokens": max(_MAX_NUM_BATCHED_TOKENS, num_seqs),
+        "max_num_batched_tokens": max(_MAX_NUM_BATCHED_TOKENS, num_tokens),
         **options,
     }
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from trl_dapo.config.vllm_options import check_speculation, draft_method
 from trl_dapo.sampling.prompt_stream import keyed_hash
+from trl_dapo.trl_seams import correct_drafts
 
 from .completion_sampler import SamplingSettings, TransformersSampler
 
@@ -31,7 +33,8 @@ class VLLMSampler(TransformersSampler):
             Other fields of vLLM's `EngineArgs`, such as `{"enforce_eager": True}`.
 
     Raises:
-        `ValueError`: when the folder holds a LoRA adapter.
+        `ValueError`: when the folder holds a LoRA adapter, or `engine_kwargs` has a `speculative_config` that would not sample
+        exactly from the model.
     """
 
     def __init__(
@@ -45,6 +48,12 @@ class VLLMSampler(TransformersSampler):
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        check_speculation(engine_kwargs, None, None, None)
+        if draft_method(engine_kwargs) == "suffix":
+            raise ValueError(
+                "The engine's options set the method of 'speculative_config' to 'suffix': with it a completion depends on those that were "
+                "sampled before, and not on its seed alone. Set it to 'ngram', or leave speculative_config out."
+            )
         if Path(name, "adapter_config.json").exists():
             raise ValueError(
                 f"model is {name!r}, which holds a LoRA adapter, but with vLLM only complete models can be evaluated. Merge "
@@ -60,6 +69,8 @@ class VLLMSampler(TransformersSampler):
         if current_platform.is_cpu():
             options["enable_chunked_prefill"] = False  # on the CPU it fails for requests with a seed
         self.llm = LLM(model=name, **options | (engine_kwargs or {}))
+        if draft_method(engine_kwargs) is not None:
+            correct_drafts()
         self.context_length = self.llm.llm_engine.vllm_config.model_config.max_model_len
 
     def identity(self) -> dict[str, Any]:

@@ -100,6 +100,14 @@ METRICS: dict[str, dict[str, Metric]] = {
         "dapo/vllm/kv_cache_use_max": Metric(
             "largest share of the KV cache in use since the batch before, of the fullest engine", _COLOCATED
         ),
+        "dapo/vllm/tokens_per_pass": Metric(
+            "tokens that a sequence gets of a forward pass: 1 and the draft tokens that were accepted, also those behind the end of "
+            "the completion, which it does not keep",
+            f"{_COLOCATED} with `speculative_config`",
+        ),
+        "dapo/vllm/frac_drafts_accepted": Metric(
+            "share of the draft tokens that were accepted", f"{_COLOCATED} with `speculative_config`"
+        ),
         "dapo/vllm/server_logp_gap": Metric(
             "distance of the log-probabilities of texts that each vLLM server is asked about right after a weight sync; the "
             "largest of the servers",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from trl_dapo.ranks.collectives import Ranks
-from trl_dapo.trl_seams import watch_scheduler
+from trl_dapo.trl_seams import count_drafts, watch_scheduler
 
 
 # Shares cross ranks as integers.
@@ -29,12 +29,20 @@ class EngineLoad:
         self._num_finished = self._num_finished_tokens = 0
         self._num_running = self._num_waiting = 0
         self._num_preempted, self._peak_cache_use = 0, 0.0
+        self._num_passes = self._num_drafted = self._num_accepted = 0
         self._is_watched = watch_scheduler(llm, self._observe)
+        is_drafting = getattr(config, "speculative_config", None) is not None
+        self._is_counting_drafts = is_drafting and self._is_watched and count_drafts(llm, self._observe_drafts)
 
     def _observe(self, num_preempted: int, cache_use: float, num_running: int, num_waiting: int) -> None:
         self._num_preempted += num_preempted
         self._peak_cache_use = max(self._peak_cache_use, cache_use)
         self._num_running, self._num_waiting = num_running, num_waiting
+        self._num_passes += num_running
+
+    def _observe_drafts(self, num_drafted: int, num_accepted: int) -> None:
+        self._num_drafted += num_drafted
+        self._num_accepted += num_accepted
 
     def observe_finished(self, num_tokens: int) -> None:
         """Notes a finished sequence, of so many tokens with its prompt."""
@@ -72,7 +80,15 @@ class EngineLoad:
         """
         if not self._is_watched:
             return {}
-        rows = ranks.gather_rows([[self._num_preempted, round(_PER_ONE * self._peak_cache_use)]])
+        own = [self._num_preempted, round(_PER_ONE * self._peak_cache_use)]
+        own += [self._num_passes, self._num_drafted, self._num_accepted]
+        rows = ranks.gather_rows([own])
         self._num_preempted, self._peak_cache_use = 0, 0.0
-        num_preempted, cache_use = zip(*rows[::engine_size], strict=True)
-        return {"vllm/preemptions": float(sum(num_preempted)), "vllm/kv_cache_use_max": max(cache_use) / _PER_ONE}
+        self._num_passes = self._num_drafted = self._num_accepted = 0
+        num_preempted, cache_use, passes, drafted, accepted = zip(*rows[::engine_size], strict=True)
+        metrics = {"vllm/preemptions": float(sum(num_preempted)), "vllm/kv_cache_use_max": max(cache_use) / _PER_ONE}
+        if self._is_counting_drafts and sum(passes):
+            # Each running sequence has one token of a forward pass, and the drafts that were accepted.
+            metrics["vllm/tokens_per_pass"] = 1 + sum(accepted) / sum(passes)
+            metrics["vllm/frac_drafts_accepted"] = sum(accepted) / max(1, sum(drafted))
+        return metrics

@@ -17,9 +17,18 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from trl_dapo.config.dapo_config import DAPOConfig
-from trl_dapo.config.vllm_options import engine_options
+from trl_dapo.config.vllm_options import draft_method, engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
-from trl_dapo.trl_seams import loops_over_seeds, model_runner_of, reload_weights, repacks_weights, replaced, worker_of
+from trl_dapo.trl_seams import (
+    correct_drafts,
+    is_second_model_runner,
+    loops_over_seeds,
+    model_runner_of,
+    reload_weights,
+    repacks_weights,
+    replaced,
+    worker_of,
+)
 
 from .adapter import EngineAdapter
 from .engine_load import EngineLoad
@@ -101,7 +110,15 @@ class DAPOVLLMGeneration(VLLMGeneration):
             added = {"enable_chunked_prefill": False} | added
         if self.adapter is not None:
             added = self.adapter.engine_options | added
-        return LLM(**(trl_options | added))
+        llm = LLM(**(trl_options | added))
+        if draft_method(options) is not None:
+            if is_second_model_runner(model_runner_of(llm)):
+                raise ValueError(
+                    "vllm_engine_kwargs has a speculative_config, but vLLM has its Model Runner V2, which drafts with models alone. "
+                    "Unset VLLM_USE_V2_MODEL_RUNNER, or leave speculative_config out."
+                )
+            correct_drafts()
+        return llm
 
     # Weights
 
@@ -287,13 +304,25 @@ class DAPOVLLMGeneration(VLLMGeneration):
     def _seeds_requests(self) -> bool:
         is_wanted = self.dapo_args.vllm_request_seeds
         if is_wanted is None:
-            is_wanted = not self.slow_seeds or self.tensor_parallel_size > 1
+            is_cheap = not self.slow_seeds and not self._drafts_from_others
+            is_wanted = is_cheap or self.tensor_parallel_size > 1
         return is_wanted and self.mode == "colocate"
+
+    @property
+    def _drafts_from_others(self) -> bool:
+        # Then what a seed draws depends on all that the engine has sampled.
+        return draft_method(self.dapo_args.vllm_engine_kwargs) == "suffix"
 
     def describe_seeds(self) -> str | None:
         """Returns what follows where requests have no seeds by default; `None`: they have some, or were to have none."""
         if self.dapo_args.vllm_request_seeds is not None or self._seeds_requests:
             return None
+        if self._drafts_from_others:
+            return (
+                "vllm_request_seeds is None, and the engine drafts tokens from the completions that it has sampled: requests have no "
+                "seeds. A resumed run samples other completions, of the same distribution. For the same ones, set the method of "
+                "speculative_config to 'ngram'."
+            )
         return (
             "vllm_request_seeds is None, and vLLM has its older model runner, which loops over requests with seeds: they have "
             "none. What is sampled depends on the size of rounds, and a resumed run samples other completions. For the same ones, "

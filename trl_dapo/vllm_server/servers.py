@@ -146,6 +146,11 @@ class Servers:
                     f"cannot be given weights ({error}). To have one that can, {_HOW_TO_START}."
                 ) from error
             raise
+        if state.get("drafts"):
+            raise server.fail(
+                "drafts tokens (--speculative-config), but that servers then sample from the policy is not tested, and on a CPU they do "
+                'not. Start it without, or set vllm_mode="colocate" and speculative_config in vllm_engine_kwargs.'
+            )
         try:
             return EngineFacts(
                 model=str(models["data"][0]["id"]),
