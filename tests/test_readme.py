@@ -427,6 +427,7 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
         "output_dir",
         "drop_duplicates",
         "HF_HUB_OFFLINE",
+        "NUMBA_NUM_THREADS",
         "ARGS",
         "RUNS",
         "TRL_REPO",

@@ -16,6 +16,7 @@ CPU_ENGINE = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TORCHDYNAMO_DISABLE": "1",
     "OMP_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
 }
 os.environ.update({name: os.environ.get(name, value) for name, value in CPU_ENGINE.items()})
 
