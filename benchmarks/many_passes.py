@@ -100,6 +100,31 @@ def markdown(record: dict[str, Any]) -> str:
     measured = {arm: record["results"][arm] for arm in ARMS if arm in record["results"]}
     is_decayed = {arm: arm.endswith("decayed") for arm in measured}
     results = {arm: of_seed for arm, of_seed in measured.items() if not is_decayed[arm]}
+    most = max(map(len, results.values()))
+    # An arm with fewer seeds has tables of its own, beside the others on the same seeds.
+    lines = _tables_of({arm: of_seed for arm, of_seed in results.items() if len(of_seed) == most})
+    if any(len(of_seed) < most for of_seed in results.values()):
+        lines += ["", *_tables_of(results)]
+    decayed = {arm: of_seed for arm, of_seed in measured.items() if is_decayed[arm]}
+    if decayed:
+        seeds = _common_seeds(decayed)
+        lines += ["", f"With a learning rate that falls to 0, {len(seeds)} seeds ({', '.join(seeds)}):", ""]
+        lines += [
+            "| arm | before | after | each seed | completions | tokens | CPU seconds |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for arm, of_seed in decayed.items():
+            ends = [of_seed[seed]["curve"][-1] for seed in seeds]
+            before = statistics.mean(of_seed[seed]["curve"][0]["accuracy"] for seed in seeds)
+            each = ", ".join(f"{100 * end['accuracy']:.1f}" for end in ends)
+            cells = [f"{statistics.mean(end[cost] for end in ends):,.0f}" for cost in COSTS[1:]]
+            after = statistics.mean(end["accuracy"] for end in ends)
+            lines.append(f"| {arm} | {before:.1%} | {after:.1%} | {each} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _tables_of(results: dict[str, Any]) -> list[str]:
+    """Returns the tables of arms with a constant learning rate, over the seeds that all of them have."""
     seeds = _common_seeds(results)
     curves = {arm: [of_seed[seed]["curve"] for seed in seeds] for arm, of_seed in results.items()}
 
@@ -142,22 +167,7 @@ def markdown(record: dict[str, Any]) -> str:
         cells = ["-" if None in of_name else f"{statistics.mean(of_name):.3f}" for of_name in values]
         if arm != "GRPO":
             lines.append(f"| {arm} | {' | '.join(cells)} |")
-    decayed = {arm: of_seed for arm, of_seed in measured.items() if is_decayed[arm]}
-    if decayed:
-        seeds = _common_seeds(decayed)
-        lines += ["", f"With a learning rate that falls to 0, {len(seeds)} seeds ({', '.join(seeds)}):", ""]
-        lines += [
-            "| arm | before | after | each seed | completions | tokens | CPU seconds |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for arm, of_seed in decayed.items():
-            ends = [of_seed[seed]["curve"][-1] for seed in seeds]
-            before = statistics.mean(of_seed[seed]["curve"][0]["accuracy"] for seed in seeds)
-            each = ", ".join(f"{100 * end['accuracy']:.1f}" for end in ends)
-            cells = [f"{statistics.mean(end[cost] for end in ends):,.0f}" for cost in COSTS[1:]]
-            after = statistics.mean(end["accuracy"] for end in ends)
-            lines.append(f"| {arm} | {before:.1%} | {after:.1%} | {each} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _common_seeds(results: dict[str, Any]) -> list[str]:
