@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from tiny_engine import make_trainer, save_model
+from tiny_engine import exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.vllm_engine.sampled_logps import ask_for_little
@@ -69,3 +69,19 @@ def test_text_is_made_only_where_a_stop_string_is_found_in_it():
         ask_for_little(params)
     assert (plain.detokenize, stopped.detokenize) == (False, True)
     assert plain.flat_logprobs
+
+
+@pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
+def test_trl_computes_with_the_log_probabilities_where_no_group_is_filtered(tmp_path, is_training):
+    save_model(tmp_path / "model", tied=True)
+    options = {"dynamic_sampling": False, "max_steps": 1, "vllm_importance_sampling_correction": True}
+    trainer = make_trainer(tmp_path / "out", tmp_path / "model", **options)
+    policy = merged_copy(trainer.model)
+    trainer.model.train(is_training)
+    rows = [trainer.train_dataset[row // 4] for row in range(16)]
+    output = trainer._generate_and_score_completions(rows)
+    for row in range(16):
+        prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()].tolist()
+        completion = output["completion_ids"][row][output["completion_mask"][row].bool()].tolist()
+        found = output["sampling_per_token_logps"][row][: len(completion)]
+        assert (found - exact_logps(policy, prompt, completion)).abs().max() < 1e-4
