@@ -27,7 +27,6 @@ import functools
 import gc
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -41,17 +40,10 @@ from pathlib import Path
 from typing import Any
 
 
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TORCHDYNAMO_DISABLE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
+import cpu_engine  # noqa: E402, F401
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
@@ -99,7 +91,8 @@ class MadeUpTokens:
     def __init__(self, core: Any):
         self._core = core
         self._waiting: deque[Any] = deque()
-        self._running: dict[str, list[int]] = {}
+        # Tokens that are still to come of each.
+        self._running: dict[str, int] = {}
         self._chance = np.random.default_rng(0)
         self.num_tokens = 0
 
@@ -112,6 +105,8 @@ class MadeUpTokens:
 
     def abort_requests(self, request_ids: list[str]) -> None:
         """Forgets requests."""
+        if not request_ids:
+            return  # as after every step
         gone = set(request_ids)
         self._running = {name: rest for name, rest in self._running.items() if name not in gone}
         self._waiting = deque(request for request in self._waiting if request.request_id not in gone)
@@ -124,20 +119,19 @@ class MadeUpTokens:
         while self._waiting and len(self._running) < NUM_SLOTS:
             request = self._waiting.popleft()
             most = request.sampling_params.max_tokens
-            self._running[request.request_id] = [min(most, length_of(f"{request.request_id}"))]
+            self._running[request.request_id] = min(most, length_of(request.request_id))
         names = list(self._running)
         self.num_tokens += len(names)
         tokens = self._chance.integers(300, VOCABULARY, (len(names), 1), np.int32)
         logps = -self._chance.random((len(names), 1), np.float32)
         for row, name in enumerate(names):
-            if self._running[name][0] == 1:
+            if self._running[name] == 1:
                 tokens[row] = END
         made = LogprobsLists(tokens, logps, np.ones(len(names), np.int32))
         outputs = []
         for row, name in enumerate(names):
-            rest = self._running[name]
-            rest[0] -= 1
-            reason = FinishReason.STOP if rest[0] == 0 else None
+            self._running[name] -= 1
+            reason = None if self._running[name] else FinishReason.STOP
             outputs.append(
                 EngineCoreOutput(name, tokens[row].tolist(), made.slice_request(row, 1), finish_reason=reason)
             )

@@ -17,7 +17,6 @@ up about twice.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,22 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from provenance import TRAINING, provenance
-
-
-# Before vLLM is imported: one process, one core, no compiler, no plugins.
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_PLUGINS": "",
-    "TORCHDYNAMO_DISABLE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-
+import cpu_engine  # noqa: F401
 import torch
 from accelerate import Accelerator
+from provenance import TRAINING, provenance
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_dapo import DAPOConfig, DAPOTrainer

@@ -8,7 +8,6 @@ through the same calls of it, so that only the refill differs.
 
 import gc
 import itertools
-import os
 import random
 import statistics
 import sys
@@ -21,18 +20,10 @@ from pathlib import Path
 from typing import Any
 
 
-# Before vLLM is imported: one process, one core, no compiler.
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TORCHDYNAMO_DISABLE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "with_vllm")]
 
+import cpu_engine  # noqa: E402, F401
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402

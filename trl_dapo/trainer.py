@@ -806,7 +806,6 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         lines = [describe_run(self.args, num_steps, num_rows, plan, self.punishment.names, self.filter_names)]
         if self.args.use_vllm and isinstance(self.vllm_generation, ServerGeneration):
             lines.append(self.vllm_generation.describe())
-        seeds = self.vllm_generation.describe_seeds() if self.args.use_vllm and self.args.dynamic_sampling else None
         if not self.args.disable_dropout and has_dropout(self.model):
             lines.append(
                 "  ! The model has dropout: the policy that samples is not the one that trains, and the ratio is not 1 where "
@@ -819,6 +818,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             )
         datasets = {"train_dataset": self.train_dataset, **datasets_by_name("eval_dataset", self.eval_dataset)}
         beyond = set(filter(None, (self.context_limit.describe(name, rows) for name, rows in datasets.items())))
+        seeds = self.vllm_generation.describe_seeds() if self.args.use_vllm and self.args.dynamic_sampling else None
         template = describe_template(self.train_dataset, self.seams.tokenizer) if self._reads_prompts else None
         lines += [f"  ! {line}" for line in (seeds, template, *sorted(beyond)) if line]
         for name, count in self.shared_prompts().items():

@@ -821,8 +821,7 @@ def watch_scheduler(llm: Any, observe: Callable[[int, float, int, int], None]) -
     Returns:
         `bool`: whether there is a scheduler in this process.
     """
-    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
-    scheduler = getattr(core, "scheduler", None)
+    scheduler = _scheduler_of(llm)
     if scheduler is None:
         return False
     schedule = scheduler.schedule
@@ -834,6 +833,11 @@ def watch_scheduler(llm: Any, observe: Callable[[int, float, int, int], None]) -
 
     scheduler.schedule = schedule_watched
     return True
+
+
+def _scheduler_of(llm: Any) -> Any:
+    """Returns the scheduler of a colocated engine; `None`: it is in another process."""
+    return getattr(getattr(llm.llm_engine.engine_core, "engine_core", None), "scheduler", None)
 
 
 def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
@@ -889,10 +893,9 @@ def count_drafts(llm: Any, observe: Callable[[int, int], None]) -> bool:
     Returns:
         `bool`: whether there is a scheduler in this process that tells.
     """
-    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
-    scheduler = getattr(core, "scheduler", None)
+    scheduler = _scheduler_of(llm)
     make_stats = getattr(scheduler, "make_spec_decoding_stats", None)
-    if scheduler is None or make_stats is None:
+    if make_stats is None:
         return False
 
     def make_stats_counted(stats: Any, num_draft_tokens: int, num_accepted_tokens: int, **kwargs: Any) -> Any:

@@ -4,12 +4,19 @@ import pytest
 import torch
 from peft import LoraConfig
 from test_streaming import CollectingTrainer
-from tiny_engine import OPTIONS, exact_logps, largest_gap, make_trainer, merged_copy, save_model
+from tiny_engine import (
+    OPTIONS,
+    engines_by,
+    exact_logps,
+    largest_gap,
+    make_trainer,
+    merged_copy,
+    save_models,
+)
 
 from trl_dapo import StaleEngineError
 from trl_dapo.trl_seams import ignored_of_adapter, is_loading_under_adapters, model_runner_of
 from trl_dapo.vllm_engine.adapter import ENGINE_RANKS
-from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 pytest.importorskip("vllm")
@@ -34,26 +41,15 @@ SAME_LOSS = {"vllm_importance_sampling_correction": False, "learning_rate": 1e-2
 
 @pytest.fixture(scope="module")
 def model_folders(tmp_path_factory):
-    folders = {tied: tmp_path_factory.mktemp("tied" if tied else "untied") for tied in (True, False)}
-    for tied, folder in folders.items():
-        save_model(folder, tied)
-    return folders
+    return save_models(tmp_path_factory)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def engines():
-    """Starts an engine for each model and way of syncing once: the trainers of this file take turns with them."""
-    started = {}
-    build = DAPOVLLMGeneration._build_engine
+    def key(backend, options):
+        return options["model"], backend.dapo_args.vllm_adapter_sync, repr(backend.dapo_args.vllm_engine_kwargs)
 
-    def build_once(self, **options):
-        key = options["model"], self.dapo_args.vllm_adapter_sync, repr(self.dapo_args.vllm_engine_kwargs)
-        if key not in started:
-            started[key] = build(self, **options)
-        return started[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DAPOVLLMGeneration, "_build_engine", build_once)
+    with engines_by(key) as started:
         yield started
 
 

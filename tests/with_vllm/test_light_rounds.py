@@ -1,11 +1,11 @@
-"""What a round keeps of a real vLLM: the same tokens and log-probabilities as TRL reads, in a hundredth of the memory."""
+"""What a round keeps of a real vLLM: the same tokens and log-probabilities as TRL reads, in a fraction of the memory."""
 
 import gc
 import tracemalloc
 
 import numpy as np
 import pytest
-from tiny_engine import exact_logps, make_trainer, merged_copy, save_model
+from tiny_engine import engines_by, exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo.sampling.prompt_stream import SequenceKey
 from trl_dapo.vllm_engine.sampled_logps import ask_for_little
@@ -15,12 +15,23 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 
+@pytest.fixture(scope="module", autouse=True)
+def engines():
+    with engines_by(lambda backend, options: None):
+        yield
+
+
 @pytest.fixture(scope="module")
-def generation(tmp_path_factory):
+def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     save_model(folder, tied=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generation(tmp_path_factory, model_folder):
     options = {"max_steps": 1, "max_completion_length": 40, "soft_punish_cache": 0, "vllm_request_seeds": True}
-    trainer = make_trainer(tmp_path_factory.mktemp("out"), folder, **options)
+    trainer = make_trainer(tmp_path_factory.mktemp("out"), model_folder, **options)
     trainer.vllm_generation.sync_weights()
     return trainer.vllm_generation
 
@@ -72,10 +83,9 @@ def test_text_is_made_only_where_a_stop_string_is_found_in_it():
 
 
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
-def test_trl_computes_with_the_log_probabilities_where_no_group_is_filtered(tmp_path, is_training):
-    save_model(tmp_path / "model", tied=True)
+def test_trl_computes_with_the_log_probabilities_where_no_group_is_filtered(tmp_path, model_folder, is_training):
     options = {"dynamic_sampling": False, "max_steps": 1, "vllm_importance_sampling_correction": True}
-    trainer = make_trainer(tmp_path / "out", tmp_path / "model", **options)
+    trainer = make_trainer(tmp_path, model_folder, **options)
     policy = merged_copy(trainer.model)
     trainer.model.train(is_training)
     rows = [trainer.train_dataset[row // 4] for row in range(16)]

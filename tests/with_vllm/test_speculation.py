@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tiny_engine import OPTIONS, exact_logps, largest_gap, make_trainer, merged_copy, save_model
+from tiny_engine import OPTIONS, engines_by, exact_logps, largest_gap, make_trainer, merged_copy, save_model
 from transformers import LlamaForCausalLM
 
 from trl_dapo import DAPOTrainer, StaleEngineError
@@ -37,16 +37,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def engine():
-    """Starts an engine once: the trainers of this file take turns with it."""
-    started = []
-
-    def build_once(self, **options):
-        if not started:
-            started.append(BUILD(self, **options))
-        return started[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DAPOVLLMGeneration, "_build_engine", build_once)
+    with engines_by(lambda backend, options: None):
         yield
 
 

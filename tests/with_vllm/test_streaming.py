@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from launched import run_two_ranks
-from tiny_engine import OPTIONS, exact_logps, make_trainer, merged_copy, save_model
+from tiny_engine import OPTIONS, engines_by, exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo import DAPOTrainer
 from trl_dapo.sampling.prompt_stream import SequenceKey
-from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 pytest.importorskip("vllm")
@@ -62,19 +61,8 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def engines():
-    """Starts an engine for each number of slots and size of the cache once: the trainers of this file take turns with them."""
-    started = {}
-    build = DAPOVLLMGeneration._build_engine
-
-    def build_once(self, **options):
-        names = ("max_num_seqs", "num_gpu_blocks_override", "async_scheduling")
-        slots = tuple(map(self.dapo_args.vllm_engine_kwargs.get, names))
-        if slots not in started:
-            started[slots] = build(self, **options)
-        return started[slots]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DAPOVLLMGeneration, "_build_engine", build_once)
+    names = ("max_num_seqs", "num_gpu_blocks_override", "async_scheduling")
+    with engines_by(lambda backend, options: tuple(map(backend.dapo_args.vllm_engine_kwargs.get, names))) as started:
         yield started
 
 

@@ -6,11 +6,18 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny import numbered_prompts
-from tiny_engine import OPTIONS, VOCABULARY, exact_logps, largest_gap, make_trainer, save_model
+from tiny_engine import (
+    OPTIONS,
+    VOCABULARY,
+    engines_by,
+    exact_logps,
+    largest_gap,
+    make_trainer,
+    save_models,
+)
 
 from trl_dapo import StaleEngineError
 from trl_dapo.trl_seams import model_runner_of
-from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 pytest.importorskip("vllm")
@@ -28,26 +35,12 @@ LORA_TARGETS = {
 
 @pytest.fixture(scope="module")
 def model_folders(tmp_path_factory):
-    folders = {tied: tmp_path_factory.mktemp("tied" if tied else "untied") for tied in (True, False)}
-    for tied, folder in folders.items():
-        save_model(folder, tied)
-    return folders
+    return save_models(tmp_path_factory)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def engines():
-    """Starts an engine for each model once: the trainers of this file take turns with it."""
-    started = {}
-    build = DAPOVLLMGeneration._build_engine
-
-    def build_once(self, **options):
-        model = options["model"]
-        if model not in started:
-            started[model] = build(self, **options)
-        return started[model]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DAPOVLLMGeneration, "_build_engine", build_once)
+    with engines_by(lambda backend, options: options["model"]) as started:
         yield started
 
 

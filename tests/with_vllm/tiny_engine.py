@@ -2,12 +2,15 @@
 
 import copy
 import os
+from contextlib import contextmanager
 
+import pytest
 import torch
 from tiny import SPECIAL_TOKENS, WORDS, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from transformers import LlamaForCausalLM
 
 from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 # What `make test-vllm` sets: one core, 1 GiB of cache, no compiler.
@@ -28,6 +31,35 @@ def save_model(folder, tied):
     """Saves a Llama of about 50,000 parameters with heads of 32, the smallest that vLLM computes on a CPU."""
     tiny_model(seed=3, hidden_size=64, intermediate_size=64, tie_word_embeddings=tied).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+
+
+def save_models(tmp_path_factory):
+    """Saves a model with a tied head and one with a head of its own, and returns their folders by whether it is tied."""
+    folders = {tied: tmp_path_factory.mktemp("tied" if tied else "untied") for tied in (True, False)}
+    for tied, folder in folders.items():
+        save_model(folder, tied)
+    return folders
+
+
+@contextmanager
+def engines_by(key):
+    """
+    Inside it, trainers take turns with an engine for each `key`, of a trainer's backend and the options that TRL passes.
+
+    Yields the engines by their keys.
+    """
+    started = {}
+    build = DAPOVLLMGeneration._build_engine
+
+    def build_once(self, **options):
+        of_engine = key(self, options)
+        if of_engine not in started:
+            started[of_engine] = build(self, **options)
+        return started[of_engine]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DAPOVLLMGeneration, "_build_engine", build_once)
+        yield started
 
 
 class RecordingTrainer(DAPOTrainer):
