@@ -31,6 +31,7 @@ from tiny import (
 from torch.distributed.tensor import DTensor
 
 from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.checkpoints import finalization
 
 
 def script(prompt_ids, sample):
@@ -158,6 +159,8 @@ def dict_of(columns):
 
 def main(folder: str, overrides: str) -> None:
     options = json.loads(overrides)
+    if options.pop("beside", False):
+        finalization.MIN_BYTES_BESIDE = 0
     if options.pop("texts_to_all", False):
         ScriptedTrainer._scoring = lambda self, method: nullcontext(method)
     if options.pop("alternate", False):
