@@ -26,6 +26,7 @@ BENCHMARKS = ROOT / "benchmarks"
 NOT_SHORT = {
     "adapter_sync": "needs vLLM; `tests/with_vllm/test_adapter.py` counts the bytes of a tiny model",
     "dynamic_sampling": "hours of training, of which a part says nothing",
+    "engine_precision": "needs vLLM; tests/with_vllm/test_precision.py trains a tiny model with each engine",
     "gpu": "needs a GPU",
     "host_cost": "needs vLLM; tests/with_vllm/test_light_rounds.py weighs a round of a tiny model",
     "hidden_rates": "minutes of training; `tests/test_selective_rollout.py` trains on a smaller world",
