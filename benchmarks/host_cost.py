@@ -19,7 +19,8 @@ Figures:
 - CPU nanoseconds of the process per sampled token, exclusive: `ours`, `TRL`, `vLLM`; decoding of texts and rewards apart. The
   engine core is left out.
 - bytes per token of the batch, counted in a second run by `tracemalloc`: `peak`, and what is `alive` of the completions when the
-  batch is sampled, before TRL pads it.
+  batch is sampled, before TRL pads it. With one rank that would take hours. There it is what the process has in memory at most, beyond
+  what it had before the batch: with what the allocator does not give back.
 """
 
 import argparse
@@ -66,8 +67,6 @@ NUM_PROMPTS, NUM_GENERATIONS = 512, 16
 MEAN_LENGTH, MAX_LENGTH, NUM_SLOTS = 500, 2048, 256
 SHARES, ACCEPTANCES = (64, 8, 1), (0.97, 0.5, 0.25)
 ARMS = ("rounds", "stream", "server")
-# Of one rank with the whole batch.
-LARGEST = ("GRPOTrainer", "rounds")
 VOCABULARY, END = 32_000, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 ENGINE = {"enforce_eager": True, "max_num_seqs": NUM_SLOTS}
@@ -306,6 +305,7 @@ def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dic
         gc.collect()
         if is_traced:
             tracemalloc.start()
+        at_first = resident("VmRSS", is_reset=True)
         root, start = "ours" if isinstance(trainer, DAPOTrainer) else "TRL", time.process_time()
         with clock.within(root):
             found = sample_batch(trainer)
@@ -320,9 +320,19 @@ def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dic
             tracemalloc.stop()
         else:
             record |= {name: round(1e9 * clock.seconds[name] / sampled, 1) for name in CATEGORIES[:-1]}
+            if num_ranks == 1:
+                record["resident"] = round((resident("VmHWM") - at_first) / found["trained"], 1)
         for undone in undo:
             undone()
         return record
+
+
+def resident(name: str, is_reset: bool = False) -> int:
+    """Returns bytes of this process in memory, now (`VmRSS`) or at most (`VmHWM`) since the last reset. Linux alone."""
+    if is_reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
 
 
 def _within(clock: Clock, function: Callable[..., Any], columns: dict[str, Any]) -> Any:
@@ -371,32 +381,31 @@ def missing_cases(results: list[dict[str, Any]]) -> Iterator[tuple[str, int, flo
             continue
         acceptances = ACCEPTANCES[-1:] if num_ranks == 1 or (is_traced and num_ranks == 8) else ACCEPTANCES
         for arm, acceptance in [("GRPOTrainer", 1.0), *itertools.product(ARMS, acceptances)]:
-            if (arm, num_ranks, acceptance, is_traced) not in known and (num_ranks > 1 or arm in LARGEST):
+            if (arm, num_ranks, acceptance, is_traced) not in known:
                 yield arm, num_ranks, acceptance, is_traced
 
 
 def markdown(record: dict[str, Any]) -> str:
     """Returns the tables of the record."""
     lines = []
-    for title, names in (
-        ("CPU nanoseconds a sampled token", [*CATEGORIES[:3], "decoding", "all"]),
-        ("Bytes a token of the batch", ["alive", "peak", "times the peak of GRPOTrainer"]),
+    for title, figure, names in (
+        ("CPU nanoseconds a sampled token", "vLLM", [*CATEGORIES[:3], "decoding", "all"]),
+        ("Bytes a token of the batch", "peak", ["alive", "peak", "times the peak of GRPOTrainer"]),
+        ("Memory of the process, bytes a token of the batch", "resident", ["resident", "times that of GRPOTrainer"]),
     ):
         lines += ["", f"{title}:", "", f"| ranks | arm | acceptance | {' | '.join(names)} |"]
         lines.append("|---" * (len(names) + 3) + "|")
-        for row in record["results"]:
-            if ("peak" in row) == ("peak" in names):
-                theirs = next(
-                    one for one in record["results"]
-                    if one["arm"] == "GRPOTrainer" and one["ranks"] == row["ranks"] and ("peak" in one) == ("peak" in row)
-                )  # fmt: skip
-                if "peak" in row:
-                    row = row | {"times the peak of GRPOTrainer": row["peak"] / theirs["peak"]}
-                else:
-                    row = row | {"all": sum(row[name] for name in CATEGORIES[:4])}
-                acceptance = "-" if row["arm"] == "GRPOTrainer" else f"{row['acceptance']:g}"
-                cells = ["-" if name not in row else f"{row[name]:,.{2 if 'times' in name else 0}f}" for name in names]
-                lines.append(f"| {row['ranks']} | {row['arm']} | {acceptance} | {' | '.join(cells)} |")
+        rows = [row for row in record["results"] if figure in row]
+        for row in rows:
+            theirs = next(one for one in rows if one["arm"] == "GRPOTrainer" and one["ranks"] == row["ranks"])
+            row = row | {
+                names[-1]: row[figure] / theirs[figure]
+                if "times" in names[-1]
+                else sum(row[name] for name in CATEGORIES[:4])
+            }
+            acceptance = "-" if row["arm"] == "GRPOTrainer" else f"{row['acceptance']:g}"
+            cells = ["-" if name not in row else f"{row[name]:,.{2 if 'times' in name else 0}f}" for name in names]
+            lines.append(f"| {row['ranks']} | {row['arm']} | {acceptance} | {' | '.join(cells)} |")
     return "\n".join(lines[1:])
 
 
