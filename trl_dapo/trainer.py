@@ -21,7 +21,7 @@ The data of a step:
         TRL's _generate_and_score_completions <-- replayed by _generate and _calculate_rewards
                                      |
                                      v
-        TRL's padded batch --> normalize --> TRL's _compute_loss --> optimizer step
+        TRL's padded batch --> normalize --> TRL's compute_loss --> optimizer step
 """
 
 import functools
@@ -738,8 +738,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
 
     # Loss
 
-    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
-        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+    def _normalized(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Returns a micro-batch with the denominator of its optimizer step; at the first one of a batch, all of them get theirs."""
         num_slices, accumulation = self.shape.num_slices, self.args.gradient_accumulation_steps
         if not self.model.training or num_slices % accumulation:
             return inputs
@@ -769,9 +769,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self._forward = _Forward(logps, entropies)
         return logps, entropies, *rest
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Returns the loss of a micro-batch, a scalar: TRL's, with the denominator of the optimizer step (Eq. 8 of the paper)."""
         num_logged = {name: len(values) for name, values in self._metrics["train"].items()}
-        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        inputs = self._normalized(inputs)
+        loss: torch.Tensor = super().compute_loss(model, inputs, *args, **kwargs)
         forward, self._forward = self._forward, None  # it holds the graph
         if not self.model.training:
             return loss

@@ -31,6 +31,7 @@ from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context, profiling_decorator
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import grpo_trainer
+from trl.trainer.utils import RepeatSampler
 
 
 # First and last minor release of each package that the tests ran with: docs/versions.md.
@@ -70,23 +71,20 @@ def warn_of_untested_releases() -> None:
 # Methods of `GRPOTrainer` and its bases that are overridden, and what for.
 OVERRIDDEN: dict[str, str] = {
     "_calculate_rewards": "replay; deadline of each reward function; penalty of long completions",
-    "_compute_loss": "diagnostics of the trained tokens",
     "_generate": "replay; length and truncation of each completion",
     "_generate_and_score_completions": "collects a generation batch, then has TRL score it",
     "_generate_single_turn": "rounds larger than a generation batch; empty completions",
     "_get_per_token_logps_and_entropies": "old log-probabilities of carried rollouts; what the loss computed",
-    "_get_train_sampler": "order of the prompts after a resume",
     "_issue_warnings_after_load": "weights under other names",
     "_load_optimizer_and_scheduler": "state of the run",
-    "_load_rng_state": "state of the loop, after the loop has reset its counters",
-    "_prepare_inputs": "loss denominators of each optimizer step",
     "_push_from_checkpoint": "a checkpoint is whole before it is pushed",
     "_tool_call_loop": "turns after a call of a tool: seeds; empty ones; ranks that take more of them than others",
     "_save_checkpoint": "manifest and state of the run",
+    "compute_loss": "loss denominators of each optimizer step; diagnostics of the trained tokens",
     "create_model_card": "the card says what the run did",
     "evaluation_loop": "metrics of this evaluation alone",
-    "get_batch_samples": "no step after the last one",
-    "get_train_dataloader": "paces the steps; the prompts come from the stream",
+    "get_batch_samples": "state of the loop, after the loop has reset its counters; no step after the last one",
+    "get_train_dataloader": "paces the steps; the prompts come from the stream; their order after a resume",
     "init_hf_repo": "errors of the Hub with a fix",
     "log": "metrics of the trained tokens; text of a model as text",
     "push_to_hub": "errors of the Hub with a fix",
@@ -766,6 +764,15 @@ def _checked(function: Any, check: Callable[[Any, int], Any], num_completions: i
         return check(await function(**arguments), num_completions)
 
     return awaited
+
+
+def sampler_of(dataloader: Any) -> RepeatSampler | None:
+    """Returns TRL's sampler of a dataloader that accelerate has prepared, on one rank or several; `None`: rows are streamed."""
+    batches = dataloader.batch_sampler
+    # accelerate puts one around it that leaves out the batches of the other ranks.
+    batches = getattr(batches, "batch_sampler", batches)
+    sampler = getattr(batches, "sampler", None)
+    return sampler if isinstance(sampler, RepeatSampler) else None
 
 
 def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:
