@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -79,6 +80,45 @@ def test_two_ranks_train_the_batches_of_one(tmp_path, rows_per_rank):
     for table in map(pd.read_parquet, sorted((tmp_path / "two" / "completions").glob("*.parquet"))):
         decoded = [tiny_tokenizer().decode(json.loads(ids), skip_special_tokens=True) for ids in table["ids_seen"]]
         assert decoded == list(table["completion"])
+
+
+def tables(folder):
+    return {path.name: pd.read_parquet(path) for path in sorted((folder / "completions").glob("*.parquet"))}
+
+
+def assert_same_tables(mine, its):
+    assert mine.keys() == its.keys()
+    for name, table in mine.items():
+        pd.testing.assert_frame_equal(table, its[name])
+
+
+def test_texts_go_to_the_rank_that_writes_them_and_not_into_checkpoints(tmp_path):
+    options = {"max_steps": 5, "steps_per_generation": 2, "max_generation_rounds": 30, "log_completions": True}
+    options |= {"per_device_train_batch_size": 6, "surplus": "carry", "max_off_policy_steps": 100}
+    options |= {"refill_confidence": 0.99, "max_prompts_per_round": 60}
+    options |= {"save_strategy": "steps", "save_steps": 3, "eval_steps": 2, "eval_strategy": "steps"}
+    options |= {"per_device_eval_batch_size": 4}
+    to_all = run(tmp_path / "all", 2, texts_to_all=True, **options)
+    to_first = run(tmp_path / "first", 2, **options)
+    assert to_first[0]["texts"] == to_all[0]["texts"] == to_all[1]["texts"]
+    assert len(to_first[0]["texts"]["completion"]) == 24
+    assert to_first[1]["texts"] == {"prompt": [], "completion": [], "ids_seen": []}
+    assert_same_tables(tables(tmp_path / "first"), tables(tmp_path / "all"))
+    checkpoint = tmp_path / "first" / "checkpoint-3"
+    states = [(checkpoint / "dapo_state" / f"rank{rank}.json").read_text() for rank in range(2)]
+    # Completions of carried groups are in them, without the words that prompts and completions are made of.
+    assert any("ids_seen" in state for state in states)
+    assert not any(re.search(r"\bw\d", state) for state in states)
+    # The second step of the batch that is being trained shows what the first one showed.
+    resumed = run(tmp_path / "resumed", 2, resume_from=str(checkpoint), **options)
+    assert resumed[1]["texts"] == to_first[1]["texts"]
+    whole = tables(tmp_path / "first")
+    assert_same_tables(tables(tmp_path / "resumed"), {name: whole[name] for name in list(whole)[3:]})
+
+
+def test_texts_go_nowhere_if_no_rank_writes_them(tmp_path):
+    results = run(tmp_path / "two", 2, per_device_train_batch_size=6, max_steps=2, max_generation_rounds=30)
+    assert [result["texts"] for result in results] == [{"prompt": [], "completion": [], "ids_seen": []}] * 2
 
 
 def test_rank_that_finds_everything_shares_with_the_one_that_finds_nothing(tmp_path):

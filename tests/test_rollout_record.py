@@ -233,7 +233,7 @@ def test_two_ranks_without_dynamic_sampling_write_every_completion_once(tmp_path
     def work(ranks):
         mine = range(6 * ranks.rank, 6 * ranks.rank + 6)
         rewards = RewardColumns(["correct"], [2.0], [0])
-        recorder = RolloutRecorder(args.shape, ranks, GroupSample(10), rewards, str(tmp_path))
+        recorder = RolloutRecorder(args.shape, ranks, GroupSample(10), rewards, str(tmp_path), decode=None)
         inputs = [{"prompt": f"p{row // 4}", "answer": row // 4} for row in mine]
         logged = {"seen": [row * 10 for row in mine], "other length": [1]}
         recorder.observe_plain(groups, inputs, [f"c{row}" for row in mine], logged)

@@ -46,6 +46,7 @@ from trl_dapo.trl_seams import (
     rebound,
     replaced,
     sampler_of,
+    texts_apart,
 )
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 from trl_dapo.vllm_server.generation import ServerGeneration
@@ -326,6 +327,51 @@ def test_advantages_and_logged_columns_are_where_the_record_and_the_table_look(r
         assert not replay.trainer._pending_extra_logs
     with relies_on("_generate_and_score_completions", "`_logs['advantages']` has the advantages of the batch"):
         assert list(logs["advantages"]) == replay.output["advantages"].tolist()
+
+
+def test_texts_of_a_batch_are_gathered_apart_from_the_names_by_which_ranks_agree(trainer, monkeypatch):
+    texts, names = [], []
+    monkeypatch.setattr(grpo_trainer, "gather_object", lambda objects: names.append(objects) or objects)
+    rows = rows_of()
+    with relies_on(
+        "texts_apart",
+        "`gather_object` gathers prompts and completions of `_generate`, logged columns, and names of those",
+    ):
+        with texts_apart(trainer._generate_and_score_completions, lambda one: texts.append(one) or []) as score:
+            output = score(rows)
+        prompts, completions, column = texts
+        assert prompts == [row["prompt"] for row in rows]
+        lengths = output["completion_mask"].sum(1).tolist()
+        ids = [row[:length] for row, length in zip(output["completion_ids"].tolist(), lengths, strict=True)]
+        assert completions == trainer._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        assert column == [row[0] for row in ids]
+        assert names == [["first"], ["calls"]]
+        # Kept is what came of it, and the figures of all completions.
+        logs = trainer._logs
+        assert [list(logs["prompt"]), list(logs["completion"]), list(logs["extra"]["first"])] == [[], [], []]
+        assert len(logs["advantages"]) == 8
+    assert "_generate" not in vars(trainer)
+
+
+def test_column_that_only_another_rank_logged_is_gathered_with_the_texts(trainer, monkeypatch):
+    texts = []
+    other = {"first": ["first", "second"]}
+    monkeypatch.setattr(grpo_trainer, "gather_object", lambda objects: other.get("".join(objects), objects))
+    with relies_on("texts_apart", "a column that this rank does not have is a list of None"):
+        with texts_apart(trainer._generate_and_score_completions, lambda one: texts.append(one) or one) as score:
+            score(rows_of())
+        assert texts[-1] == [None] * 8
+        assert list(trainer._logs["extra"]) == ["first", "second"]
+
+
+def test_method_that_is_not_of_trl_is_left_alone(folder):
+    class Own(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            return super()._generate_and_score_completions(inputs)
+
+    trainer = plain_trainer(folder, Own)
+    with texts_apart(trainer._generate_and_score_completions, None) as score:
+        assert score == trainer._generate_and_score_completions
 
 
 def test_prompts_that_generation_gets_can_be_had_without_it(trainer):

@@ -50,6 +50,10 @@ class ThreadRanks(Ranks):
     def gather_objects(self, objects: list[Any]) -> list[Any]:
         return [item for brought in self._swap("gather_objects", list(objects)) for item in brought]
 
+    def gather_on(self, rank: int, objects: list[Any]) -> list[Any]:
+        brought = self._swap(f"gather_on {rank}", list(objects))
+        return [item for of_rank in brought for item in of_rank] if rank == self.rank else []
+
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         tensors = self._swap("gather", tensor)
         shapes = [tuple(other.shape) for other in tensors]

@@ -25,6 +25,7 @@ SEAMS: dict[str, str] = {
     },
     "engine_built_by": "the vLLM backend of a trainer",
     "completions_printed_by": "TRL's table of completions",
+    "texts_apart": "texts go to the rank that writes them",
 }
 
 # TRL 1.15 computes log-probabilities in a kernel that needs a GPU.

@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -151,8 +152,14 @@ def low_rank():
     return LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 
 
+def dict_of(columns):
+    return {name: list(values) for name, values in columns.items()}
+
+
 def main(folder: str, overrides: str) -> None:
     options = json.loads(overrides)
+    if options.pop("texts_to_all", False):
+        ScriptedTrainer._scoring = lambda self, method: nullcontext(method)
     if options.pop("alternate", False):
         ScriptedTrainer.script = staticmethod(alternating_script)
     records_steps, samples = options.pop("record_steps", False), options.pop("samples", False)
@@ -185,6 +192,8 @@ def main(folder: str, overrides: str) -> None:
             name.split("base_model.model.")[-1] for name, p in trainer.model.named_parameters() if p.requires_grad
         ],
         "logs": trainer.state.log_history,
+        "texts": {name: list(trainer._logs[name]) for name in ("prompt", "completion")}
+        | dict_of(trainer._logs["extra"]),
         "position": trainer.dynamic_sampler.source.stream.position,
         "parameters": [whole(parameter).flatten().tolist() for parameter in trainer.model.parameters()],
     }

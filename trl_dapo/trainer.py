@@ -26,8 +26,8 @@ The data of a step:
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,7 @@ from .loss.positions import number_from_first_token
 from .publishing.published_trainer import PublishedTrainer
 from .ranks.rollout import with_placeholders
 from .refill.assembly import GenerationBatch
+from .refill.completion_decoder import decode_completion
 from .refill.dynamic_sampling import DynamicSampler
 from .refill.image_prompts import check_image_dataset, check_image_options
 from .refill.policy_scorer import PolicyScorer, restore_old_logps
@@ -104,7 +105,7 @@ from .streaming.dynamic_sampler import make_dynamic_sampler
 from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
-from .trl_seams import AddedReward, AsideSeams, Generated, TrainerSeams
+from .trl_seams import AddedReward, AsideSeams, Generated, TrainerSeams, texts_apart
 from .turns.environments import Environments
 from .turns.episode import is_unanswered
 from .turns.tool_loop import ToolLoop
@@ -309,8 +310,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             return None
         rewards = RewardColumns(self.punishment.names, self.punishment.weights.tolist(), filter_columns)
         sample = GroupSample(self.args.num_groups_to_log, self.args.seed)
+        decode = functools.partial(decode_completion, self.seams.tokenizer)
         return RolloutRecorder(
-            self.shape, self.ranks, sample, rewards, str(self.args.output_dir), self.seams.has_turns
+            self.shape, self.ranks, sample, rewards, str(self.args.output_dir), decode, self.seams.has_turns
         )
 
     def _check_prompts(self, name: str, dataset: Any) -> None:
@@ -496,8 +498,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.dynamic_sampler is None or not self.model.training:
             drawn = _DrawnBatch()
-            with self._replaying(drawn):
-                output = super()._generate_and_score_completions(inputs)
+            with self._replaying(drawn), self._scoring(super()._generate_and_score_completions) as score:
+                output = score(inputs)
             self._mark_without_value()
             return self._finish_batch(output, drawn.facts, torch.zeros(len(drawn.facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
@@ -509,8 +511,9 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         with (
             self.seams.without_environments() if self.seams.has_environments else nullcontext(),
             self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps),
+            self._scoring(super()._generate_and_score_completions) as score,
         ):
-            output = super()._generate_and_score_completions(batch.inputs)
+            output = score(batch.inputs)
         if self.args.overlap and self.vllm_importance_sampling_correction:
             self._log_weights(output)
         elif self.args.overlap:
@@ -559,6 +562,14 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
                 yield
         finally:
             self._batch, self._awaits_old_logps = _DrawnBatch(), False
+
+    def _scoring(self, method: Callable[..., Any]) -> AbstractContextManager[Callable[..., Any]]:
+        """Has texts go to the rank that writes them; to none where none does."""
+        if self.ranks.num_ranks == 1:
+            return nullcontext(method)
+        return texts_apart(
+            method, functools.partial(self.ranks.gather_on, 0) if self.log_completions else lambda _: []
+        )
 
     def _collect_batch(self, sampler: DynamicSampler) -> GenerationBatch:
         metrics = self._metrics["train"]
@@ -864,5 +875,6 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         drop_without_value(self._metrics["train" if self.model.training else "eval"])
         if self.log_completions:
             level_columns(self._logs)
+            self._logged_table = {"step": self.state.global_step, "rewards": list(self._logs["rewards"])}
         with printing_plainly() if self.log_completions else nullcontext():
             super().log(logs, start_time)

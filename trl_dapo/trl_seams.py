@@ -775,6 +775,44 @@ def sampler_of(dataloader: Any) -> RepeatSampler | None:
     return sampler if isinstance(sampler, RepeatSampler) else None
 
 
+@contextmanager
+def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[Any]]) -> Iterator[Callable[..., Any]]:
+    """
+    Gives a `_generate_and_score_completions` with which the texts of a batch do not go to all ranks.
+
+    TRL gathers prompts, completions, images and logged columns on every rank, for a table that the first one writes. Names of
+    columns and metrics still go to all: by them the ranks know what is gathered next.
+
+    Args:
+        method (`Callable`):
+            The bound method. One that is not TRL's own is left as it is.
+        gather (`Callable[[list], list]`):
+            Is given what this rank has of each of the texts, in the same order on all ranks, and returns what it is to keep.
+    """
+    theirs = GRPOTrainer._generate_and_score_completions
+    if getattr(method, "__func__", None) is not theirs:
+        yield method
+        return
+    trainer: Any = method.__self__  # type: ignore[attr-defined]
+    generate = trainer._generate
+    of_batch: list[Any] = []
+
+    def noting(prompts: list[Any]) -> Any:
+        generated = generate(prompts)
+        of_batch[:] = prompts, Generated(*generated).completions
+        return generated
+
+    def gather_object(objects: list[Any]) -> list[Any]:
+        # Names are texts too, so that completions are known as what they are. A column that only other ranks logged is None here.
+        known = [*of_batch, *trainer._pending_extra_logs.values()]
+        is_of_rows = any(objects is one for one in known) or not all(isinstance(one, str) for one in objects)
+        gathered: list[Any] = gather(objects) if is_of_rows else grpo_trainer.gather_object(objects)
+        return gathered
+
+    with replaced(trainer, "_generate", noting):
+        yield functools.partial(rebound(theirs, gather_object=gather_object), trainer)
+
+
 def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:
     """Inside it, the vLLM backend of a trainer that is being built is what `factory` returns."""
     return replaced(grpo_trainer, "VLLMGeneration", factory)

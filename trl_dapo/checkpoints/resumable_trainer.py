@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.trl_seams import sampler_of
 
+from .completion_table import read_table
 from .files import FileRecord, checkpoints_of, is_unfinished, mark_unfinished, mark_whole
 from .resume_choice import choose_checkpoint, wanted_resume, warning_of_overwriting
 from .run_state import RunState
@@ -71,6 +73,8 @@ class ResumableTrainer(GRPOTrainer):
         self.run_state.add("loop", self._loop_state, self._keep_loop_state, needs_layout=True)
         # Of the checkpoint that is being written: what this rank wrote.
         self._records: list[FileRecord] | None = None
+        # The table of completions that was written last: its step, and which columns are rewards.
+        self._logged_table: dict[str, Any] | None = None
         # Of the checkpoint that the run resumes from, until the first step gives it back.
         self._saved_loop: dict[str, Any] | None = None
         self._has_loop_to_restore = False
@@ -190,6 +194,8 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is None:
             return
         self.run_state.load(checkpoint, self.args.restart_stream)
+        if self._saved_loop is not None and self.log_completions and self.accelerator.is_main_process:
+            self._read_logged_table(checkpoint, self._saved_loop)
         self._skip_passes()
 
     def _skip_passes(self) -> None:
@@ -218,24 +224,29 @@ class ResumableTrainer(GRPOTrainer):
     def _loop_state(self) -> dict[str, Any]:
         """Returns where TRL's loop stands: phase and rest of the generation batch, and what the next log line is made of."""
         is_done = self._step % (self.args.shape.num_slices * self.num_iterations) == 0
-        logged: dict[str, Any] = self._logs if self.log_completions and self.accelerator.is_main_process else {}
         return {
             "step": self._step,
             "buffered_inputs": None if is_done else self._buffered_inputs,
             "metrics": self._metrics["train"],
             "loss": self._tr_loss,
             "last_logged_step": self._globalstep_last_logged,
-            "completions": {
-                name: {column: list(cells) for column, cells in values.items()}
-                if isinstance(values, Mapping)
-                else list(values)
-                for name, values in logged.items()
-                if name != "images"
-            },
+            "logged_table": self._logged_table,
         }
 
     def _keep_loop_state(self, state: dict[str, Any]) -> None:
         self._saved_loop = state
+
+    def _read_logged_table(self, checkpoint: str, state: dict[str, Any]) -> None:
+        """
+        Takes the rows of TRL's table of completions from the file that the run wrote last: checkpoints have no texts.
+
+        The file may be gone, or from before the batch that is being trained. Then the table begins with the next batch.
+        """
+        table, cycle = state.get("logged_table"), self.args.shape.num_slices * self.num_iterations
+        num_micro_steps_before = state["step"] // cycle * cycle
+        is_of_batch = table and table["step"] > num_micro_steps_before // self.args.gradient_accumulation_steps
+        if table and (is_of_batch or state["step"] == num_micro_steps_before):
+            state["completions"] = read_table(Path(checkpoint).parent, table["step"], table["rewards"])
 
     def _restore_loop(self) -> None:
         """Puts TRL's loop where the checkpoint left it; without a state, where TRL's dataloader stands."""
@@ -256,7 +267,8 @@ class ResumableTrainer(GRPOTrainer):
         self._total_loss_scalar = -self._tr_loss.item()
         self._globalstep_last_logged = state["last_logged_step"]
         logs: Any = self._logs
-        for name, values in state["completions"].items():
+        self._logged_table = state.get("logged_table")
+        for name, values in state.get("completions", {}).items():
             columns = values.items() if isinstance(values, Mapping) else [(None, values)]
             for column, cells in columns:
                 log = logs[name] if column is None else logs[name][column]

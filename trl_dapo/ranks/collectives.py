@@ -35,9 +35,9 @@ class Ranks:
     """
     The ranks of a run as one of them sees them: its number, how many there are, and every exchange between them.
 
-    Every method is a collective: all ranks call it, in the same order. `_gather`, `_begin_gather`, `_all_to_all` and
-    `gather_objects` carry the values and do nothing else, so a simulation of ranks replaces these four and the rest is
-    what runs in earnest.
+    Every method is a collective: all ranks call it, in the same order. `_gather`, `_begin_gather`, `_all_to_all`,
+    `gather_objects` and `gather_on` carry the values and do nothing else, so a simulation of ranks replaces these five and
+    the rest is what runs in earnest.
 
     Args:
         accelerator (`Accelerator`):
@@ -160,6 +160,19 @@ class Ranks:
         received = self._all_to_all(send.to(self.device), send_sizes, receive_sizes)
         per_rank = received.cpu().split(receive_sizes)
         return [list(part.split(list(sizes))) for part, sizes in zip(per_rank, incoming_sizes, strict=True)]
+
+    def gather_on(self, rank: int, objects: list[Any]) -> list[Any]:
+        """
+        As `gather_objects`, for one rank alone.
+
+        Returns:
+            `list`: on this rank the objects of all ranks, rank-major; on the others none.
+        """
+        if self.num_ranks == 1:
+            return objects
+        brought: list[Any] | None = [None] * self.num_ranks if rank == self.rank else None
+        dist.gather_object(objects, brought, dst=rank)
+        return [one for of_rank in brought or [] for one in of_rank]
 
     def gather_objects(self, objects: list[Any]) -> list[Any]:
         """

@@ -159,22 +159,20 @@ class Rollout:
 
     def shown(self) -> dict[str, Any]:
         """Returns what people see of the rollout, and `pack` leaves out. What can be decoded from its tokens is not in it."""
-        shown: dict[str, Any] = {"extra_logs": self.extra_logs}
+        shown: dict[str, Any] = {"extra_logs": dict(self.extra_logs)}
         if self.tool_mask is not None or self.prompt is not None:
             shown |= {"completion": self.completion, "prompt": self.prompt}
         return shown
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything of the rollout, for a checkpoint."""
+        """Returns the rollout for a checkpoint, without a text that can be decoded from its tokens."""
         return {
             "prompt_ids": self.prompt_ids,
             "completion_ids": self.completion_ids,
             "sampling_logps": self.sampling_logps,
             "old_logps": self.old_logps,
-            "extra_logs": dict(self.extra_logs),
-            "completion": self.completion,
             "tool_mask": self.tool_mask,
-            "prompt": self.prompt,
+            **self.shown(),
         }
 
     @classmethod

@@ -320,8 +320,10 @@ class BatchAssembler:
         # Only the table of completions shows these, so they travel only for it.
         shown: dict[Move, Mapping[str, Any]] = {}
         if self.moves_extra_logs:
-            sent = [(move, kept[group_of(move).locations[move.sample]].shown()) for row in leaving for move in row]
-            shown = dict(self.ranks.gather_objects(sent))
+            # To each rank what it trains, and to no other: as often as there are ranks that get something.
+            for target in sorted({move.target for move in travelling}):
+                sent = [(move, kept[group_of(move).locations[move.sample]].shown()) for move in leaving[target]]
+                shown |= self.ranks.gather_on(target, sent)
         arrived = {
             move: replace(
                 Rollout.unpack(

@@ -85,6 +85,9 @@ class RolloutRecorder:
             The reward functions.
         output_dir (`str`):
             The run's folder.
+        decode (`Callable[[list[int], list[int], bool], Any]`):
+            Returns a completion from the tokens of prompt and completion, and whether it is a conversation: checkpoints have
+            no texts of completions.
         has_turns (`bool`, *optional*, defaults to `False`):
             Whether tools, environments or a rollout function take part in completions.
 
@@ -102,6 +105,7 @@ class RolloutRecorder:
         sample: GroupSample,
         rewards: RewardColumns,
         output_dir: str,
+        decode: Callable[[list[int], list[int], bool], Any],
         has_turns: bool = False,
     ):
         self.shape = shape
@@ -109,6 +113,7 @@ class RolloutRecorder:
         self.sample = sample
         self.rewards = rewards
         self.output_dir = output_dir
+        self.decode = decode
         self.has_turns = has_turns
         self.filter_reward = rewards.names[rewards.filter_columns[0]]
         self._shards: RolloutShards | None = None
@@ -245,7 +250,7 @@ class RolloutRecorder:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a saved state."""
-        kept, carried = (list(map(_kept_of, state[name])) for name in ("kept", "carried"))
+        kept, carried = (list(map(self._kept_of, state[name])) for name in ("kept", "carried"))
         self._kept = {one.group.draw.position: one for one in kept}
         self._carried = {one.group.draw.position: one for one in carried}
         self._num_observed = Counter(state["num_observed"])
@@ -281,7 +286,8 @@ class RolloutRecorder:
     ) -> None:
         counts, self._num_observed = self._num_observed, Counter()
         num_informative = counts.pop(GroupVerdict.INFORMATIVE.value, 0)
-        texts = self.ranks.gather_objects(
+        texts = self.ranks.gather_on(
+            0,
             [
                 (
                     at,
@@ -291,7 +297,7 @@ class RolloutRecorder:
                 )
                 for at, kept in final.items()
                 for sample, rollout in kept.texts
-            ]
+            ],
         )
         if self.ranks.rank:
             return
@@ -326,6 +332,19 @@ class RolloutRecorder:
             columns["stretches"] = json.dumps(rollout.stretches)
         return columns
 
+    def _kept_of(self, state: Mapping[str, Any]) -> _Kept:
+        """Inverse of `_state_of`; of the dataset row only its texts are left."""
+        texts = []
+        for sample, saved in state["texts"]:
+            rollout = Rollout.from_state_dict(saved)
+            if rollout.completion is None:
+                ids = rollout.prompt_ids.tolist(), rollout.completion_ids.tolist()
+                rollout = replace(rollout, completion=self.decode(*ids, state["is_conversational"]))
+            texts.append((sample, rollout))
+        row = state["row"]
+        row = None if row is None else dict(zip(("prompt", _SOLUTION_COLUMNS[0]), row, strict=True))
+        return _Kept(SampledGroup.from_state_dict(state["group"]), texts, row)
+
     def _on_disk(self, write: Callable[[RolloutShards], object]) -> None:
         """Writes on the first rank. A full disk ends the record, not the run."""
         if self.ranks.rank or self._has_failed:
@@ -348,17 +367,9 @@ def _state_of(kept: _Kept) -> dict[str, Any]:
     return {
         "group": kept.group.state_dict(),
         "texts": [[sample, rollout.state_dict()] for sample, rollout in kept.texts],
+        "is_conversational": any(isinstance(rollout.completion, list) for _, rollout in kept.texts),
         "row": None if kept.row is None else list(_row_texts(kept.row)),
     }
-
-
-def _kept_of(state: Mapping[str, Any]) -> _Kept:
-    """Inverse of `_state_of`; of the dataset row only its texts are left."""
-    return _Kept(
-        SampledGroup.from_state_dict(state["group"]),
-        [(sample, Rollout.from_state_dict(rollout)) for sample, rollout in state["texts"]],
-        None if state["row"] is None else dict(zip(("prompt", _SOLUTION_COLUMNS[0]), state["row"], strict=True)),
-    )
 
 
 def _row_texts(row: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
