@@ -44,6 +44,10 @@ class Connection:
         server (`Server`):
             The server.
 
+    Attributes:
+        opened_at (`float`):
+            When the server had accepted it, in seconds of `time.monotonic`.
+
     Raises:
         `NoAnswerError`: nothing accepts the connection.
     """
@@ -59,6 +63,7 @@ class Connection:
         )
         with server.transient():
             self._http.connect()
+        self.opened_at = time.monotonic()
         self._socket: socket.socket = self._http.sock
         # How long a silence may be is decided by who waits: see `Server.is_silent`.
         self._socket.settimeout(None)
@@ -285,6 +290,8 @@ class Server:
                 raise self.fail(
                     f"sent more than {min(max_bytes, max(size, _MAX_LINE)):,} bytes for one completion: that is no answer of vLLM."
                 )
+            if not line.endswith(b"\n"):
+                raise NoAnswerError("it broke off in the middle of a line")
             line = line.strip()
             if not line.startswith(b"data:"):
                 continue
