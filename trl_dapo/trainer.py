@@ -27,7 +27,7 @@ The data of a step:
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -498,8 +498,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.dynamic_sampler is None or not self.model.training:
             drawn = _DrawnBatch()
-            with self._replaying(drawn), self._scoring(super()._generate_and_score_completions) as score:
-                output = score(inputs)
+            with self._replaying(drawn):
+                output = self._scoring(super()._generate_and_score_completions)(inputs)
             self._mark_without_value()
             return self._finish_batch(output, drawn.facts, torch.zeros(len(drawn.facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
@@ -511,9 +511,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         with (
             self.seams.without_environments() if self.seams.has_environments else nullcontext(),
             self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps),
-            self._scoring(super()._generate_and_score_completions) as score,
         ):
-            output = score(batch.inputs)
+            output = self._scoring(super()._generate_and_score_completions)(batch.inputs)
         if self.args.overlap and self.vllm_importance_sampling_correction:
             self._log_weights(output)
         elif self.args.overlap:
@@ -563,10 +562,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         finally:
             self._batch, self._awaits_old_logps = _DrawnBatch(), False
 
-    def _scoring(self, method: Callable[..., Any]) -> AbstractContextManager[Callable[..., Any]]:
-        """Has texts go to the rank that writes them; to none where none does."""
+    def _scoring(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a method of TRL with which texts go to the rank that writes them; to none where none does."""
         if self.ranks.num_ranks == 1:
-            return nullcontext(method)
+            return method
         return texts_apart(
             method, functools.partial(self.ranks.gather_on, 0) if self.log_completions else lambda _: []
         )

@@ -15,6 +15,7 @@ import asyncio
 import copy
 import functools
 import inspect
+import itertools
 import types
 import warnings
 from collections import defaultdict
@@ -775,10 +776,9 @@ def sampler_of(dataloader: Any) -> RepeatSampler | None:
     return sampler if isinstance(sampler, RepeatSampler) else None
 
 
-@contextmanager
-def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[Any]]) -> Iterator[Callable[..., Any]]:
+def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[Any]]) -> Callable[..., Any]:
     """
-    Gives a `_generate_and_score_completions` with which the texts of a batch do not go to all ranks.
+    Returns a `_generate_and_score_completions` with which the texts of a batch do not go to all ranks.
 
     TRL gathers prompts, completions, images and logged columns on every rank, for a table that the first one writes. Names of
     columns and metrics still go to all: by them the ranks know what is gathered next.
@@ -791,26 +791,19 @@ def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[A
     """
     theirs = GRPOTrainer._generate_and_score_completions
     if getattr(method, "__func__", None) is not theirs:
-        yield method
-        return
+        return method
     trainer: Any = method.__self__  # type: ignore[attr-defined]
-    generate = trainer._generate
-    of_batch: list[Any] = []
-
-    def noting(prompts: list[Any]) -> Any:
-        generated = generate(prompts)
-        of_batch[:] = prompts, Generated(*generated).completions
-        return generated
+    calls = itertools.count()
 
     def gather_object(objects: list[Any]) -> list[Any]:
-        # Names are texts too, so that completions are known as what they are. A column that only other ranks logged is None here.
-        known = [*of_batch, *trainer._pending_extra_logs.values()]
-        is_of_rows = any(objects is one for one in known) or not all(isinstance(one, str) for one in objects)
-        gathered: list[Any] = gather(objects) if is_of_rows else grpo_trainer.gather_object(objects)
+        # First prompts and completions. Of what comes then only names are what the pending columns or metrics are called.
+        columns, metrics = trainer._pending_extra_logs, trainer._pending_metrics
+        is_of_names = next(calls) > 1 and objects in (list(columns), list(metrics))
+        is_of_names &= not any(objects is values for values in columns.values())
+        gathered: list[Any] = grpo_trainer.gather_object(objects) if is_of_names else gather(objects)
         return gathered
 
-    with replaced(trainer, "_generate", noting):
-        yield functools.partial(rebound(theirs, gather_object=gather_object), trainer)
+    return functools.partial(rebound(theirs, gather_object=gather_object), trainer)
 
 
 def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:
