@@ -15,7 +15,7 @@ from test_resume import make_trainer
 from tiny import numbered_prompts, tiny_model
 from tiny_vlm import tiny_vlm
 
-from trl_dapo.checkpoints import resumable_trainer
+from trl_dapo.checkpoints import finalization
 from trl_dapo.checkpoints.files import (
     CUT_OFF,
     MANIFEST,
@@ -226,7 +226,7 @@ def test_older_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch
     def rotate(*args, **kwargs):
         seen.append({path.name: find_fault(path) for path in tmp_path.glob("checkpoint-*")})
 
-    monkeypatch.setattr(resumable_trainer, "rotate_checkpoints", rotate)
+    monkeypatch.setattr(finalization, "rotate_checkpoints", rotate)
     trainer = make_trainer(tmp_path, max_steps=2, save_total_limit=1)
     trainer.train()
     assert seen == [{"checkpoint-1": None}, {"checkpoint-1": None, "checkpoint-2": None}]

@@ -43,6 +43,7 @@ from trl_dapo.trl_seams import (
     _is_of_environments,
     completions_printed_by,
     engine_built_by,
+    pushed_from_checkpoint,
     rebound,
     replaced,
     sampler_of,
@@ -531,7 +532,9 @@ class Before(TrainerCallback):
         self.recording.begin("on_pre_optimizer_step", batches=TrainerSeams(self.trainer).micro_batches_of_step())
 
 
-LOOP = ["_prepare_inputs", "training_step", "prediction_step", "_finish_current_push", "_save_rng_state"]
+LOOP = [
+    "_prepare_inputs", "training_step", "prediction_step", "_push_from_checkpoint", "_finish_current_push", "_save_rng_state",
+]  # fmt: skip
 SHAPE = {
     "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "num_generations": 4, "max_steps": 3,
     "gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_completion_length": 4, "save_strategy": "steps",
@@ -825,7 +828,9 @@ def test_model_of_a_checkpoint_is_saved_with_the_arguments_as_they_are_then(trai
 
 def test_checkpoint_is_pushed_as_jobs_that_can_be_waited_for(trained):
     calls, folder = trained.recording, str(trained.folder / "checkpoint-1")
-    with relies_on("_push_from_checkpoint", "(folder of the checkpoint); its uploads are `push_in_progress.jobs`"):
+    with relies_on(
+        "pushed_from_checkpoint", "`_push_from_checkpoint(folder)`; its uploads are `push_in_progress.jobs`"
+    ):
         pushed = calls.first("_push_from_checkpoint")
         assert list(pushed.arguments.values())[1:] == [folder]
         assert any(call.is_inside(pushed) for call in calls.all("upload_folder"))
@@ -862,8 +867,8 @@ def pushed(tmp_path_factory):
         patch.setattr(transformers.trainer, "hf_api", lambda: Uploads(recording))
         with relies_on("push_to_hub", "(commit_message)"):
             trainer.push_to_hub("words")
-        with relies_on("_push_from_checkpoint", "(folder)"):
-            trainer._push_from_checkpoint(str(trainer.args.output_dir))
+        with relies_on("pushed_from_checkpoint", "`_push_from_checkpoint(folder)`"):
+            assert pushed_from_checkpoint(trainer, str(trainer.args.output_dir)) == []
     return SimpleNamespace(recording=recording, trainer=trainer)
 
 
@@ -874,7 +879,7 @@ def test_push_makes_the_repository_then_model_then_card_then_uploads(pushed):
         assert calls.order(*order, inside=calls.only("push_to_hub")) == order
         assert calls.only("upload_folder").arguments["commit_message"] == "words"
     with relies_on(
-        "_push_from_checkpoint",
+        "pushed_from_checkpoint",
         "`_finish_current_push` waits for `push_in_progress`, and while it lasts none is begun",
     ):
         assert calls.only("wait_until_done").is_inside(calls.first("_finish_current_push"))

@@ -25,6 +25,7 @@ SEAMS: dict[str, str] = {
     },
     "engine_built_by": "the vLLM backend of a trainer",
     "completions_printed_by": "TRL's table of completions",
+    "pushed_from_checkpoint": "a checkpoint is whole before it is pushed",
     "texts_apart": "texts go to the rank that writes them",
 }
 

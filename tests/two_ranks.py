@@ -11,7 +11,6 @@ import functools
 import importlib
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -31,6 +30,7 @@ from tiny import (
 from torch.distributed.tensor import DTensor
 
 from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.checkpoints import finalization
 
 
 def script(prompt_ids, sample):
@@ -158,8 +158,10 @@ def dict_of(columns):
 
 def main(folder: str, overrides: str) -> None:
     options = json.loads(overrides)
+    if options.pop("beside", False):
+        finalization.MIN_BYTES_BESIDE = 0
     if options.pop("texts_to_all", False):
-        ScriptedTrainer._scoring = lambda self, method: nullcontext(method)
+        ScriptedTrainer._scoring = lambda self, method: method
     if options.pop("alternate", False):
         ScriptedTrainer.script = staticmethod(alternating_script)
     records_steps, samples = options.pop("record_steps", False), options.pop("samples", False)

@@ -489,6 +489,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         last = self.ranks.from_first(lambda: last_whole_checkpoint(folder)[0])
         if step and (last is None or last.name != f"checkpoint-{step}"):
             self._save_checkpoint(self.model, trial=None)
+            self._finalization.wait()
             last = self.ranks.from_first(lambda: last_whole_checkpoint(folder)[0])
         resume = "No step was trained" if last is None else f"The run can be resumed from {last}"
         error.add_note(f"{resume}.")

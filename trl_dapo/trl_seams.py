@@ -20,6 +20,7 @@ import types
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -78,9 +79,8 @@ OVERRIDDEN: dict[str, str] = {
     "_get_per_token_logps_and_entropies": "old log-probabilities of carried rollouts; what the loss computed",
     "_issue_warnings_after_load": "weights under other names",
     "_load_optimizer_and_scheduler": "state of the run",
-    "_push_from_checkpoint": "a checkpoint is whole before it is pushed",
     "_tool_call_loop": "turns after a call of a tool: seeds; empty ones; ranks that take more of them than others",
-    "_save_checkpoint": "manifest and state of the run",
+    "_save_checkpoint": "manifest and state of the run; rotation and push of what is whole",
     "compute_loss": "loss denominators of each optimizer step; diagnostics of the trained tokens",
     "create_model_card": "the card says what the run did",
     "evaluation_loop": "metrics of this evaluation alone",
@@ -809,6 +809,14 @@ def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[A
 def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:
     """Inside it, the vLLM backend of a trainer that is being built is what `factory` returns."""
     return replaced(grpo_trainer, "VLLMGeneration", factory)
+
+
+def pushed_from_checkpoint(trainer: Any, folder: str) -> list[Future[Any]]:
+    """Has transformers push a checkpoint, and returns the uploads that begin; none: it does not push this one."""
+    before = getattr(trainer, "push_in_progress", None)
+    trainer._push_from_checkpoint(folder)
+    push = getattr(trainer, "push_in_progress", None)
+    return [] if push is None or push is before else list(push.jobs)
 
 
 def completions_printed_by(print_sample: Callable[..., None]) -> AbstractContextManager[None]:

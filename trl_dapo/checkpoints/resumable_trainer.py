@@ -2,8 +2,8 @@
 
 import math
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.ranks.collectives import Ranks
-from trl_dapo.trl_seams import sampler_of
+from trl_dapo.trl_seams import pushed_from_checkpoint, replaced, sampler_of
 
+from . import finalization
 from .completion_table import read_table
-from .files import FileRecord, checkpoints_of, is_unfinished, mark_unfinished, mark_whole
+from .files import mark_unfinished
+from .finalization import AsyncFinalization, WrittenCheckpoint, read_checkpoints
 from .resume_choice import choose_checkpoint, wanted_resume, warning_of_overwriting
 from .run_state import RunState
 from .weights import check_adapter, check_kind_of_weights, load_renamed, unloaded
@@ -63,7 +65,9 @@ class ResumableTrainer(GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         self._train_sampler: Any = None
         self._has_trained = False
-        self._save_total_limit: int | None = None
+        # While a checkpoint is written: arguments that are others meanwhile, as they were given.
+        self._given: dict[str, Any] = {}
+        self._finalization = AsyncFinalization()
         # The checkpoint that the run resumes from, until its weights are read.
         self._folder_read: str | None = None
         super().__init__(*args, **kwargs)
@@ -71,8 +75,6 @@ class ResumableTrainer(GRPOTrainer):
         layout = {"num_ranks": self.ranks.num_ranks} | {name: getattr(self.args, name) for name in _LAYOUT_FIELDS}
         self.run_state = RunState(self.ranks.rank, layout)
         self.run_state.add("loop", self._loop_state, self._keep_loop_state, needs_layout=True)
-        # Of the checkpoint that is being written: what this rank wrote.
-        self._records: list[FileRecord] | None = None
         # The table of completions that was written last: its step, and which columns are rewards.
         self._logged_table: dict[str, Any] | None = None
         # Of the checkpoint that the run resumes from, until the first step gives it back.
@@ -115,59 +117,65 @@ class ResumableTrainer(GRPOTrainer):
         self._folder_read = checkpoint
         try:
             output = super().train(checkpoint, *args, **kwargs)
+        except BaseException:
+            try:
+                self._finalization.wait()
+            except Exception:
+                # What ended the training is told, and this too.
+                logger.exception("The last checkpoint could not be finished.")
+            raise
         finally:
             self._folder_read = None
+        self.ranks.together(self._finalization.wait)
         self._has_trained = True
         return output
 
     # Saving
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        run_dir = self._get_output_dir(trial=trial)
-        folder = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save:
+        # The one before. All ranks learn of its error, and none waits for another here.
+        self.ranks.together(self._finalization.wait)
+        args = self.args
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if args.should_save:
             mark_unfinished(folder)
         self.accelerator.wait_for_everyone()
-        self._records = self.run_state.save(folder)
-        # Older checkpoints may go when this one is whole, not before.
-        limit = self._save_total_limit = self.args.save_total_limit
-        self.args.save_total_limit = None
-        try:
+        mine = self.run_state.save(folder)
+        # Older checkpoints may go, and this one to the Hub, when it is whole, not before.
+        self._given = {name: getattr(args, name) for name in ("save_total_limit", "push_to_hub")}
+        with replaced(args, "save_total_limit", None), replaced(args, "push_to_hub", False):
             super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self._finish_checkpoint(folder)
-        if self.args.should_save and limit is not None and limit > 0:
-            for path in filter(is_unfinished, checkpoints_of(run_dir)):
-                shutil.rmtree(path, ignore_errors=True)
-            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+        self._given = {}
+        # A collective, so that every rank is past its own files.
+        records = self.ranks.gather_objects(mine)
+        if args.should_save:
+            if args.save_on_each_node:
+                records = [record for record in records if os.path.exists(os.path.join(folder, record.name))]
+            written = WrittenCheckpoint(folder, records, args.save_total_limit, self.state.best_model_checkpoint)
+            if self._is_awaited() or written.num_bytes < finalization.MIN_BYTES_BESIDE:
+                written.finish()
+            else:
+                self._finalization.begin(written.finish)
+        if args.push_to_hub:
+            self._push_whole_checkpoint(folder)
+
+    def _is_awaited(self) -> bool:
+        """Whether something needs the checkpoint whole as soon as it is saved."""
+        args = self.args
+        is_read = args.push_to_hub or args.load_best_model_at_end or args.metric_for_best_model is not None
+        return is_read or self.control.should_training_stop or read_checkpoints(self.callback_handler.callbacks)
+
+    def _push_whole_checkpoint(self, folder: str) -> None:
+        """Begins to push a checkpoint, as `Trainer` does."""
+        pushed_from_checkpoint(self, folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, as in `Trainer`."""
         # The arguments are saved with it, and should say what the user asked for.
-        limit = self.args.save_total_limit
-        self.args.save_total_limit = self._save_total_limit if _internal_call else limit
-        try:
+        with ExitStack() as stack:
+            for name, value in (self._given if _internal_call else {}).items():
+                stack.enter_context(replaced(self.args, name, value))
             super().save_model(output_dir, _internal_call)
-        finally:
-            self.args.save_total_limit = limit
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # What goes to the Hub should be whole there too.
-        self._finish_checkpoint(checkpoint_folder)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _finish_checkpoint(self, folder: str) -> None:
-        """Marks the checkpoint as whole when all ranks have written theirs. Does nothing when that has been done."""
-        if self._records is None:
-            return
-        # A collective, so that every rank is past its own files.
-        records = self.ranks.gather_objects(self._records)
-        self._records = None
-        if self.args.should_save:
-            if self.args.save_on_each_node:
-                records = [record for record in records if os.path.exists(os.path.join(folder, record.name))]
-            mark_whole(folder, records)
 
     # Resuming
 

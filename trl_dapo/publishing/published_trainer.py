@@ -22,7 +22,7 @@ from trl_dapo.config.departures import departures, describe_method
 from trl_dapo.data.held_out import HeldOut, num_shared_prompts
 from trl_dapo.data.source import DataSource, is_hub_id
 from trl_dapo.errors import TrainingStoppedError
-from trl_dapo.trl_seams import AddedReward
+from trl_dapo.trl_seams import AddedReward, pushed_from_checkpoint
 
 from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
 from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions, published_recipe
@@ -166,16 +166,13 @@ class PublishedTrainer(GRPOTrainer):
         push = getattr(self, "push_in_progress", None)
         return push is None or push.is_done()
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def _push_whole_checkpoint(self, folder: str) -> None:
+        """Begins to push a checkpoint, as `Trainer` does, and tells what becomes of it."""
         # `Trainer` copies the weights of this checkpoint into `output_dir`, which may still be uploading.
         if self.is_world_process_zero():
             self._may_change_pushed_files()
-        before = getattr(self, "push_in_progress", None)
-        super()._push_from_checkpoint(checkpoint_folder)
-        push: Any = getattr(self, "push_in_progress", None)
-        if push is not before:
-            for job in push.jobs:
-                job.add_done_callback(self._warn_if_push_failed)
+        for job in pushed_from_checkpoint(self, folder):
+            job.add_done_callback(self._warn_if_push_failed)
 
     def _warn_if_push_failed(self, job: Future[Any]) -> None:
         """Logs the error of a push in the background, which `Trainer` never reads."""
