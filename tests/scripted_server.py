@@ -67,7 +67,7 @@ class ScriptedServer:
         faults_of: what goes wrong with the next answers to a method, a path or "prompt_logprobs", one each: "500" and other statuses,
             "silent", "half", "garbage", "hang", "restart", and "restart behind": it answers as it was, but has been
             started again when the answer arrives.
-        reached: called with the name of each point that the server comes to: "request", "chunk", "load".
+        reached: called with the name of each point that the server comes to: "request", "chunk", "load", "loaded".
         asked: content of each request for a completion.
         ended: ids of requests that were aborted.
         seconds: how long a completion takes.
@@ -244,9 +244,9 @@ class _Handler(BaseHTTPRequestHandler):
             served.reached("load")
             if isinstance(served.engine, ModelEngine):
                 served.engine.load([f"{folder}/{file}" for file in index["files"]])
-            served.reached("load")
             served.version = version
             served.loaded.append(version)
+            served.reached("loaded")
             self.answer({"results": [{"version": version}]})
 
     def complete(self, content):
