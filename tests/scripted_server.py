@@ -99,7 +99,15 @@ class ScriptedServer:
 
     def open(self):
         handler = type("Handler", (_Handler,), {"server_of": self})
-        self.http = _QuietServer(("127.0.0.1", self.port), handler)
+        for is_last in [False] * 100 + [True]:
+            try:
+                self.http = _QuietServer(("127.0.0.1", self.port), handler)
+                break
+            except OSError:
+                # After a restart, a connection of another test may have the port for a moment.
+                if is_last:
+                    raise
+                time.sleep(0.05)
         self.port = self.http.server_address[1]
         self.sockets = self.http.sockets
         self.is_closed = False

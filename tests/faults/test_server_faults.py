@@ -167,7 +167,7 @@ def test_run_goes_on_as_if_nothing_had_happened(tmp_path, model, straight, fault
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        pytest.param(of_completions(*["hang"] * 100), "has not answered for vllm_server_timeout=4 s", id="hang",
+        pytest.param(of_completions(*["hang"] * 100), "has not answered for vllm_server_timeout=20 s", id="hang",
             marks=[pytest.mark.slow, pytest.mark.fault(
                 "a vLLM server hangs", "sampling, also beside training",
                 "a checkpoint, then `VLLMServerError`; resumed, and no group is lost or trains twice",
@@ -197,7 +197,7 @@ def test_run_goes_on_as_if_nothing_had_happened(tmp_path, model, straight, fault
 def test_run_is_saved_and_ends_with_the_cause_and_is_resumed(tmp_path, model, straight, fault, message, overlap):
     with served_by(model) as served:
         fail_after_load(served, 2, fault)
-        trainer = trainer_on(served, tmp_path, model, overlap, vllm_server_timeout=4.0)
+        trainer = trainer_on(served, tmp_path, model, overlap, vllm_server_timeout=20.0)
         with pytest.raises(VLLMServerError, match=message) as raised:
             trainer.train()
         assert served.address in str(raised.value)

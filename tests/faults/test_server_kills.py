@@ -188,7 +188,7 @@ def test_run_whose_server_is_killed_for_good_ends_and_is_resumed(tmp_path, model
     doom = draw_death_of_server(chance, reference, point)
     with DoomedServer(model, tmp_path) as server:
         server.start(doom)
-        assert live(tmp_path, server, overlap, comes_back=False, vllm_server_timeout=4.0) == 1, said(tmp_path)
+        assert live(tmp_path, server, overlap, comes_back=False, vllm_server_timeout=20.0) == 1, said(tmp_path)
         assert server.num_deaths == 1
         assert "VLLMServerError" in said(tmp_path)
         has_trained = Path(tmp_path, "trained0.jsonl").exists()
