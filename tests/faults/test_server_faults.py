@@ -1,5 +1,5 @@
 """
-Trainings whose vLLM server fails, in twenty-two ways, in the middle of a run: while a batch is sampled, or beside training.
+Trainings whose vLLM server fails, in 23 ways, in the middle of a run: while a batch is sampled, or beside training.
 
 Either the run goes on, and its batches and weights are those of the run without the fault; or it saves, ends with an error
 that names the server, and is resumed where it stood. Faults come with the second weights, whenever that is.
@@ -135,6 +135,10 @@ def same_weights(trainer, other):
             "a vLLM server restarts with old weights", "between the look at its version and the request, also beside training",
             "noticed; it loads those of the batch, and the batches and weights are the same",
         )),
+        pytest.param(of_calls("prompt_logprobs", "restart behind"), 2, id="restart-in-check", marks=[pytest.mark.slow, pytest.mark.fault(
+            "a vLLM server restarts with old weights", "within the check of its log-probabilities, also beside training",
+            "noticed; it loads those of the batch, and the batches and weights are the same",
+        )]),
         pytest.param(of_calls("dapo_load_weights", "restart"), 1, id="restart-in-load", marks=[pytest.mark.slow, pytest.mark.fault(
             "a vLLM server restarts with old weights", "weight sync, also beside training",
             "it loads the new ones; the batches and weights are the same",
