@@ -67,7 +67,7 @@ class ScriptedServer:
         faults_of: what goes wrong with the next answers to a method, a path or "prompt_logprobs", one each: "500" and other statuses,
             "silent", "half", "garbage", "hang", "restart", and "restart behind": it answers as it was, but has been
             started again when the answer arrives.
-        reached: called with the name of each point that the server comes to: "request", "chunk", "load".
+        reached: called with the name of each point that the server comes to: "request", "chunk", "load", "loaded".
         asked: content of each request for a completion.
         ended: ids of requests that were aborted.
         seconds: how long a completion takes.
@@ -99,7 +99,15 @@ class ScriptedServer:
 
     def open(self):
         handler = type("Handler", (_Handler,), {"server_of": self})
-        self.http = _QuietServer(("127.0.0.1", self.port), handler)
+        for is_last in [False] * 100 + [True]:
+            try:
+                self.http = _QuietServer(("127.0.0.1", self.port), handler)
+                break
+            except OSError:
+                # After a restart, a connection of another test may have the port for a moment.
+                if is_last:
+                    raise
+                time.sleep(0.05)
         self.port = self.http.server_address[1]
         self.sockets = self.http.sockets
         self.is_closed = False
@@ -244,9 +252,9 @@ class _Handler(BaseHTTPRequestHandler):
             served.reached("load")
             if isinstance(served.engine, ModelEngine):
                 served.engine.load([f"{folder}/{file}" for file in index["files"]])
-            served.reached("load")
             served.version = version
             served.loaded.append(version)
+            served.reached("loaded")
             self.answer({"results": [{"version": version}]})
 
     def complete(self, content):

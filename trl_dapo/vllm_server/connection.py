@@ -150,7 +150,14 @@ class Server:
         """Returns an error that names the server. `cause` goes on behind "The vLLM server at ..."."""
         return VLLMServerError(self.address, cause)
 
-    def ask(self, method: str, path: str, content: Any = None, seconds: float | None = None) -> Any:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        seconds: float | None = None,
+        check: Callable[[Connection], None] | None = None,
+    ) -> Any:
         """
         Sends a request on a connection of its own, and returns the content of the answer.
 
@@ -161,6 +168,8 @@ class Server:
                 Sent as JSON.
             seconds (`float`, *optional*):
                 Most seconds to the whole answer. `None`: those after which the server is lost.
+            check (`Callable[[Connection], None]`, *optional*):
+                Called with the connection before the request is sent.
 
         Raises:
             `NoAnswerError`: it did not answer in time, or says that it is not able to.
@@ -169,6 +178,8 @@ class Server:
         deadline = time.monotonic() + (self.timeout if seconds is None else seconds)
         connection = Connection(self)
         try:
+            if check is not None:
+                check(connection)
             connection.set_deadline(max(0.01, deadline - time.monotonic()))
             response = connection.send(method, path, content)
             self.check_status(response)

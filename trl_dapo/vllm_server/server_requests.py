@@ -260,7 +260,7 @@ class ServerRequests:
         is_read = False
         try:
             # Behind the connection: a server that starts again after this closes it.
-            self.servers.verify(server, connection.opened_at)
+            self.servers.verify(connection)
             if not completion.begin(connection):
                 return
             request = {**completion.content, "model": self.servers.facts[server].model}

@@ -13,7 +13,7 @@ from typing import Any
 from trl_dapo.config.server_address import is_local
 from trl_dapo.errors import VLLMServerError
 
-from .connection import NoAnswerError, Server
+from .connection import Connection, NoAnswerError, Server
 from .weight_folder import Weights
 
 
@@ -247,26 +247,24 @@ class Servers:
         """Has the next connection to a server look which weights it has."""
         self._verified.pop(server, None)
 
-    def verify(self, server: Server, opened_at: float) -> None:
+    def verify(self, connection: Connection) -> None:
         """
-        Makes sure that a server has the weights, before it is sent a request. From any thread.
+        Makes sure that the server behind a connection has the weights, before it is sent a request. From any thread.
 
         A server that was started again has others. It loads them from the folder, where they still are. What it says counts only
         for connections that were open before it was asked: a restart ends those, and behind a later one may be another server.
 
         Args:
-            server (`Server`):
-                The server.
-            opened_at (`float`):
-                When the connection of the request was opened.
+            connection (`Connection`):
+                The connection of the request.
 
         Raises:
             `NoAnswerError`: it does not answer.
             `VLLMServerError`: it cannot load them, or another run has loaded its own.
         """
-        weights = self.weights
+        server, weights = connection.server, self.weights
         with self._locks[server]:
-            if weights is None or self._is_verified(server, weights, opened_at):
+            if weights is None or self._is_verified(connection, weights):
                 return
             if server.is_lost:
                 raise NoAnswerError("it is lost")
@@ -291,9 +289,10 @@ class Servers:
             )
             self._load_into(server, weights)
 
-    def _is_verified(self, server: Server, weights: Weights, opened_at: float) -> bool:
-        version, asked_at = self._verified.get(server, ("", 0.0))
-        return version == weights.version and max(opened_at, time.monotonic() - _SECONDS_VERIFIED) <= asked_at
+    def _is_verified(self, connection: Connection, weights: Weights) -> bool:
+        version, asked_at = self._verified.get(connection.server, ("", 0.0))
+        earliest = max(connection.opened_at, time.monotonic() - _SECONDS_VERIFIED)
+        return version == weights.version and asked_at >= earliest
 
     def _look_again(self, server: Server) -> None:
         try:
