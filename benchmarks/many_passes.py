@@ -141,7 +141,7 @@ def _tables_of(results: dict[str, Any]) -> list[str]:
         lines.append(f"| {arm} | {before:.1%} | {end:.1%} | " + " | ".join(f"{value:,.0f}" for value in spent) + " |")
     lines += [
         "",
-        "To the accuracy with which `GRPO` ends, each arm's cost over that of `GRPO` at its end: the geometric mean, and each "
+        "To the accuracy with which `GRPO` ends, each arm's cost over that of `GRPO` until it first gets there: the geometric mean, and each "
         "seed (`-`: not reached).",
         "",
         "| arm | optimizer steps | completions | tokens | CPU seconds |",

@@ -2,6 +2,7 @@
 How dynamic sampling scales from 8 to 1,024 ranks with the paper's batch: what is measured here, and what it amounts to.
 
     python benchmarks/scaling.py                # about 5 CPU minutes on one core; writes benchmarks/scaling.json
+    python benchmarks/scaling.py --overlap      # the simulation of `overlap=True` alone, 3 minutes; the rest stays as it is
     python benchmarks/scaling.py --markdown     # prints the tables of that file and runs nothing
     python benchmarks/scaling.py --short --output FILE     # 1,024 ranks only, and less of the rest
 
@@ -52,6 +53,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stream, carry": {"refill": "stream", "surplus": "carry"},
 }
 NUM_BATCHES, NUM_WARM = 3, 2
+# With `overlap=True` some ranks sample and the others train: shares of the ranks that sample.
+SHARES = (0.25, 0.5, 0.625, 0.75)
+OVERLAPPED = ("stream", "stream, carry")
 ASSUMED: dict[str, Any] = {
     "rate": RATE,
     "batch": {name: value for name, value in PAPER.items() if name != "cost"} | {"prompt_tokens": PROMPT_TOKENS},
@@ -155,26 +159,36 @@ def _seconds(work: Callable[[], Any]) -> float:
     return round(min(spent), 6)
 
 
-def simulate_decoding(model: str, num_ranks: int, policy: str) -> dict[str, Any]:
-    """Returns seconds and tokens of a batch, and what its tokens take with all slots of all engines busy."""
+def simulate_decoding(model: str, num_ranks: int, policy: str, num_sampling: int | None = None) -> dict[str, Any]:
+    """
+    Returns seconds and tokens of a batch, and what its tokens take with all slots of all engines busy.
+
+    Args:
+        model (`str`), num_ranks (`int`), policy (`str`):
+            One of `ASSUMED["models"]`, the ranks there are, and one of `OPTIONS`.
+        num_sampling (`int`, *optional*):
+            How many of the ranks sample while the others train. `None`: all of them sample, and then train.
+    """
     assumed = ASSUMED["models"][model]
-    num_engines = num_ranks // assumed["ranks_per_engine"]
+    num_engines = (num_sampling or num_ranks) // assumed["ranks_per_engine"]
     setting = Setting(**(PAPER | {"rate": RATE, "num_ranks": num_engines, "cost": cost_of(assumed)}))
     outcomes = Outcomes(setting)
     run = POLICIES[policy](setting, outcomes)
     batches = [run.next_batch() for _ in range(NUM_WARM + NUM_BATCHES)][NUM_WARM:]
     tokens = statistics.mean(batch.generated_tokens for batch in batches)
     trained = [[sum(outcomes.lengths(position)) for position in batch.trained] for batch in batches]
+    num_training = num_ranks - (num_sampling or 0)
     return {
         "model": model,
         "ranks": num_ranks,
+        **({} if num_sampling is None else {"sampling": num_sampling}),
         "policy": policy,
         "seconds": round(statistics.mean(batch.seconds for batch in batches), 2),
         "busy_seconds": round(tokens / num_engines / assumed["tokens_per_second"], 2),
         "tokens": round(tokens),
         "trained_tokens": round(statistics.mean(map(sum, trained))),
         # TRL gathers the texts of a batch as objects, padded to those of the rank that has most.
-        "padding_of_texts": round(statistics.mean(_padding(lengths, num_ranks) for lengths in trained), 3),
+        "padding_of_texts": round(statistics.mean(_padding(lengths, num_training) for lengths in trained), 3),
     }
 
 
@@ -182,6 +196,17 @@ def _padding(lengths: list[int], num_ranks: int) -> float:
     """Returns how much larger a batch is when each rank's part is as large as the largest; groups dealt over the ranks."""
     parts = [sum(lengths[rank::num_ranks]) for rank in range(min(num_ranks, len(lengths)))]
     return max(parts) * len(parts) / sum(parts)
+
+
+def simulate_overlap(num_ranks: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns what the ranks that sample take for a batch, for each share of the ranks that is whole engines."""
+    rows = []
+    for model, assumed in ASSUMED["models"].items():
+        for count in num_ranks:
+            for num_sampling in (share * count for share in SHARES):
+                if num_sampling % assumed["ranks_per_engine"] == 0:
+                    rows += [simulate_decoding(model, count, policy, int(num_sampling)) for policy in OVERLAPPED]
+    return rows
 
 
 def measure_unpickling() -> float:
@@ -205,6 +230,7 @@ def measure(num_ranks: Sequence[int], num_groups: Sequence[int], num_processes: 
         "rank_work": work,
         "decisions": [measure_decisions(size) for size in num_groups],
         "decoding": decoding,
+        "overlap": simulate_overlap(num_ranks),
         "wire": measure_wire(num_processes),
         "seconds_to_unpickle_a_byte": measure_unpickling(),
         "seconds_to_grade": 1 / grading,
@@ -217,10 +243,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--markdown", action="store_true", help="print the tables of the JSON and run nothing")
     parser.add_argument("--short", action="store_true", help="1,024 ranks only, and less of the rest")
+    parser.add_argument("--overlap", action="store_true", help="simulate overlap=True alone; the rest stays as it is")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.markdown:
         print(markdown(json.loads(args.output.read_text())))
+        return
+    if args.overlap:
+        record = json.loads(args.output.read_text()) | {"overlap": simulate_overlap(NUM_RANKS)}
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        print(markdown(record))
         return
     record = provenance(("numpy", "torch", "trl"))
     record |= measure((1024,), NUM_GROUPS[:2], (2,)) if args.short else measure(NUM_RANKS, NUM_GROUPS, (2, 4))

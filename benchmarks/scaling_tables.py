@@ -18,6 +18,8 @@ PARTS = {
     "network": "-",
     "training": MORE_RANKS,
 }
+# With `overlap=True` these are of the ranks that sample, and the others of those that train.
+SAMPLING_PARTS = ("decoding", "longest completions", "grading", "decisions")
 # Seconds of a rank that are not counted among the decisions of a batch: the one by itself, the other is of the simulation.
 APART = ("exchanges", "not ours")
 
@@ -30,10 +32,10 @@ def budget(record: Mapping[str, Any], decoding: Mapping[str, Any]) -> dict[str, 
         record (`Mapping[str, Any]`):
             `scaling.json`.
         decoding (`Mapping[str, Any]`):
-            One of its simulated settings.
+            One of its simulated settings. With `sampling`, the other ranks train.
     """
     assumed, work = record["assumed"], find(record["rank_work"], decoding)
-    model, num_ranks = assumed["models"][decoding["model"]], decoding["ranks"]
+    model, num_ranks = assumed["models"][decoding["model"]], decoding["ranks"] - decoding.get("sampling", 0)
     rows_per_rank = math.ceil(work["prompts"] / num_ranks * assumed["batch"]["num_generations"])
     text_bytes = decoding["trained_tokens"] * assumed["bytes_of_text_per_token"] * decoding["padding_of_texts"]
     received = sum(work["received"].get(operation, 0) for operation in ("gather", "move")) + text_bytes
@@ -104,6 +106,41 @@ def step_table(record: Mapping[str, Any], model: str) -> str:
     return table(rows)
 
 
+def overlapped(record: Mapping[str, Any], decoding: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the seconds of a batch of the ranks that sample and of those that train, with `overlap=True`."""
+    parts = budget(record, decoding)
+    sampling = sum(parts[part] for part in SAMPLING_PARTS)
+    return sampling, sum(parts.values()) - sampling
+
+
+def overlap_table(record: Mapping[str, Any], model: str) -> str:
+    """Returns a step with the share of sampling ranks that is fastest, beside one in which all ranks sample and then train."""
+    rows = [
+        ["ranks", "refill", "in turn", "ranks that sample", "sampling", "training", "with overlap", "times as fast"]
+    ]
+    measured = [row for row in record["overlap"] if row["model"] == model]
+    for num_ranks, policy in dict.fromkeys((row["ranks"], row["policy"]) for row in measured):
+        of_share = [row for row in measured if (row["ranks"], row["policy"]) == (num_ranks, policy)]
+        best = min(of_share, key=lambda row: max(overlapped(record, row)))
+        sampling, training = overlapped(record, best)
+        in_turn = best_in_turn(record, best)
+        cells = [f"{seconds:,.0f}" for seconds in (sampling, training, max(sampling, training))]
+        cells.append(f"{in_turn / max(sampling, training):.2f}")
+        rows.append([f"{num_ranks:,}", policy, f"{in_turn:,.0f}", f"{best['sampling']:,}", *cells])
+    return table(rows)
+
+
+def best_in_turn(record: Mapping[str, Any], overlapping: Mapping[str, Any]) -> float:
+    """Returns the seconds of a step in which all ranks sample and then train: streamed, or in rounds where engines are shared."""
+    rounds = overlapping["policy"].replace("stream", "rounds")
+    steps = {
+        row["policy"]: sum(budget(record, row).values())
+        for row in record["decoding"]
+        if (row["model"], row["ranks"]) == (overlapping["model"], overlapping["ranks"])
+    }
+    return steps[overlapping["policy"] if overlapping["policy"] in steps else rounds]
+
+
 def largest(parts: Mapping[str, float]) -> str:
     """Returns the part that takes most."""
     return max(parts, key=lambda part: parts[part])
@@ -152,6 +189,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     blocks = [bottleneck_table(record)]
     for model in record["assumed"]["models"]:
         blocks += [f"**A rollout step, {model}**, in seconds:", step_table(record, model)]
+    for model in record["assumed"]["models"]:
+        blocks += [f"**With `overlap=True`, {model}**, in seconds:", overlap_table(record, model)]
     blocks += ["**What each rank does and gets for a batch**:", work_table(record)]
     blocks += ["**Decisions alone**, CPU milliseconds:", decision_table(record)]
     if record["wire"]:

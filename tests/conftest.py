@@ -30,6 +30,18 @@ def pytest_collection_finish():
         imports._is_package_available = functools.cache(imports._is_package_available)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk():
+    """Leaves out the flush of written files: thousands of them are 10 % of the suite, and only a loss of power asks for it."""
+
+    def fsync(descriptor):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
 # Metrics that reward functions of tests log.
 _OF_TESTS = {"mine", "eval_mine", "calls", "eval_calls", "my_metric", "eval_my_metric"}
 

@@ -5,7 +5,7 @@ import json
 import random
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -61,8 +61,13 @@ class ScriptedServer:
     Serves until it is closed.
 
     Attributes:
-        faults: what goes wrong with the next completions, one each: "500", "400", "reset", "half", "hang", "garbage", "huge",
-            "many", "foreign", "positive", "nan", "abort", "error", "restart".
+        faults: what goes wrong with the next completions, one each: "500" and other statuses, "silent", "headless", "reset", "half",
+            "half line", "half line, closed", "half chunk", "hang", "garbage", "huge", "many", "foreign", "positive", "nan",
+            "abort", "error", "slow", "restart".
+        faults_of: what goes wrong with the next answers to a method, a path or "prompt_logprobs", one each: "500" and other statuses,
+            "silent", "half", "garbage", "hang", "restart", and "restart behind": it answers as it was, but has been
+            started again when the answer arrives.
+        reached: called with the name of each point that the server comes to: "request", "chunk", "load", "loaded".
         asked: content of each request for a completion.
         ended: ids of requests that were aborted.
         seconds: how long a completion takes.
@@ -79,6 +84,8 @@ class ScriptedServer:
         self.logprobs_mode, self.has_extension, self.drafts = "processed_logprobs", True, False
         self.vocab_size, self.tokens_per_event = 20, 2
         self.faults, self.asked, self.ended, self.loaded = deque(), [], [], []
+        self.faults_of = defaultdict(deque)
+        self.reached = lambda point: None
         self.running = self.most_running = 0
         self.version = None
         self.lock = threading.Lock()
@@ -92,7 +99,15 @@ class ScriptedServer:
 
     def open(self):
         handler = type("Handler", (_Handler,), {"server_of": self})
-        self.http = _QuietServer(("127.0.0.1", self.port), handler)
+        for is_last in [False] * 100 + [True]:
+            try:
+                self.http = _QuietServer(("127.0.0.1", self.port), handler)
+                break
+            except OSError:
+                # After a restart, a connection of another test may have the port for a moment.
+                if is_last:
+                    raise
+                time.sleep(0.05)
         self.port = self.http.server_address[1]
         self.sockets = self.http.sockets
         self.is_closed = False
@@ -152,11 +167,13 @@ class _QuietServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    fault = None
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
+        self.fault = None
         served = self.server_of
         path = urlsplit(self.path).path
         if not self.is_allowed():
@@ -173,7 +190,18 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if not self.is_allowed():
             return
-        if path == "/v1/completions":
+        name = "prompt_logprobs" if "prompt_logprobs" in content else content.get("method", path)
+        planned = self.server_of.faults_of[name]
+        self.fault = planned.popleft() if planned else None
+        if self.fault == "restart":
+            self.restart()
+        elif self.fault == "silent":
+            _end(self.connection)
+        elif self.fault == "hang":
+            self.hang()
+        elif self.fault is not None and self.fault.isdigit():
+            self.answer({"error": "out of luck"}, int(self.fault))
+        elif path == "/v1/completions":
             self.complete(content)
         elif path == "/collective_rpc":
             self.call(content["method"], content["args"])
@@ -221,10 +249,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer({"results": [{"error": f"{type(error).__name__}: {error}"}]})
                 return
             assert index["version"] == version
+            served.reached("load")
             if isinstance(served.engine, ModelEngine):
                 served.engine.load([f"{folder}/{file}" for file in index["files"]])
             served.version = version
             served.loaded.append(version)
+            served.reached("loaded")
             self.answer({"results": [{"version": version}]})
 
     def complete(self, content):
@@ -234,6 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
             by_token = [{str(t): {"logprob": logps[n, t].item()}} for n, t in enumerate(content["prompt"][1:])]
             self.answer({"choices": [{"prompt_logprobs": [None, *by_token]}]})
             return
+        served.reached("request")
         with served.lock:
             served.asked.append(content)
             fault = served.faults.popleft() if served.faults else None
@@ -248,9 +279,13 @@ class _Handler(BaseHTTPRequestHandler):
     def stream(self, content, fault):
         served = self.server_of
         if fault == "restart":
-            threading.Thread(target=served.restart).start()
+            self.restart()
             return
-        if fault in ("500", "400"):
+        if fault in ("silent", "headless"):
+            self.wfile.write(b"HTTP/1.1 20" if fault == "headless" else b"")
+            _end(self.connection)
+            return
+        if fault is not None and fault.isdigit():
             self.answer({"error": "out of luck"}, int(fault))
             return
         ids, logps = served.engine(content["prompt"], content.get("seed"), content["max_tokens"])
@@ -260,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = served.tokens_per_event
         for start in range(0, len(ids), size):
             is_last = start + size >= len(ids)
-            time.sleep(served.seconds / max(1, -(-len(ids) // size)))
+            time.sleep((served.seconds + (fault == "slow")) / max(1, -(-len(ids) // size)))
             choice = {
                 "token_ids": ids[start : start + size],
                 "logprobs": {"token_logprobs": logps[start : start + size]},
@@ -285,25 +320,54 @@ class _Handler(BaseHTTPRequestHandler):
                 self.chunk('data: {"error": {"message": "engine is dead"}}\n\n')
             if fault == "half" and (is_last or start):
                 break
-            self.chunk(f"data: {json.dumps({'choices': [choice]})}\n\n")
+            line = f"data: {json.dumps({'choices': [choice]})}\n\n"
+            if fault in ("half line", "half line, closed") and is_last:
+                self.chunk(line[: len(line) // 2])
+                if fault == "half line":
+                    self.chunk("")
+                else:
+                    _end(self.connection)
+                return
+            if fault == "half chunk" and is_last:
+                self.wfile.write(f"{len(line):x}\r\n{line[: len(line) // 2]}".encode())
+                _end(self.connection)
+                return
+            self.chunk(line)
             if fault == "reset":
                 _end(self.connection)
                 return
             if fault == "hang":
-                while not served.is_closed:
-                    time.sleep(0.01)
+                self.hang()
                 return
         self.chunk("data: [DONE]\n\n")
         self.chunk("")
 
+    def hang(self):
+        while not self.server_of.is_closed:
+            time.sleep(0.01)
+
+    def restart(self):
+        threading.Thread(target=self.server_of.restart).start()
+
     def chunk(self, text):
+        self.server_of.reached("chunk")
         data = text.encode()
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
 
     def answer(self, content, status=200):
         data = b"" if content is None else json.dumps(content).encode()
+        length, fault = len(data), self.fault
+        if fault in ("half", "garbage"):
+            data = data[: length // 2]
+            length = len(data) if fault == "garbage" else length
+        elif fault == "restart behind":
+            # All but this connection end.
+            self.server_of.sockets.discard(self.connection)
+            self.server_of.restart()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(data)
+        if fault == "half":
+            _end(self.connection)

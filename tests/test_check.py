@@ -59,7 +59,13 @@ def options(model, tmp_path):
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data", [{"question": "4 5", "answer": f"#### {number % 3 + 1}"} for number in range(40)])
     options = {"model_name_or_path": model, "dataset_name": tmp_path / "data", "use_cpu": "true", "bf16": "false"}
-    options |= {"num_generations": 8, "per_device_train_batch_size": 16, "steps_per_generation": 2, "max_steps": 100}
+    options |= {
+        "num_generations": 8,
+        "per_device_train_batch_size": 16,
+        "steps_per_generation": 2,
+        "max_steps": 100,
+        "overlap": False,
+    }
     options |= {"max_completion_length": 1, "soft_punish_cache": 1, "prompt_template": "plain"}
     return options | {"gradient_checkpointing": "false", "output_dir": tmp_path / "mine"}
 
@@ -243,7 +249,7 @@ def test_error_of_a_short_run_is_judged(error, code, verdict, advice):
 
 
 VALUES = {"use_vllm": False, "vllm_mode": "server", "refill": "rounds", "vllm_enable_sleep_mode": False}
-VALUES |= {"vllm_engine_kwargs": None, "vllm_max_logp_gap": 0.5, "max_steps": 100}
+VALUES |= {"vllm_engine_kwargs": None, "vllm_max_logp_gap": 0.5, "max_steps": 100, "overlap": False}
 
 
 def test_run_that_is_ended_says_where_it_was():
@@ -316,6 +322,30 @@ def test_speed_and_hours_by_hand():
     )
     # 80 prompts, 4 a batch, 2 optimizer steps on each.
     assert "2 epochs of 40 prompts, 40 optimizer steps, of it 20 batches" in epochs[1].text
+
+
+def test_overlap_is_the_longer_part_and_says_what_it_is_worth_by_hand():
+    servers = VALUES | {"use_vllm": True, "overlap": True}
+    # A batch takes 8 s of sampling, of which 2 s are waited for, and 2 steps of 3 s. 50 batches: 400 s instead of 700 s.
+    batch = BatchPlan(8, rows=16, accumulation=1, slices=2, world=1, length=64)
+    entry = {"dapo/seconds_sampling": 8.0, "dapo/overlap/wait_seconds": 2.0, "loss": 0.1}
+    notes = Notes(seconds=[9.0, 5.0, 3.0], logs=[entry, entry, {"loss": 0.1}])
+    _, hours, worth = outcome.speed_lines(notes, batch, batch, servers)
+    assert hours.text.startswith("6.7 minutes")
+    assert worth.verdict == Verdict.OK
+    assert "at most 1.75 times faster, and each batch is 2 optimizer steps old" in worth.text
+    # Without it the same parts come one after another.
+    late = Notes(seconds=[9.0, 11.0, 3.0], logs=[{**entry, "dapo/overlap/wait_seconds": 8.0}] * 2 + [{"loss": 0.1}])
+    _, hours, worth = outcome.speed_lines(late, batch, batch, servers | {"overlap": False})
+    assert hours.text.startswith("11.7 minutes")
+    assert (
+        "overlap=False. Sampling the next batch while one trains makes the run at most 1.75 times faster" in worth.text
+    )
+    # 16 steps on a batch.
+    old = BatchPlan(8, rows=16, accumulation=1, slices=16, world=1, length=64)
+    worth = outcome.speed_lines(notes, old, old, servers)[-1]
+    assert worth.verdict == Verdict.SLOW
+    assert "lower steps_per_generation so that a batch has at most 4, or set overlap=False" in worth.text
 
 
 def test_secrets_and_paths_are_not_in_a_text_for_an_issue():

@@ -170,7 +170,7 @@ def gsm8k_golds(split: str) -> list[str]:
     return [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("split", "number"), [("test", 1_319), ("train", 7_473)])
+@pytest.mark.parametrize(("split", "number"), [("test", 1_319), pytest.param("train", 7_473, marks=pytest.mark.slow)])
 def test_every_gsm8k_gold_grades_its_own_solution_as_correct_and_the_next_number_as_wrong(
     split: str, number: int, monkeypatch: pytest.MonkeyPatch
 ):

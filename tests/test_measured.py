@@ -24,7 +24,7 @@ import ablation_tables as ablation
 import memory_tables as memory
 import overlap_accuracy as late
 import scaling_tables as tables
-from measured import cost_to_reach
+from measured import cost_ratios, cost_to_reach
 
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -111,8 +111,10 @@ def many_passes_facts():
         )
         for arm, of_arm in curves.items()
     }
+    share = statistics.geometric_mean(cost_ratios(curves["selective"], curves["GRPO"], "completions"))
     return [
         f"{len(curves['GRPO'])} seeds",
+        f"takes {share:.2f} of the completions",
         # `NUM_PROBLEMS` of the program.
         "512 problems",
         f"{100 * (1 - completions('selective') / completions('blind')):.0f} % fewer completions",
@@ -209,12 +211,19 @@ def scaling_facts():
         for decoding in record["decoding"]
         if (decoding["policy"], decoding["model"]) == ("rounds", "7B, an engine on each rank")
     }
+    gains = {}
+    for row in record["overlap"]:
+        if (row["policy"], row["model"]) == ("stream", "7B, an engine on each rank"):
+            gain = tables.best_in_turn(record, row) / max(tables.overlapped(record, row))
+            gains[row["ranks"]] = max(gain, gains.get(row["ranks"], 0))
     return [
         f"({batch['num_groups']} x {batch['num_generations']}, up to {batch['max_tokens']:,} tokens)",
         f"{min(shares):,} to {max(shares):,} ranks",
         f"at most {most:.1f} CPU seconds a batch",
         f"{1000 * exchange:.1f} ms",
         *(f"{100 * share:.0f} % of the step at {ranks:,} ranks" for ranks, share in shares.items()),
+        *(f"{gain:.2f} times as fast on {ranks:,} ranks" for ranks, gain in gains.items()),
+        *(f"{gain:.2f} times on {ranks:,}" for ranks, gain in gains.items()),
     ]
 
 

@@ -431,6 +431,7 @@ def test_every_field_is_explained_and_every_setting_named_is_a_field():
         "ARGS",
         "RUNS",
         "TRL_REPO",
+        "NUM_BATCHES",
         "tools",
     }
 

@@ -174,7 +174,8 @@ def test_run_with_evaluations_is_resumed(tmp_path):
 
 def test_run_with_nothing_to_learn_stops_where_it_would_have_stopped(tmp_path):
     # After five empty batches in a row, of which a resumed run has seen three.
-    trainers = [make_trainer(tmp_path / name, max_steps=9, reward_funcs=all_wrong) for name in "ab"]
+    shape = {"max_steps": 9, "max_generation_rounds": 2}
+    trainers = [make_trainer(tmp_path / name, reward_funcs=all_wrong, **shape) for name in "ab"]
     with pytest.raises(TrainingStoppedError):
         trainers[0].train()
     with pytest.raises(TrainingStoppedError):

@@ -14,6 +14,7 @@ from thread_ranks import ThreadRanks, run_ranks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import scaling
 import scaling_tables as tables
 from lone_rank import LoneRun
 from streaming_engines import Setting, StepCost
@@ -152,6 +153,36 @@ def test_budget_of_a_step_by_hand():
     parts = tables.budget(record, decoding | {"policy": "stream"})
     assert parts["decisions"] == pytest.approx(0.5 + 2500 * 0.002)
     assert parts["grading"] == 0.0
+
+    # Overlapped: 4 of the 10 ranks sample, which takes what was simulated; the other 6 train.
+    overlapping = decoding | {"policy": "stream", "sampling": 4}
+    sampling, training = tables.overlapped(record, overlapping)
+    assert sampling == pytest.approx(50.0 + 0.5 + 2500 * 0.002)
+    collectives = (2 * 4 + 12 + 1) * 6 * 1e-3
+    assert training == pytest.approx(0.3 + 31_500 * 8 / 1e6 + collectives + 10 * 4e9 * 5000 / 6 / 1e12)
+    # Of two shares the one that is done first, beside the same work in turn.
+    slow = overlapping | {"sampling": 8, "seconds": 30.0}
+    record |= {"overlap": [overlapping, slow], "decoding": [decoding | {"policy": "stream"}]}
+    in_turn = 50.0 + 5.5 + 0.3 + 31_500 * 8 / 1e6 + 21 * 0.01 + 20.0
+    assert tables.best_in_turn(record, slow) == pytest.approx(in_turn)
+    assert tables.overlap_table(record, "m").splitlines()[2:] == [
+        f"| 10 | stream | {in_turn:.0f} | 4 | {sampling:.0f} | {training:.0f} | {sampling:.0f} | {in_turn / sampling:.2f} |"
+    ]
+
+
+def test_overlap_is_simulated_for_whole_engines_and_fewer_ranks_sample_for_longer(monkeypatch):
+    monkeypatch.setitem(scaling.PAPER, "num_groups", 16)
+    monkeypatch.setattr(scaling, "OVERLAPPED", ("stream",))
+    rows = scaling.simulate_overlap([8])
+    shares = {model: [row["sampling"] for row in rows if row["model"] == model] for model in scaling.ASSUMED["models"]}
+    # Two engines on 4 ranks: one of them samples.
+    assert list(shares.values()) == [[2, 4, 5, 6], [4]]
+    busy = [row["busy_seconds"] for row in rows if row["ranks"] == 8][:4]
+    tokens = [row["tokens"] for row in rows][:4]
+    assert busy == pytest.approx(
+        [made / count / 5000 for made, count in zip(tokens, (2, 4, 5, 6), strict=True)], abs=0.01
+    )
+    assert busy == sorted(busy, reverse=True)
 
 
 def test_bytes_on_the_wire_were_those_that_are_counted():

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from scripted_server import ScriptedServer, dice
 
 from trl_dapo.errors import VLLMServerError
@@ -18,6 +19,7 @@ from trl_dapo.vllm_server import server_requests
 from trl_dapo.vllm_server.connection import NoAnswerError, Server
 from trl_dapo.vllm_server.server_requests import ServerRequests, run_to_end
 from trl_dapo.vllm_server.servers import Servers
+from trl_dapo.vllm_server.weight_folder import WeightFolder
 
 
 PROMPTS = {SequenceKey(group, sample): [3 + group, 4] for group in range(12) for sample in range(4)}
@@ -65,7 +67,10 @@ def test_ranks_share_the_slots_of_a_server():
     "sampling",
     "asked again with the same seed; each completion comes once",
 )
-@pytest.mark.parametrize("fault", ["500", "reset", "half", "abort", "error"])
+@pytest.mark.parametrize(
+    "fault",
+    ["500", "silent", "headless", "reset", "half", "half line", "half line, closed", "half chunk", "abort", "error"],
+)
 def test_completion_that_breaks_off_is_asked_for_again_with_its_seed_and_comes_once(fault):
     with ScriptedServer() as served:
         served.faults += [None, fault, fault, None, fault]
@@ -148,6 +153,23 @@ def test_groups_of_a_server_that_hangs_go_to_the_other_at_once():
         assert_all_came(run_to_end(engine, PROMPTS.items()))
         assert time.monotonic() - start < 10
         assert [server.is_lost for server in engine.servers.all] == [True, False]
+
+
+def test_server_that_starts_again_right_after_it_said_its_version_is_sent_nothing_before_it_has_the_weights(tmp_path):
+    with ScriptedServer() as served:
+        # Tokens that hang on the weights.
+        served.engine = lambda prompt, seed, max_tokens: dice([*prompt, served.version], seed, max_tokens)
+        engine = engine_on(served)
+        folder = WeightFolder(str(tmp_path))
+        weights = folder.write([("one", torch.ones(2))])
+        engine.servers.load(weights)
+        engine.servers.distrust(engine.servers.all[0])
+        served.faults_of["dapo_state"].append("restart behind")
+        found = run_to_end(engine, PROMPTS.items())
+    assert served.loaded == [weights.version] * 2
+    assert {key: one.token_ids.tolist() for key, one in found.items()} == {
+        key: dice([*prompt, weights.version], content(key, 0)["seed"], 8)[0] for key, prompt in PROMPTS.items()
+    }
 
 
 def test_server_that_is_started_again_within_the_timeout_goes_on():

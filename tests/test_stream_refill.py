@@ -35,7 +35,7 @@ def trained_rows(records):
     return sorted(rows)
 
 
-@efforts(fast=40, large=600)
+@efforts(fast=24, large=600)
 def test_batches_are_those_of_rounds(effort):
     @effort
     @seed(1)
@@ -62,7 +62,7 @@ def test_batches_are_those_of_rounds(effort):
     check()
 
 
-@efforts(fast=40, large=600)
+@efforts(fast=24, large=600)
 def test_completions_go_on_and_keep_what_sampled_them(effort):
     @effort
     @seed(2)

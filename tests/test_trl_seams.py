@@ -15,9 +15,12 @@ import pytest
 import torch
 import transformers.generation.utils as generation_of_transformers
 import transformers.trainer
+from accelerate.data_loader import prepare_data_loader
+from datasets import IterableDataset
 from tiny import first_token_reward, numbered_prompts, tiny_model, tiny_tokenizer, training_arguments
 from tiny_tools import Counted, ScriptedGRPO, calculate, call, make_chat_trainer, problems
 from tiny_vlm import coloured_squares, tiny_processor, tiny_vlm
+from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from trl import GRPOConfig, GRPOTrainer
@@ -27,6 +30,7 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.import_utils import is_vllm_available
 from trl.trainer import grpo_trainer
+from trl.trainer.utils import RepeatSampler
 from trl_recorder import SEAMS, TRAINS_HERE, WHY_NOT, Recording, recorded, relies_on
 
 from trl_dapo import DAPOTrainer
@@ -42,6 +46,7 @@ from trl_dapo.trl_seams import (
     pushed_from_checkpoint,
     rebound,
     replaced,
+    sampler_of,
     texts_apart,
 )
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
@@ -333,8 +338,7 @@ def test_texts_of_a_batch_are_gathered_apart_from_the_names_by_which_ranks_agree
         "texts_apart",
         "`gather_object` gathers prompts and completions of `_generate`, logged columns, and names of those",
     ):
-        with texts_apart(trainer._generate_and_score_completions, lambda one: texts.append(one) or []) as score:
-            output = score(rows)
+        output = texts_apart(trainer._generate_and_score_completions, lambda one: texts.append(one) or [])(rows)
         prompts, completions, column = texts
         assert prompts == [row["prompt"] for row in rows]
         lengths = output["completion_mask"].sum(1).tolist()
@@ -346,7 +350,6 @@ def test_texts_of_a_batch_are_gathered_apart_from_the_names_by_which_ranks_agree
         logs = trainer._logs
         assert [list(logs["prompt"]), list(logs["completion"]), list(logs["extra"]["first"])] == [[], [], []]
         assert len(logs["advantages"]) == 8
-    assert "_generate" not in vars(trainer)
 
 
 def test_column_that_only_another_rank_logged_is_gathered_with_the_texts(trainer, monkeypatch):
@@ -354,8 +357,7 @@ def test_column_that_only_another_rank_logged_is_gathered_with_the_texts(trainer
     other = {"first": ["first", "second"]}
     monkeypatch.setattr(grpo_trainer, "gather_object", lambda objects: other.get("".join(objects), objects))
     with relies_on("texts_apart", "a column that this rank does not have is a list of None"):
-        with texts_apart(trainer._generate_and_score_completions, lambda one: texts.append(one) or one) as score:
-            score(rows_of())
+        texts_apart(trainer._generate_and_score_completions, lambda one: texts.append(one) or one)(rows_of())
         assert texts[-1] == [None] * 8
         assert list(trainer._logs["extra"]) == ["first", "second"]
 
@@ -366,8 +368,7 @@ def test_method_that_is_not_of_trl_is_left_alone(folder):
             return super()._generate_and_score_completions(inputs)
 
     trainer = plain_trainer(folder, Own)
-    with texts_apart(trainer._generate_and_score_completions, None) as score:
-        assert score == trainer._generate_and_score_completions
+    assert texts_apart(trainer._generate_and_score_completions, None) == trainer._generate_and_score_completions
 
 
 def test_prompts_that_generation_gets_can_be_had_without_it(trainer):
@@ -531,7 +532,9 @@ class Before(TrainerCallback):
         self.recording.begin("on_pre_optimizer_step", batches=TrainerSeams(self.trainer).micro_batches_of_step())
 
 
-LOOP = ["training_step", "prediction_step", "_push_from_checkpoint", "_finish_current_push", "_save_rng_state"]
+LOOP = [
+    "_prepare_inputs", "training_step", "prediction_step", "_push_from_checkpoint", "_finish_current_push", "_save_rng_state",
+]  # fmt: skip
 SHAPE = {
     "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "num_generations": 4, "max_steps": 3,
     "gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_completion_length": 4, "save_strategy": "steps",
@@ -615,7 +618,7 @@ def test_calls_that_trl_makes_fit_our_override(name, calls_of_trl):
 
 def test_batch_is_generated_where_the_phase_says_and_kept_for_the_steps_it_trains(trained):
     calls, trainer = trained.recording, trained.trainer
-    with relies_on("_prepare_inputs", "called once a micro-batch"):
+    with relies_on("compute_loss", "called once a micro-batch"):
         prepared = [call for call in calls.all("_prepare_inputs") if call.is_training]
         assert [call.step for call in prepared] == [0, 0, 1, 1, 2, 2]
     with relies_on(
@@ -628,15 +631,16 @@ def test_batch_is_generated_where_the_phase_says_and_kept_for_the_steps_it_train
         assert len(made[0].arguments["inputs"]) == 16
         assert set(made[0].arguments["inputs"][0]) == {"prompt", "row"}
     with relies_on(
-        "_prepare_inputs", "returns `_buffered_inputs[_step % steps_per_generation]`, a micro-batch of (B, T)"
+        "compute_loss",
+        "`_prepare_inputs` returns `_buffered_inputs[_step % steps_per_generation]`, a micro-batch of (B, T)",
     ):
         assert trainer._step == 6
         assert len(trainer._buffered_inputs) == 4
         assert prepared[4].result is trainer._buffered_inputs[0]
         assert prepared[5].result is trainer._buffered_inputs[1]
         assert {next(iter(call.result["completion_ids"].shape)) for call in prepared} == {4}
-    with relies_on("_compute_loss", "(model, inputs), with what `_prepare_inputs` returned; a scalar"):
-        losses = [call for call in calls.all("_compute_loss") if call.is_training]
+    with relies_on("compute_loss", "(model, inputs), with what `_prepare_inputs` returned; a scalar"):
+        losses = [call for call in calls.all("compute_loss") if call.is_training]
         assert [call.arguments["inputs"] is batch.result for call, batch in zip(losses, prepared, strict=True)] == [
             True
         ] * 6
@@ -650,9 +654,7 @@ def test_batch_is_generated_where_the_phase_says_and_kept_for_the_steps_it_train
 
 def test_batch_that_we_put_in_place_of_the_kept_one_is_trained(trained):
     trainer = trained.trainer
-    with relies_on(
-        "_prepare_inputs", "what stands in `_buffered_inputs` is trained, and nothing is generated meanwhile"
-    ):
+    with relies_on("compute_loss", "what stands in `_buffered_inputs` is trained, and nothing is generated meanwhile"):
         before, trainer._step = (trainer._step, trainer._buffered_inputs), 1
         trainer._buffered_inputs = [object() for _ in range(4)]
         trainer.model.train()
@@ -666,18 +668,18 @@ def test_loss_divides_by_the_number_that_the_batch_carries(trained):
     trainer = trained.trainer
     batch = trainer._buffered_inputs[0]
     trainer.model.train()
-    with relies_on("_compute_loss", "half as much when `inputs['num_items_in_batch']` is twice as many"):
-        loss = trainer._compute_loss(trainer.model, {**batch, "advantages": torch.ones(4)})
+    with relies_on("compute_loss", "half as much when `inputs['num_items_in_batch']` is twice as many"):
+        loss = trainer.compute_loss(trainer.model, {**batch, "advantages": torch.ones(4)})
         twice = {**batch, "advantages": torch.ones(4), "num_items_in_batch": 2 * batch["num_items_in_batch"]}
-        torch.testing.assert_close(trainer._compute_loss(trainer.model, twice), loss / 2)
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, twice), loss / 2)
         assert loss.item() != 0
-    with relies_on("_compute_loss", "a row whose `completion_mask` is 0 carries no loss"):
+    with relies_on("compute_loss", "a row whose `completion_mask` is 0 carries no loss"):
         mask = batch["completion_mask"].clone()
         mask[1:] = 0
         ones = {**batch, "advantages": torch.ones(4)}
-        of_first = trainer._compute_loss(trainer.model, {**ones, "completion_mask": mask})
+        of_first = trainer.compute_loss(trainer.model, {**ones, "completion_mask": mask})
         other = {**ones, "completion_mask": mask, "advantages": torch.tensor([1.0, 9.0, 9.0, 9.0])}
-        torch.testing.assert_close(trainer._compute_loss(trainer.model, other), of_first)
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, other), of_first)
 
 
 def test_log_probabilities_of_the_loss_and_of_the_batch_go_through_one_method(trained):
@@ -689,7 +691,7 @@ def test_log_probabilities_of_the_loss_and_of_the_batch_go_through_one_method(tr
         (old,) = (call for call in calls.all("_get_per_token_logps_and_entropies") if call.is_inside(scoring))
         assert torch.equal(old.result[0], scoring.result["old_per_token_logps"])
         assert old.result[0].shape == scoring.result["completion_ids"].shape
-        loss = calls.first("_compute_loss")
+        loss = calls.first("compute_loss")
         (of_loss,) = (call for call in calls.all("_get_per_token_logps_and_entropies") if call.is_inside(loss))
         # By name: so the override tells this call from the other one.
         assert of_loss.given[1].get("compute_entropy")
@@ -731,18 +733,25 @@ def test_dataloader_and_its_sampler_are_made_once_before_the_first_batch(trained
     with relies_on("get_train_dataloader", "called once per training, before the first batch"):
         loader = calls.only("get_train_dataloader")
         assert loader.ended < calls.first("get_batch_samples").began
-    with relies_on(
-        "_get_train_sampler", "called by `get_train_dataloader`; repeats rows, in the order of its generator"
-    ):
-        sampler = calls.only("_get_train_sampler")
-        assert sampler.is_inside(loader)
+    with relies_on("get_train_dataloader", "its sampler repeats rows, in the order of its generator"):
+        sampler = sampler_of(loader.result)
         first = calls.first("_generate_and_score_completions").arguments["inputs"]
-        assert sampler.result.shuffle
-        assert sampler.result.num_samples == 4
+        assert sampler.shuffle
+        assert sampler.num_samples == 4
         # Four micro-batches an epoch.
-        assert len(sampler.result) // len(first) == 4
+        assert len(sampler) // len(first) == 4
         order = torch.randperm(4, generator=torch.Generator().manual_seed(trained.trainer.args.seed)).tolist()
         assert [row["row"] for row in first] == [number for number in order for _ in range(4)]
+
+
+def test_sampler_of_a_dataloader_is_found_on_several_ranks_and_where_rows_are_streamed():
+    with relies_on("get_train_dataloader", "a sampler of TRL's under what accelerate puts around it"):
+        sampler = RepeatSampler(range(8), mini_repeat_count=2)
+        for num_ranks in (1, 2):
+            loader = DataLoader(range(8), batch_size=4, sampler=sampler)
+            prepared = prepare_data_loader(loader, num_processes=num_ranks, process_index=num_ranks - 1)
+            assert sampler_of(prepared) is sampler
+        assert sampler_of(DataLoader(IterableDataset.from_generator(lambda: iter([{"row": 1}])))) is None
 
 
 def test_metrics_that_we_add_are_logged_and_forgotten(trained):
@@ -878,17 +887,18 @@ def test_push_makes_the_repository_then_model_then_card_then_uploads(pushed):
 
 
 def resume(recording, trained, step, tmp_path, **options):
-    """Resumes from a checkpoint, as ours does: the state of the loop is put back after the random numbers; two steps in all."""
+    """Resumes from a checkpoint, as ours does: the state of the loop is put back at the first step; two steps in all."""
 
     class Resuming(GRPOTrainer):
-        def _load_rng_state(self, checkpoint):
-            super()._load_rng_state(checkpoint)
-            self._step, self._buffered_inputs = 2 * step, trained.trainer._buffered_inputs
-            self._tr_loss += 7.0
-            self._total_loss_scalar, self._globalstep_last_logged = -7.0, 0
-            self._metrics["train"]["kept"].append(5.0)
+        is_restored = False
 
         def get_batch_samples(self, *args, **kwargs):
+            if not self.is_restored:
+                self.is_restored = True
+                self._step, self._buffered_inputs = 2 * step, trained.trainer._buffered_inputs
+                self._tr_loss += 7.0
+                self._total_loss_scalar, self._globalstep_last_logged = -7.0, 0
+                self._metrics["train"]["kept"].append(5.0)
             if self.state.global_step >= max(2, step + 1):
                 self.control.should_training_stop = True
                 return [], None
@@ -918,20 +928,19 @@ def test_state_of_the_run_is_loaded_in_the_order_in_which_we_restore_it(resumed,
         assert calls.only("_issue_warnings_after_load").ended < loaded.began
         found = list(calls.only("_issue_warnings_after_load").arguments.values())[-1]
         assert list(found.missing_keys) == ["lm_head.weight"]
-    order = ["_issue_warnings_after_load", "_get_train_sampler", "_load_optimizer_and_scheduler", "evaluation_loop", "get_batch_samples",
-             "_load_rng_state", "training_step"]  # fmt: skip
-    with relies_on("_load_rng_state", f"{', '.join(order)}, in this order"):
+    order = ["_issue_warnings_after_load", "get_train_dataloader", "_load_optimizer_and_scheduler", "evaluation_loop",
+             "get_batch_samples", "training_step"]  # fmt: skip
+    with relies_on("get_batch_samples", f"{', '.join(order)}, in this order"):
         assert calls.order(*order) == order
-        assert calls.only("_load_rng_state").arguments["checkpoint"] == folder
 
 
-def test_loop_goes_on_from_what_stands_there_after_the_random_numbers(resumed, trained):
+def test_loop_goes_on_from_what_stands_there_at_the_first_step(resumed, trained):
     calls, trainer = resumed.recording, resumed.trainer
     with relies_on("get_batch_samples", "returning none of them, and `should_training_stop`, ends the training"):
         assert trainer.state.global_step == 2
         assert len(calls.all("training_step")) == 2
     with relies_on(
-        "_load_rng_state", "the loop sets its counters before, not after: kept batch, loss, metrics and phase stay"
+        "get_batch_samples", "the loop sets its counters before, not after: kept batch, loss, metrics and phase stay"
     ):
         assert not [call for call in calls.all("_generate_and_score_completions") if call.is_training]
         prepared = [call.result for call in calls.all("_prepare_inputs") if call.is_training]
@@ -944,15 +953,13 @@ def test_loop_goes_on_from_what_stands_there_after_the_random_numbers(resumed, t
         assert line["loss"] == pytest.approx((7 + sum(losses)) / 2, abs=1e-4)
 
 
-def test_random_numbers_are_restored_at_the_start_of_an_epoch_too(trained, tmp_path):
+def test_loop_at_the_start_of_an_epoch_begins_with_the_samples_too(trained, tmp_path):
     recording = Recording()
-    resume(recording, trained, 2, tmp_path)
-    with relies_on(
-        "_load_rng_state", "called once, also for a checkpoint at the end of an epoch, before the first step"
-    ):
-        loaded = recording.only("_load_rng_state")
-        assert loaded.arguments["checkpoint"] == str(trained.folder / "checkpoint-2")
-        assert loaded.ended < recording.first("training_step").began
+    trainer = resume(recording, trained, 2, tmp_path)
+    with relies_on("get_batch_samples", "called before the first step, also for a checkpoint at the end of an epoch"):
+        assert recording.first("get_batch_samples").ended < recording.first("training_step").began
+        (line,) = (line for line in trainer.state.log_history if line["step"] == 3 and "loss" in line)
+        assert line["kept"] == 5.0
 
 
 # Tools and environments: turns are scripted

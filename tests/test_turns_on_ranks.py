@@ -35,7 +35,7 @@ def batches(results):
         {"kind": "tools", "log_completions": True},
         {"kind": "environments"},
         {"kind": "rollouts"},
-        {"kind": "tools", "surplus": "carry", "refill_confidence": 0.99, "max_prompts_per_round": 60},
+        {"kind": "tools", "surplus": "carry", "refill_confidence": 0.99, "max_prompts_per_round": 24},
         {"kind": "tools", "together": "engine"},
         {"kind": "environments", "together": "parts"},
     ],
@@ -67,7 +67,7 @@ def test_two_ranks_train_the_batches_of_one(tmp_path, options):
 
 @pytest.mark.parametrize("kind", ["tools", "environments"])
 def test_a_resumed_run_with_half_a_batch_and_carried_groups_equals_one_never_interrupted(tmp_path, kind):
-    options = {"kind": kind, "surplus": "carry", "refill_confidence": 0.99, "max_prompts_per_round": 60}
+    options = {"kind": kind, "surplus": "carry", "refill_confidence": 0.99, "max_prompts_per_round": 24}
     options |= {"steps_per_generation": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     whole = run(tmp_path / "whole", 1, **options)
     shutil.rmtree(tmp_path / "whole" / "checkpoint-6")

@@ -11,7 +11,6 @@ import functools
 import importlib
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -162,7 +161,7 @@ def main(folder: str, overrides: str) -> None:
     if options.pop("beside", False):
         finalization.MIN_BYTES_BESIDE = 0
     if options.pop("texts_to_all", False):
-        ScriptedTrainer._scoring = lambda self, method: nullcontext(method)
+        ScriptedTrainer._scoring = lambda self, method: method
     if options.pop("alternate", False):
         ScriptedTrainer.script = staticmethod(alternating_script)
     records_steps, samples = options.pop("record_steps", False), options.pop("samples", False)

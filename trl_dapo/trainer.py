@@ -21,13 +21,13 @@ The data of a step:
         TRL's _generate_and_score_completions <-- replayed by _generate and _calculate_rewards
                                      |
                                      v
-        TRL's padded batch --> normalize --> TRL's _compute_loss --> optimizer step
+        TRL's padded batch --> normalize --> TRL's compute_loss --> optimizer step
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -499,8 +499,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.dynamic_sampler is None or not self.model.training:
             drawn = _DrawnBatch()
-            with self._replaying(drawn), self._scoring(super()._generate_and_score_completions) as score:
-                output = score(inputs)
+            with self._replaying(drawn):
+                output = self._scoring(super()._generate_and_score_completions)(inputs)
             self._mark_without_value()
             return self._finish_batch(output, drawn.facts, torch.zeros(len(drawn.facts), dtype=torch.bool))
         # The dataloader's `inputs` only pace the steps.
@@ -512,9 +512,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         with (
             self.seams.without_environments() if self.seams.has_environments else nullcontext(),
             self._replaying(batch, awaits_old_logps=has_carried and self.args.trl_computes_old_logps),
-            self._scoring(super()._generate_and_score_completions) as score,
         ):
-            output = score(batch.inputs)
+            output = self._scoring(super()._generate_and_score_completions)(batch.inputs)
         if self.args.overlap and self.vllm_importance_sampling_correction:
             self._log_weights(output)
         elif self.args.overlap:
@@ -564,10 +563,10 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         finally:
             self._batch, self._awaits_old_logps = _DrawnBatch(), False
 
-    def _scoring(self, method: Callable[..., Any]) -> AbstractContextManager[Callable[..., Any]]:
-        """Has texts go to the rank that writes them; to none where none does."""
+    def _scoring(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a method of TRL with which texts go to the rank that writes them; to none where none does."""
         if self.ranks.num_ranks == 1:
-            return nullcontext(method)
+            return method
         return texts_apart(
             method, functools.partial(self.ranks.gather_on, 0) if self.log_completions else lambda _: []
         )
@@ -750,8 +749,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
 
     # Loss
 
-    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
-        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+    def _normalized(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Returns a micro-batch with the denominator of its optimizer step; at the first one of a batch, all of them get theirs."""
         num_slices, accumulation = self.shape.num_slices, self.args.gradient_accumulation_steps
         if not self.model.training or num_slices % accumulation:
             return inputs
@@ -781,9 +780,11 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             self._forward = _Forward(logps, entropies)
         return logps, entropies, *rest
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Returns the loss of a micro-batch, a scalar: TRL's, with the denominator of the optimizer step (Eq. 8 of the paper)."""
         num_logged = {name: len(values) for name, values in self._metrics["train"].items()}
-        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        inputs = self._normalized(inputs)
+        loss: torch.Tensor = super().compute_loss(model, inputs, *args, **kwargs)
         forward, self._forward = self._forward, None  # it holds the graph
         if not self.model.training:
             return loss

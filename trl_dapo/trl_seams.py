@@ -15,6 +15,7 @@ import asyncio
 import copy
 import functools
 import inspect
+import itertools
 import types
 import warnings
 from collections import defaultdict
@@ -32,6 +33,7 @@ from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context, profiling_decorator
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import grpo_trainer
+from trl.trainer.utils import RepeatSampler
 
 
 # First and last minor release of each package that the tests ran with: docs/versions.md.
@@ -71,22 +73,19 @@ def warn_of_untested_releases() -> None:
 # Methods of `GRPOTrainer` and its bases that are overridden, and what for.
 OVERRIDDEN: dict[str, str] = {
     "_calculate_rewards": "replay; deadline of each reward function; penalty of long completions",
-    "_compute_loss": "diagnostics of the trained tokens",
     "_generate": "replay; length and truncation of each completion",
     "_generate_and_score_completions": "collects a generation batch, then has TRL score it",
     "_generate_single_turn": "rounds larger than a generation batch; empty completions",
     "_get_per_token_logps_and_entropies": "old log-probabilities of carried rollouts; what the loss computed",
-    "_get_train_sampler": "order of the prompts after a resume",
     "_issue_warnings_after_load": "weights under other names",
     "_load_optimizer_and_scheduler": "state of the run",
-    "_load_rng_state": "state of the loop, after the loop has reset its counters",
-    "_prepare_inputs": "loss denominators of each optimizer step",
     "_tool_call_loop": "turns after a call of a tool: seeds; empty ones; ranks that take more of them than others",
     "_save_checkpoint": "manifest and state of the run; rotation and push of what is whole",
+    "compute_loss": "loss denominators of each optimizer step; diagnostics of the trained tokens",
     "create_model_card": "the card says what the run did",
     "evaluation_loop": "metrics of this evaluation alone",
-    "get_batch_samples": "no step after the last one",
-    "get_train_dataloader": "paces the steps; the prompts come from the stream",
+    "get_batch_samples": "state of the loop, after the loop has reset its counters; no step after the last one",
+    "get_train_dataloader": "paces the steps; the prompts come from the stream; their order after a resume",
     "init_hf_repo": "errors of the Hub with a fix",
     "log": "metrics of the trained tokens; text of a model as text",
     "push_to_hub": "errors of the Hub with a fix",
@@ -768,10 +767,18 @@ def _checked(function: Any, check: Callable[[Any, int], Any], num_completions: i
     return awaited
 
 
-@contextmanager
-def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[Any]]) -> Iterator[Callable[..., Any]]:
+def sampler_of(dataloader: Any) -> RepeatSampler | None:
+    """Returns TRL's sampler of a dataloader that accelerate has prepared, on one rank or several; `None`: rows are streamed."""
+    batches = dataloader.batch_sampler
+    # accelerate puts one around it that leaves out the batches of the other ranks.
+    batches = getattr(batches, "batch_sampler", batches)
+    sampler = getattr(batches, "sampler", None)
+    return sampler if isinstance(sampler, RepeatSampler) else None
+
+
+def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[Any]]) -> Callable[..., Any]:
     """
-    Gives a `_generate_and_score_completions` with which the texts of a batch do not go to all ranks.
+    Returns a `_generate_and_score_completions` with which the texts of a batch do not go to all ranks.
 
     TRL gathers prompts, completions, images and logged columns on every rank, for a table that the first one writes. Names of
     columns and metrics still go to all: by them the ranks know what is gathered next.
@@ -784,26 +791,19 @@ def texts_apart(method: Callable[..., Any], gather: Callable[[list[Any]], list[A
     """
     theirs = GRPOTrainer._generate_and_score_completions
     if getattr(method, "__func__", None) is not theirs:
-        yield method
-        return
+        return method
     trainer: Any = method.__self__  # type: ignore[attr-defined]
-    generate = trainer._generate
-    of_batch: list[Any] = []
-
-    def noting(prompts: list[Any]) -> Any:
-        generated = generate(prompts)
-        of_batch[:] = prompts, Generated(*generated).completions
-        return generated
+    calls = itertools.count()
 
     def gather_object(objects: list[Any]) -> list[Any]:
-        # Names are texts too, so that completions are known as what they are. A column that only other ranks logged is None here.
-        known = [*of_batch, *trainer._pending_extra_logs.values()]
-        is_of_rows = any(objects is one for one in known) or not all(isinstance(one, str) for one in objects)
-        gathered: list[Any] = gather(objects) if is_of_rows else grpo_trainer.gather_object(objects)
+        # First prompts and completions. Of what comes then only names are what the pending columns or metrics are called.
+        columns, metrics = trainer._pending_extra_logs, trainer._pending_metrics
+        is_of_names = next(calls) > 1 and objects in (list(columns), list(metrics))
+        is_of_names &= not any(objects is values for values in columns.values())
+        gathered: list[Any] = grpo_trainer.gather_object(objects) if is_of_names else gather(objects)
         return gathered
 
-    with replaced(trainer, "_generate", noting):
-        yield functools.partial(rebound(theirs, gather_object=gather_object), trainer)
+    return functools.partial(rebound(theirs, gather_object=gather_object), trainer)
 
 
 def engine_built_by(factory: Callable[..., Any]) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ def agent_training(folder, options):
         "model": chat_model(),
         "reward_funcs": solved,
         "args": DAPOConfig(**chat_arguments(folder, **{"soft_punish_cache": 0} | options)),
-        "train_dataset": problems(40),
+        "train_dataset": problems(24),
         "processing_class": chat_tokenizer(),
         "environment_factory": Counted,
     }

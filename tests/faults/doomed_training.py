@@ -13,6 +13,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,11 +48,15 @@ class Reaper:
 
     def __init__(self, doom=None):
         self.due = doom
-        self.counts = dict.fromkeys(PHASES, 0)
-        self.watched = PHASES if doom is None else ["saving" if phase == "files" else phase for phase in doom[:1]]
+        self.counts = Counter()
+        # A point may lie within this: its own calls are points of the phase around it.
+        self.lock = threading.RLock()
+
+    def is_watched(self, phase):
+        return self.due is None or phase in ["saving" if due == "files" else due for due in self.due[:1]]
 
     def enter(self, phase):
-        if phase not in self.watched:
+        if not self.is_watched(phase):
             return
 
         def count(frame, event, arg):
@@ -61,9 +67,10 @@ class Reaper:
         sys.setprofile(count)
 
     def reach(self, phase):
-        self.counts[phase] += 1
-        if (phase, self.counts[phase]) == self.due:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self.lock:
+            self.counts[phase] += 1
+            if (phase, self.counts[phase]) == self.due:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     @staticmethod
     def leave():
@@ -79,7 +86,12 @@ class Reaper:
 
 
 class Doomed:
-    """A trainer, ours or TRL's, that enters the phases, and notes each batch as soon as it is made and trained."""
+    """
+    A trainer, ours or TRL's, that enters the phases, and notes each batch as soon as it is made and trained.
+
+    Attributes:
+        reaper: of the class, since a process has one trainer.
+    """
 
     reaper: Reaper
 
@@ -194,8 +206,8 @@ def train(
     torch.set_num_threads(1)
     if hub is not None:
         use_hub(pytest.MonkeyPatch(), SimpleNamespace(endpoint=hub), Path(folder).parent)
-    reaper = Reaper(doom)
     trainer_class, arguments = task(folder, dict(options))
+    trainer_class.reaper = reaper = Reaper(doom)
     reward = reward or arguments["reward_funcs"]
 
     @functools.wraps(reward)
@@ -208,7 +220,6 @@ def train(
         **arguments
         | {"reward_funcs": reward if inspect.iscoroutinefunction(reward) else graded, "callbacks": callbacks}
     )
-    trainer.reaper = reaper
     if grace_seconds is not None:
         trainer.reward_calls.watch.grace_seconds = grace_seconds
     if resume is None:

@@ -1,7 +1,8 @@
 """
 Writes the table of docs/faults.md from the tests: what goes wrong, when, how it ends, and the test that shows it.
 
-Each line is a marker of a test, `@pytest.mark.fault(what, moment, outcome)`, read without running anything.
+Each line is a marker of a test or of one of its parameters, `pytest.mark.fault(what, moment, outcome)`, read without running
+anything.
 """
 
 import ast
@@ -18,10 +19,12 @@ def faults() -> list[tuple[str, str, str, str]]:
     found = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
-            for marker in getattr(node, "decorator_list", []):
-                if isinstance(marker, ast.Call) and ast.unparse(marker.func) == "pytest.mark.fault":
-                    what, moment, outcome = map(ast.literal_eval, marker.args)
-                    found.append((what, moment, outcome, path.relative_to(ROOT).as_posix()))
+            for decorator in getattr(node, "decorator_list", []):
+                calls = [call for call in ast.walk(decorator) if isinstance(call, ast.Call)]
+                for marker in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
+                    if ast.unparse(marker.func) == "pytest.mark.fault":
+                        what, moment, outcome = map(ast.literal_eval, marker.args)
+                        found.append((what, moment, outcome, path.relative_to(ROOT).as_posix()))
     order = [what for what, *_ in found]
     return sorted(found, key=lambda fault: order.index(fault[0]))
 

@@ -7,7 +7,7 @@ from trials import survive
 
 
 OPTIONS = {
-    "max_steps": 6,
+    "max_steps": 4,
     "save_strategy": "steps",
     "save_steps": 1,
     "save_total_limit": 2,

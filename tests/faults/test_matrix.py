@@ -13,6 +13,9 @@ def test_page_lists_the_faults_that_are_tested():
         ("kill -9", "push"), ("full disk", "checkpoint"), ("full disk", "record"), ("full disk", "card"),
         ("full disk", "not finite"), ("raises", "grading"), ("hangs", "grading"), ("NaN", "grading"),
         ("wrong count or type", "grading"), ("workers are killed", "grading"), ("one of two ranks", "generation"),
+        ("trainer whose completions come from a vLLM server", "weight sync"), ("trainer and vLLM server", "optimizer"),
+        ("vLLM server that comes back with old weights", "answer"), ("vLLM server that does not come back", "loads"),
+        ("restarts with old weights", "between the look"), ("in the middle of a line", "sampling"),
     ],
 )  # fmt: skip
 def test_no_fault_is_missing(named):

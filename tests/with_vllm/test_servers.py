@@ -24,7 +24,8 @@ from trl_dapo.sampling.prompt_stream import SequenceKey
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-NUM_BATCHES = 6
+# Of each comparison. 20 take minutes more: NUM_BATCHES=20.
+NUM_BATCHES = int(os.environ.get("NUM_BATCHES", "6"))
 TOKEN = "a long random text"
 
 
@@ -151,7 +152,7 @@ def test_two_servers_train_the_groups_of_a_colocated_engine(addresses, colocated
 def test_two_ranks_on_one_server_and_two_train_the_groups_of_a_colocated_engine(
     addresses, colocated, model_folder, tmp_path
 ):
-    run_two_ranks("two_ranks_on_servers.py", tmp_path, model_folder, ",".join(addresses), max_seconds=300)
+    run_two_ranks("two_ranks_on_servers.py", tmp_path, model_folder, ",".join(addresses), max_seconds=50 * NUM_BATCHES)
     for count in (1, 2):
         results = [json.loads((tmp_path / f"{count}-servers-rank{rank}.json").read_text()) for rank in (0, 1)]
         assert [len(result) for result in results] == [NUM_BATCHES] * 2
@@ -208,9 +209,11 @@ class BeginningTrainer(CollectingTrainer):
 @pytest.mark.supports("overlap")
 def test_batch_sampled_ahead_is_what_a_run_that_waits_samples_with_its_weights(addresses, model_folder, tmp_path):
     options = {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "token_truncate"}
-    options |= {"per_device_train_batch_size": 8, "steps_per_generation": 2, "learning_rate": 5e-3, "max_steps": 8}
+    options |= {"per_device_train_batch_size": 8, "steps_per_generation": 2, "learning_rate": 5e-3}
+    options |= {"max_steps": 2 * NUM_BATCHES}
     trainer = train_on(addresses[:1], tmp_path, model_folder, cls=BeginningTrainer, overlap=True, **options)
-    assert [age for _, _, age in trainer.begun] == [0, 2, 2, 2]
+    assert [age for _, _, age in trainer.begun] == [0, *[2] * (NUM_BATCHES - 1)]
+    assert len(trainer.collected) == NUM_BATCHES
     options |= {"vllm_mode": "server", "vllm_server_base_url": addresses[0], "vllm_engine_kwargs": None}
     waiting = make_trainer(tmp_path, model_folder, cls=CollectingTrainer, **(SHORT | options))
     for (policy, position, _), (_, batch) in zip(trainer.begun, trainer.collected, strict=True):

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from trl_dapo.config.dapo_config import DAPOConfig
 from trl_dapo.ranks.collectives import Ranks
-from trl_dapo.trl_seams import pushed_from_checkpoint, replaced
+from trl_dapo.trl_seams import pushed_from_checkpoint, replaced, sampler_of
 
 from . import finalization
 from .completion_table import read_table
@@ -77,8 +77,9 @@ class ResumableTrainer(GRPOTrainer):
         self.run_state.add("loop", self._loop_state, self._keep_loop_state, needs_layout=True)
         # The table of completions that was written last: its step, and which columns are rewards.
         self._logged_table: dict[str, Any] | None = None
-        # Of the checkpoint that the run resumes from, until it is given back.
+        # Of the checkpoint that the run resumes from, until the first step gives it back.
         self._saved_loop: dict[str, Any] | None = None
+        self._has_loop_to_restore = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """
@@ -187,17 +188,19 @@ class ResumableTrainer(GRPOTrainer):
         else:
             super()._issue_warnings_after_load(load_result)
 
-    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        self._train_sampler = super()._get_train_sampler(dataset)
-        return self._train_sampler
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns TRL's dataloader, whose sampler an exact resume moves past the epochs that are done."""
+        dataloader: DataLoader[Any] = super().get_train_dataloader()
+        self._train_sampler = sampler_of(dataloader)
+        return dataloader
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # The weights have been read before.
         self._folder_read = None
         super()._load_optimizer_and_scheduler(checkpoint)
+        self._saved_loop, self._has_loop_to_restore = None, checkpoint is not None
         if checkpoint is None:
             return
-        self._saved_loop = None
         self.run_state.load(checkpoint, self.args.restart_stream)
         if self._saved_loop is not None and self.log_completions and self.accelerator.is_main_process:
             self._read_logged_table(checkpoint, self._saved_loop)
@@ -215,22 +218,16 @@ class ResumableTrainer(GRPOTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Returns the micro-batches of an optimizer step, as in `Trainer`; none where all steps have been taken."""
+        # Not before the first step: by now the loop has set its counters to zero, and an evaluation has gone by.
+        if self._has_loop_to_restore:
+            self._has_loop_to_restore = False
+            self._restore_loop()
         # Resumed from its last checkpoint within an epoch, transformers takes one more step before it looks.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
         samples: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
         return samples
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        # The last thing before the first step: the loop has set its counters to zero, an evaluation has gone by.
-        super()._load_rng_state(checkpoint)
-        state, self._saved_loop = self._saved_loop, None
-        if state is not None:
-            self._restore_loop(state)
-        elif checkpoint is not None and self._train_sampler is not None:
-            # Without a state: the phase at which TRL's dataloader stands.
-            self._step = self.state.global_step * self.args.gradient_accumulation_steps
 
     def _loop_state(self) -> dict[str, Any]:
         """Returns where TRL's loop stands: phase and rest of the generation batch, and what the next log line is made of."""
@@ -259,7 +256,13 @@ class ResumableTrainer(GRPOTrainer):
         if table and (is_of_batch or state["step"] == num_micro_steps_before):
             state["completions"] = read_table(Path(checkpoint).parent, table["step"], table["rewards"])
 
-    def _restore_loop(self, state: Mapping[str, Any]) -> None:
+    def _restore_loop(self) -> None:
+        """Puts TRL's loop where the checkpoint left it; without a state, where TRL's dataloader stands."""
+        state, self._saved_loop = self._saved_loop, None
+        if state is None:
+            if self._train_sampler is not None:
+                self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            return
         self._step = state["step"]
         batch: Any = state["buffered_inputs"]
         self._buffered_inputs = None if batch is None else _to_device(batch, self.accelerator.device)

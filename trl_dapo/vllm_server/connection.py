@@ -44,6 +44,10 @@ class Connection:
         server (`Server`):
             The server.
 
+    Attributes:
+        opened_at (`float`):
+            When the server had accepted it, in seconds of `time.monotonic`.
+
     Raises:
         `NoAnswerError`: nothing accepts the connection.
     """
@@ -59,6 +63,7 @@ class Connection:
         )
         with server.transient():
             self._http.connect()
+        self.opened_at = time.monotonic()
         self._socket: socket.socket = self._http.sock
         # How long a silence may be is decided by who waits: see `Server.is_silent`.
         self._socket.settimeout(None)
@@ -145,7 +150,14 @@ class Server:
         """Returns an error that names the server. `cause` goes on behind "The vLLM server at ..."."""
         return VLLMServerError(self.address, cause)
 
-    def ask(self, method: str, path: str, content: Any = None, seconds: float | None = None) -> Any:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        seconds: float | None = None,
+        check: Callable[[Connection], None] | None = None,
+    ) -> Any:
         """
         Sends a request on a connection of its own, and returns the content of the answer.
 
@@ -156,6 +168,8 @@ class Server:
                 Sent as JSON.
             seconds (`float`, *optional*):
                 Most seconds to the whole answer. `None`: those after which the server is lost.
+            check (`Callable[[Connection], None]`, *optional*):
+                Called with the connection before the request is sent.
 
         Raises:
             `NoAnswerError`: it did not answer in time, or says that it is not able to.
@@ -164,6 +178,8 @@ class Server:
         deadline = time.monotonic() + (self.timeout if seconds is None else seconds)
         connection = Connection(self)
         try:
+            if check is not None:
+                check(connection)
             connection.set_deadline(max(0.01, deadline - time.monotonic()))
             response = connection.send(method, path, content)
             self.check_status(response)
@@ -285,6 +301,8 @@ class Server:
                 raise self.fail(
                     f"sent more than {min(max_bytes, max(size, _MAX_LINE)):,} bytes for one completion: that is no answer of vLLM."
                 )
+            if not line.endswith(b"\n"):
+                raise NoAnswerError("it broke off in the middle of a line")
             line = line.strip()
             if not line.startswith(b"data:"):
                 continue

@@ -218,7 +218,7 @@ class ServerGeneration(DAPOVLLMGeneration):
             "temperature": 1.0,
             "prompt_logprobs": 0,
         }
-        answer = server.ask("POST", "/v1/completions", request)
+        answer = server.ask("POST", "/v1/completions", request, check=self.servers.verify)
         try:
             by_token = answer["choices"][0]["prompt_logprobs"]
             logps = [

@@ -256,10 +256,11 @@ class ServerRequests:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _read_once(self, server: Server, completion: Completion) -> None:
-        self.servers.verify(server)
         connection = server.take()
         is_read = False
         try:
+            # Behind the connection: a server that starts again after this closes it.
+            self.servers.verify(connection)
             if not completion.begin(connection):
                 return
             request = {**completion.content, "model": self.servers.facts[server].model}

@@ -13,7 +13,7 @@ from typing import Any
 from trl_dapo.config.server_address import is_local
 from trl_dapo.errors import VLLMServerError
 
-from .connection import NoAnswerError, Server
+from .connection import Connection, NoAnswerError, Server
 from .weight_folder import Weights
 
 
@@ -30,7 +30,7 @@ _PATIENCE_WITHOUT_PORT = 15.0
 _SECONDS_OF_A_LOOK = 5.0
 # The workers answer between two steps of the engine. After that it is asked again, up to the timeout of the server.
 _SECONDS_OF_A_STATE = 30.0
-# A version that was seen so recently need not be asked for again.
+# A version that was asked for so recently, and after the connection was opened, need not be asked for again.
 _SECONDS_VERIFIED = 1.0
 
 
@@ -93,7 +93,8 @@ class Servers:
         self.all = [Server(address, timeout, token) for address in addresses]
         self.facts: dict[Server, EngineFacts] = {}
         self.weights: Weights | None = None
-        self._verified_at: dict[Server, float] = {}
+        # The version that a server last said it has, and when it was asked.
+        self._verified: dict[Server, tuple[str, float]] = {}
         self._locks = {server: threading.Lock() for server in self.all}
 
     @property
@@ -225,6 +226,7 @@ class Servers:
             server.ask_patiently(partial(self._call, server, "dapo_note_version", weights.version))
 
     def _load_into(self, server: Server, weights: Weights) -> None:
+        asked_at = time.monotonic()
         # What is being decoded, of a run that ended or of a group that was given up, ends here.
         server.ask("POST", "/pause?mode=abort")
         try:
@@ -239,34 +241,37 @@ class Servers:
                 )
             if answer.get("version") != weights.version:
                 raise server.fail(f"confirmed the weights {answer.get('version')!r} instead of {weights.version!r}.")
-        self._verified_at[server] = time.monotonic()
+        self._verified[server] = weights.version, asked_at
 
     def distrust(self, server: Server) -> None:
         """Has the next connection to a server look which weights it has."""
-        self._verified_at.pop(server, None)
+        self._verified.pop(server, None)
 
-    def verify(self, server: Server) -> None:
+    def verify(self, connection: Connection) -> None:
         """
-        Makes sure that a server has the weights, before it is sent a request on a new connection. From any thread.
+        Makes sure that the server behind a connection has the weights, before it is sent a request. From any thread.
 
-        A server that was started again has others. It loads them from the folder, where they still are.
+        A server that was started again has others. It loads them from the folder, where they still are. What it says counts only
+        for connections that were open before it was asked: a restart ends those, and behind a later one may be another server.
+
+        Args:
+            connection (`Connection`):
+                The connection of the request.
 
         Raises:
             `NoAnswerError`: it does not answer.
             `VLLMServerError`: it cannot load them, or another run has loaded its own.
         """
-        weights = self.weights
+        server, weights = connection.server, self.weights
         with self._locks[server]:
-            if (
-                weights is None
-                or time.monotonic() - self._verified_at.get(server, -_SECONDS_VERIFIED) < _SECONDS_VERIFIED
-            ):
+            if weights is None or self._is_verified(connection, weights):
                 return
             if server.is_lost:
                 raise NoAnswerError("it is lost")
+            asked_at = time.monotonic()
             version = self._state(server, min(server.timeout, _SECONDS_OF_A_STATE)).get("version")
             if version == weights.version:
-                self._verified_at[server] = time.monotonic()
+                self._verified[server] = weights.version, asked_at
                 return
             if version is not None and not str(version).startswith(f"{weights.run}/"):
                 raise server.fail(
@@ -283,6 +288,11 @@ class Servers:
                 "It loads them now."
             )
             self._load_into(server, weights)
+
+    def _is_verified(self, connection: Connection, weights: Weights) -> bool:
+        version, asked_at = self._verified.get(connection.server, ("", 0.0))
+        earliest = max(connection.opened_at, time.monotonic() - _SECONDS_VERIFIED)
+        return version == weights.version and asked_at >= earliest
 
     def _look_again(self, server: Server) -> None:
         try:

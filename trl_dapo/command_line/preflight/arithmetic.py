@@ -284,7 +284,12 @@ def short_run_seconds(size: float, batch: BatchPlan, cores: int | None) -> float
 
 
 def run_hours(
-    batch: BatchPlan, trial: BatchPlan, num_steps: float, seconds_sampling: float, seconds_training: float
+    batch: BatchPlan,
+    trial: BatchPlan,
+    num_steps: float,
+    seconds_sampling: float,
+    seconds_training: float,
+    overlap: bool = False,
 ) -> float:
     """
     Returns the hours of a recipe, from a batch and an optimizer step of a short run whose batches may be smaller.
@@ -296,14 +301,18 @@ def run_hours(
             Optimizer steps of the recipe.
         seconds_sampling (`float`), seconds_training (`float`):
             Seconds of the short run to sample a batch, and for an optimizer step.
+        overlap (`bool`, *optional*, defaults to `False`):
+            Whether a batch is sampled while the one before it trains.
 
     >>> full = BatchPlan(8, rows=16, accumulation=4, slices=16, world=1, length=512)
     >>> round(run_hours(full, full, num_steps=400, seconds_sampling=20, seconds_training=4), 2)
     1.0
+    >>> round(run_hours(full, full, num_steps=400, seconds_sampling=20, seconds_training=4, overlap=True), 2)
+    0.56
     """
     sampling = num_steps / batch.num_updates * seconds_sampling * batch.num_completions / trial.num_completions
     training = num_steps * seconds_training * batch.accumulation / trial.accumulation
-    return (sampling + training) / 3600
+    return (max(sampling, training) if overlap else sampling + training) / 3600
 
 
 def memory_plan(

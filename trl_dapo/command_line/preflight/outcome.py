@@ -12,6 +12,9 @@ from .trial import Notes, restart_difference
 
 # Longer than this is "slow", in hours.
 _LONG = 14 * 24
+# Optimizer steps on a batch with which a run that is one batch late was ahead of one with half of its steps, and with which it was
+# no longer: `benchmarks/overlap_accuracy.py`.
+_PAYS, _TOO_OLD = 4, 16
 # Errors that only say that another process failed.
 _FOLLOWING = ("RankFailedError", "DistBackendError", "DistNetworkError")
 
@@ -125,7 +128,9 @@ def speed_lines(notes: Notes, batch: BatchPlan, trial: BatchPlan, values: Mappin
         return []
     last = sampled[-1]  # the first one has what is compiled and cached once
     sampling = float(logs[last]["dapo/seconds_sampling"])
-    spent = [took - float(entry.get("dapo/seconds_sampling", 0)) for took, entry in zip(seconds, logs, strict=False)]
+    # With `overlap` the trainer waits for a part of it only.
+    waited = [float(entry.get("dapo/overlap/wait_seconds", entry.get("dapo/seconds_sampling", 0))) for entry in logs]
+    spent = [took - wait for took, wait in zip(seconds, waited, strict=False)]
     training = sum(spent[1:]) / len(spent[1:]) if len(spent) > 1 else spent[0]
     trained = float(logs[last].get("dapo/tokens/trained", 0))
     num_sampled = trained / max(float(logs[last].get("dapo/rollout_efficiency", 1)), 1e-9)
@@ -140,14 +145,36 @@ def speed_lines(notes: Notes, batch: BatchPlan, trial: BatchPlan, values: Mappin
         epochs, groups = float(values["num_train_epochs"] or 3), batch.num_completions / batch.num_generations
         num_steps = epochs * notes.num_rows / groups * batch.num_updates
         counted = f"{epochs:g} epochs of {notes.num_rows:,} prompts, {num_steps:,.0f} optimizer steps"
-    hours = run_hours(batch, trial, num_steps, sampling, training)
+    overlap = is_set(values["overlap"])
+    hours = run_hours(batch, trial, num_steps, sampling, training, overlap)
     how = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
     how += f": {counted}, of it {num_steps / batch.num_updates:,.0f} batches of {batch.num_completions:,} completions"
     how += f", from {len(seconds)} optimizer steps of the short run, without evaluation and checkpoints"
     if trial != batch:
         how += f". The short run had batches of {trial.num_completions}; a larger batch samples more tokens a second, so this is high"
     how += ". Completions get longer in training, and acceptance changes"
-    return [*lines, Line("time", Verdict.SLOW if hours > _LONG else Verdict.OK, how)]
+    lines.append(Line("time", Verdict.SLOW if hours > _LONG else Verdict.OK, how))
+    if values["vllm_mode"] == "server" and is_set(values["use_vllm"]):
+        lines.append(
+            _overlap_line(overlap, run_hours(batch, trial, num_steps, sampling, training, not overlap) / hours, batch)
+        )
+    return lines
+
+
+def _overlap_line(overlap: bool, ratio: float, batch: BatchPlan) -> Line:
+    """Returns what `overlap=True` is worth: the hours with it over those without it, and the age of what trains."""
+    faster, steps = ratio if overlap else 1 / ratio, batch.num_updates
+    text = f"overlap={overlap}. Sampling the next batch while one trains makes the run at most {faster:.2f} times faster, and "
+    text += f"each batch is {steps} optimizer steps old when it begins to train. "
+    if steps < _TOO_OLD:
+        return Line(
+            "overlap",
+            Verdict.OK,
+            text + f"That costs accuracy at equal steps; in equal time it paid with up to {_PAYS} (docs/vllm.md)",
+        )
+    text += f"With {_TOO_OLD} it cost as much accuracy as it saved time (docs/vllm.md)"
+    advice = f": lower steps_per_generation so that a batch has at most {_PAYS}, or set overlap=False"
+    return Line("overlap", Verdict.SLOW if overlap else Verdict.OK, text + advice * overlap)
 
 
 def restart_line(run: Sequence[Notes], restart: Sequence[Notes], values: Mapping[str, Any], has_gpu: bool) -> Line:
