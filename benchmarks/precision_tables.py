@@ -46,6 +46,17 @@ def long_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def rounded_table(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Returns a table with a row for each model and format of a cache that is rounded to the nearest."""
+    lines = ["| model | keys and values | mean gap | 99 % below | largest | KL | beyond the clip |", "|---" * 7 + "|"]
+    for model, records in by_model.items():
+        for record in records:
+            cells = [model, FORMATS[record["kv_cache"]]]
+            cells += [figure(record[name]) for name in ("mean_gap", "gap_99", "largest_gap", "kl")]
+            lines.append(f"| {' | '.join(cells)} | {100 * record['frac_beyond_clip']:.2f} % |")
+    return lines
+
+
 def figure(value: float) -> str:
     """
     >>> figure(0.028), figure(0.22), figure(5.4e-06)

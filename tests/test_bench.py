@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench
 import comparison
+import precision_tables
 import refill
 import scaling_tables
 import streaming
@@ -77,7 +78,9 @@ def test_computed_figures_are_those_that_are_stored():
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("module", [comparison, scaling_tables, streaming_tables], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [comparison, precision_tables, scaling_tables, streaming_tables], ids=lambda module: module.__name__
+)
 def test_docstring_examples_hold(module):
     result = doctest.testmod(module)
     assert result.attempted

@@ -23,8 +23,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation_tables as ablation
 import memory_tables as memory
 import overlap_accuracy as late
+import precision_tables as precision
 import scaling_tables as tables
 from measured import cost_ratios, cost_to_reach
+
+from trl_dapo import DAPOConfig
 
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -333,6 +336,30 @@ def test_every_number_elsewhere_that_a_benchmark_gave_is_stored():
     assert f"{speeds[1]:.1f} times on LaTeX" in page
     rollouts = (ROOT / "docs" / "rollouts.md").read_text()
     assert f"open in {stored('space')['figures']['seconds_to_open']:.1f} s" in rollouts
+
+
+def test_gaps_of_number_formats_are_those_that_are_stored():
+    record, page = stored("engine_precision"), (ROOT / "docs" / "vllm.md").read_text()
+    tables = (BENCHMARKS / "README.md").read_text()
+    assert "\n".join(precision.short_table(record["records"]["SmolLM2-135M"])) in page
+    assert "\n".join(precision.rounded_table(record["rounded"])) in tables
+    for of_model in record["records"].values():
+        assert "\n".join(precision.long_table(of_model)) in tables
+    found = {(one["weights"], one["kv_cache"], one["trainer"]): one for one in record["records"]["SmolLM2-135M"]}
+    sixteen, brain = (found[name, name, name]["mean_gap"] for name in ("float16", "bfloat16"))
+    first, second = (found["bfloat16", name, "bfloat16"] for name in ("fp8_e4m3", "fp8_e5m2"))
+    near = {one["kv_cache"]: one["mean_gap"] for one in record["rounded"]["SmolLM2-135M"]}
+    facts = [
+        f"has {100 * sixteen / brain:.0f} % of the gap of bfloat16 on both sides",
+        f"{first['mean_gap']:g} nats with e4m3 and {second['mean_gap']:g} with e5m2, against {brain:g} with bfloat16",
+        f"With e4m3 {100 * first['frac_beyond_clip']:.0f} % of the tokens are beyond the clip",
+        f"it is {near['fp8_e4m3']:g} nats with e4m3 and {near['fp8_e5m2']:g} with e5m2",
+        f"`vllm_max_logp_gap={DAPOConfig('out').vllm_max_logp_gap}`",
+    ]
+    assert [fact for fact in facts if fact not in " ".join(page.split())] == []
+    # What the page says of the limit.
+    assert brain < DAPOConfig("out").vllm_max_logp_gap / 5
+    assert first["mean_gap"] < DAPOConfig("out").vllm_max_logp_gap < second["mean_gap"]
 
 
 def test_a_number_that_no_file_has_is_found():
