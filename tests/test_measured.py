@@ -10,6 +10,7 @@ import json
 import math
 import re
 import statistics
+import subprocess
 import sys
 
 import pytest
@@ -360,6 +361,17 @@ def test_gaps_of_number_formats_are_those_that_are_stored():
     # What the page says of the limit.
     assert brain < DAPOConfig("out").vllm_max_logp_gap / 5
     assert first["mean_gap"] < DAPOConfig("out").vllm_max_logp_gap < second["mean_gap"]
+
+
+def test_costs_of_the_host_are_those_that_are_stored():
+    # In a process of its own: it sets what vLLM reads of the environment.
+    command = [sys.executable, str(BENCHMARKS / "host_cost.py"), "--markdown"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert printed.strip() in (BENCHMARKS / "README.md").read_text()
+    rows = [row for row in stored("host_cost")["results"] if "resident" in row]
+    assert [row["arm"] for row in rows] == ["GRPOTrainer", "rounds", "stream", "server"]
+    theirs, *ours = [row["resident"] for row in rows]
+    assert {round(mine / theirs, 1) for mine in ours} == {0.4}
 
 
 def test_a_number_that_no_file_has_is_found():
