@@ -44,7 +44,6 @@ def test_run_trains_with_a_gap_that_the_canary_tells(tmp_path, folder, engine):
     gaps = [log["dapo/vllm/logp_gap"] for log in trainer.state.log_history if "dapo/vllm/logp_gap" in log]
     assert gaps
     # Beyond the rounding of float32, and below the limit, which is for an engine that has other weights.
-    print(engine, gaps)
     assert all(1e-5 < gap < trainer.args.vllm_max_logp_gap for gap in gaps)
 
 
