@@ -276,6 +276,17 @@ def overlap_facts():
         facts.append(f"| {steps} | {seeds} |")
         facts += [f"{statistics.mean(late.accuracies(record, 'on time', steps).values()):.1f} %"]
         facts += [late.paired_text(record, arm, steps) for arm in late.ARMS[1:]]
+        on_ablation = statistics.mean(late.accuracies(record, "on time", steps, "ablation").values())
+        facts.append(f"{on_ablation:.1f} %")
+        facts += [late.paired_text(record, arm, steps, "ablation") for arm in late.ARMS[1:3]]
+    worst = max(
+        abs(statistics.mean(late.differences(record, arm, steps, "ablation")))
+        for steps in late.STEPS_PER_BATCH
+        for arm in late.ARMS[1:3]
+    )
+    runs = stored("ablation")["results"]["DAPO"]
+    begin = statistics.mean(runs[str(seed)]["curve"][0]["accuracy"] for seed in range(late.NUM_SEEDS))
+    facts += [f"within {worst:.1f} points", f"right in {100 * begin:.1f} %"]
     return [*filter(None, facts), "64 optimizer steps of 32 completions"]
 
 
