@@ -7,7 +7,8 @@ What it costs to train each batch one batch late, as `overlap=True` does, with t
     python benchmarks/overlap_accuracy.py --short --output FILE  # a seed of two arms, 8 steps
     python benchmarks/overlap_accuracy.py --markdown    # prints the tables of the JSON
 
-The task of the quickstart, or that of `ablation.py`, 64 optimizer steps of 32 completions, with 1, 4 and 16 of them on each generation batch. No server is
+The task of the quickstart, or that of `ablation.py`: 64 optimizer steps of 32 completions, with 1, 4 and 16 of them on each
+generation batch. No server is
 needed: one batch late, `model.generate` samples batch k+1 before batch k trains, and the trainer keeps it until then. So the
 first two batches are sampled with the same weights, and each later one with those before the batch in front of it, as with
 `overlap=True`. The log-probabilities of the policy that samples are the trained model's, in float32: there is no engine that

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,9 @@ class ResumableTrainer(GRPOTrainer):
         is_read = args.push_to_hub or args.load_best_model_at_end or args.metric_for_best_model is not None
         return is_read or self.control.should_training_stop or read_checkpoints(self.callback_handler.callbacks)
 
-    def _push_whole_checkpoint(self, folder: str) -> None:
-        """Begins to push a checkpoint, as `Trainer` does."""
-        pushed_from_checkpoint(self, folder)
+    def _push_whole_checkpoint(self, folder: str) -> list[Future[Any]]:
+        """Begins to push a checkpoint, as `Trainer` does, and returns the uploads."""
+        return pushed_from_checkpoint(self, folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, as in `Trainer`."""

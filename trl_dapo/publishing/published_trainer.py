@@ -22,7 +22,7 @@ from trl_dapo.config.departures import departures, describe_method
 from trl_dapo.data.held_out import HeldOut, num_shared_prompts
 from trl_dapo.data.source import DataSource, is_hub_id
 from trl_dapo.errors import TrainingStoppedError
-from trl_dapo.trl_seams import AddedReward, pushed_from_checkpoint
+from trl_dapo.trl_seams import AddedReward
 
 from .card import CARD_FILE, CURVES_FILE, DAPO_CITATION, DAPO_TITLE, draw_curves, render_card, write_card
 from .facts import RunFacts, changed_settings, finite_history, hardware_of, installed_versions, published_recipe
@@ -166,13 +166,15 @@ class PublishedTrainer(GRPOTrainer):
         push = getattr(self, "push_in_progress", None)
         return push is None or push.is_done()
 
-    def _push_whole_checkpoint(self, folder: str) -> None:
-        """Begins to push a checkpoint, as `Trainer` does, and tells what becomes of it."""
+    def _push_whole_checkpoint(self, folder: str) -> list[Future[Any]]:
+        """As `ResumableTrainer`, beside which this class stands, and tells what becomes of the uploads."""
         # `Trainer` copies the weights of this checkpoint into `output_dir`, which may still be uploading.
         if self.is_world_process_zero():
             self._may_change_pushed_files()
-        for job in pushed_from_checkpoint(self, folder):
+        jobs: list[Future[Any]] = super()._push_whole_checkpoint(folder)  # type: ignore[misc]
+        for job in jobs:
             job.add_done_callback(self._warn_if_push_failed)
+        return jobs
 
     def _warn_if_push_failed(self, job: Future[Any]) -> None:
         """Logs the error of a push in the background, which `Trainer` never reads."""
