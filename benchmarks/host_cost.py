@@ -16,8 +16,9 @@ Each arm samples one batch, as TRL's `_generate_and_score_completions` does, wit
 
 Figures:
 
-- CPU nanoseconds of the process per sampled token, exclusive: `ours`, `TRL`, `vLLM`; decoding of texts and rewards apart. The
-  engine core is left out.
+- CPU nanoseconds of the process per sampled token, exclusive: `ours`, `TRL`, `vLLM`, with what each calls of torch, numpy and
+  the standard library; decoding of texts and rewards apart. The engine core is left out. Batches are sampled until they have
+  taken 15 CPU seconds.
 - bytes per token of the batch, counted in a second run by `tracemalloc`: `peak`, and what is `alive` of the completions when the
   batch is sampled, before TRL pads it. With one rank that would take hours. There it is what the process has in memory at most, beyond
   what it had before the batch: with what the allocator does not give back.
@@ -29,6 +30,7 @@ import gc
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,8 +39,9 @@ import time
 import tracemalloc
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 
@@ -55,12 +58,10 @@ from tokenizers.models import WordLevel  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl.generation import vllm_generation  # noqa: E402
-from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 from trl_dapo import DAPOConfig, DAPOTrainer  # noqa: E402
 from trl_dapo.sampling.prompt_stream import keyed_hash  # noqa: E402
 from trl_dapo.trl_seams import replaced  # noqa: E402
-from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration  # noqa: E402
 
 
 RESULTS = Path(__file__).with_name("host_cost.json")
@@ -75,6 +76,8 @@ VOCABULARY, END = 32_000, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 ENGINE = {"enforce_eager": True, "max_num_seqs": NUM_SLOTS, "max_num_batched_tokens": 24_576}
 CATEGORIES = ("ours", "TRL", "vLLM", "decoding", "rewards", "engine")
+PATHS = {"/trl_dapo/": "ours", "/vllm/": "vLLM", "/trl/": "TRL"}
+MIN_CPU_SECONDS = 15.0
 
 
 def is_informative(number: int, acceptance: float) -> bool:
@@ -148,43 +151,58 @@ class MadeUpTokens:
         return EngineCoreOutputs(outputs=outputs)
 
 
-class Clock:
-    """CPU seconds by category, exclusive: those of a call within a call count for the inner one."""
+class CpuShares:
+    """
+    Who uses the CPU, by looking at the stack of the main thread each time the process has used 4 ms of it (`ITIMER_PROF`).
+
+    A look costs the process nothing between two looks. A clock around each call, which this benchmark had at first, counted
+    itself: 10 us a step of the engine, more than all of our code.
+    """
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        # Of each thread: the categories of the calls that it is in, each with the time from which on it counts.
-        self._stacks: dict[int, list[list[Any]]] = {}
+        self.looks: Counter[str] = Counter()
 
     @contextmanager
-    def within(self, category: str) -> Iterator[None]:
-        """Inside it, seconds of this thread are of the category."""
-        stack = self._stacks.setdefault(threading.get_ident(), [])
-        now = time.thread_time()
-        if stack:
-            self.seconds[stack[-1][0]] += now - stack[-1][1]
-        stack.append([category, now])
+    def counted(self) -> Iterator[None]:
+        """Inside it, looks are counted."""
+        before = signal.signal(signal.SIGPROF, self._look)
+        signal.setitimer(signal.ITIMER_PROF, 0.004, 0.004)
         try:
             yield
         finally:
-            now = time.thread_time()
-            name, start = stack.pop()
-            self.seconds[name] += now - start
-            if stack:
-                stack[-1][1] = time.thread_time()
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
 
-    def wrap(self, owner: Any, name: str, category: str) -> Callable[[], None]:
-        """Measures a method from now on; returns what undoes it."""
-        own = vars(owner).get(name)
-        method = getattr(owner, name)
+    def _look(self, _: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            category = _category(frame.f_code)
+            if category is not None:
+                self.looks[category] += 1
+                return
+            frame = frame.f_back
 
-        @functools.wraps(method)
-        def measured(*args: Any, **kwargs: Any) -> Any:
-            with self.within(category):
-                return method(*args, **kwargs)
 
-        setattr(owner, name, measured)
-        return functools.partial(delattr, owner, name) if own is None else functools.partial(setattr, owner, name, own)
+@functools.cache
+def _category(code: CodeType) -> str | None:
+    """Returns whose code it is; `None`: that of a library, which works for whoever called it."""
+    if Path(code.co_filename).name == Path(__file__).name:
+        return {"get_output": "engine", "add_request": "engine", "reward_of_groups": "rewards"}.get(code.co_name)
+    if "/transformers/tokenization" in code.co_filename and code.co_name in ("decode", "batch_decode"):
+        return "decoding"
+    return next((who for path, who in PATHS.items() if path in code.co_filename), None)
+
+
+class GradesInMainThread:
+    """In place of the queue of the grading thread: grades at once, so that looks at the main thread see it."""
+
+    def __init__(self, grade: Callable[[list[Any]], None]):
+        self.grade = grade
+
+    def put(self, call: tuple[list[Any], Any]) -> None:
+        """Grades the groups of a call."""
+        groups, done = call
+        self.grade(groups)
+        done.set_result(groups)
 
 
 def word_of(token: int) -> str:
@@ -256,48 +274,24 @@ def sample_batch(trainer: Any) -> dict[str, float]:
     """Samples a batch, and returns what is alive when it is sampled, in bytes, and its tokens."""
     found: dict[str, float] = {}
     rows = [trainer.train_dataset[row // NUM_GENERATIONS] for row in range(trainer.args.generation_batch_size)]
-    if isinstance(trainer, DAPOTrainer):
-        collect = trainer.dynamic_sampler.collect
+    sampler = getattr(trainer, "dynamic_sampler", None)
 
-        def collect_and_weigh(*args: Any, **kwargs: Any) -> Any:
-            batch = collect(*args, **kwargs)
-            if tracemalloc.is_tracing():
-                gc.collect()
-                found["alive"] = float(tracemalloc.get_traced_memory()[0])
-            found["sampled"] = float(sum(group.num_tokens for group in batch.ledger.sampled))
-            return batch
+    def collect_and_weigh(*args: Any, **kwargs: Any) -> Any:
+        batch = type(sampler).collect(sampler, *args, **kwargs)
+        if tracemalloc.is_tracing():
+            gc.collect()
+            found["alive"] = float(tracemalloc.get_traced_memory()[0])
+        found["sampled"] = float(sum(group.num_tokens for group in batch.ledger.sampled))
+        return batch
 
-        trainer.dynamic_sampler.collect = collect_and_weigh
-    batch = trainer._generate_and_score_completions(rows)
+    with nullcontext() if sampler is None else replaced(sampler, "collect", collect_and_weigh):
+        batch = trainer._generate_and_score_completions(rows)
     found["trained"] = float(batch["completion_mask"].sum())
     return found
 
 
-def watch(clock: Clock, trainer: Any) -> list[Callable[[], None]]:
-    """Has the clock measure who does what; returns what undoes it."""
-    undo = [
-        clock.wrap(GRPOTrainer, "_generate", "TRL"),
-        clock.wrap(GRPOTrainer, "_generate_single_turn", "TRL"),
-        clock.wrap(GRPOTrainer, "_generate_and_score_completions", "TRL"),
-        clock.wrap(GRPOTrainer, "_calculate_rewards", "TRL"),
-        clock.wrap(VLLMGeneration, "generate", "TRL"),
-        clock.wrap(DAPOVLLMGeneration, "generate", "ours"),
-        clock.wrap(DAPOVLLMGeneration, "_step_apart", "ours"),
-        clock.wrap(type(trainer._tokenizer), "decode", "decoding"),
-    ]
-    if isinstance(trainer, DAPOTrainer):
-        names = ("_generate", "_generate_single_turn", "_calculate_rewards", "_generate_and_score_completions")
-        undo += [clock.wrap(DAPOTrainer, name, "ours") for name in names]
-    llm = getattr(trainer.vllm_generation, "llm", None)
-    if llm is not None:
-        undo.append(clock.wrap(llm, "generate", "vLLM"))
-        undo += [clock.wrap(llm.llm_engine, name, "vLLM") for name in ("step", "add_request", "abort_request")]
-        undo += [clock.wrap(MadeUpTokens, name, "engine") for name in ("get_output", "add_request")]
-    return undo
-
-
 def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dict[str, float]:
-    """Samples one batch in this process; returns nanoseconds per sampled token by category, or bytes per trained token."""
+    """Samples batches in this process; returns nanoseconds per sampled token by category, or bytes per trained token."""
     with tempfile.TemporaryDirectory() as folder, served(arm) as address:
         save_model(folder)
         trainer = make_trainer(arm, folder, str(Path(folder, "out")), num_ranks, acceptance, address)
@@ -308,18 +302,18 @@ def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dic
         if arm != "server":
             llm_engine = trainer.vllm_generation.llm.llm_engine
             engine = llm_engine.engine_core = MadeUpTokens(llm_engine.engine_core)
-        clock, rewards = Clock(), trainer.reward_funcs[0]
-        trainer.reward_funcs[0] = functools.wraps(rewards)(lambda **columns: _within(clock, rewards, columns))
-        undo = [] if is_traced else watch(clock, trainer)
+        if arm == "stream":
+            grader = trainer.dynamic_sampler.refill.groups.grader
+            grader._calls = GradesInMainThread(grader.grade)
         gc.collect()
         if is_traced:
             tracemalloc.start()
         at_first = resident("VmRSS", is_reset=True)
-        root, start = "ours" if isinstance(trainer, DAPOTrainer) else "TRL", time.process_time()
-        with clock.within(root):
-            found = sample_batch(trainer)
-        # Also what threads did meanwhile.
-        clock.seconds[root] += time.process_time() - start - sum(clock.seconds.values())
+        shares, found, start = CpuShares(), Counter[str](), time.process_time()
+        with nullcontext() if is_traced else shares.counted():
+            while not found or (not is_traced and num_ranks > 1 and time.process_time() - start < MIN_CPU_SECONDS):
+                found.update(sample_batch(trainer))
+        seconds = time.process_time() - start
         sampled = found["sampled"] if engine is None else engine.num_tokens
         record = {"tokens_sampled": sampled, "tokens_trained": found["trained"]}
         if is_traced:
@@ -328,11 +322,14 @@ def measure(arm: str, num_ranks: int, acceptance: float, is_traced: bool) -> dic
                 record["alive"] = round(found["alive"] / found["trained"], 1)
             tracemalloc.stop()
         else:
-            record |= {name: round(1e9 * clock.seconds[name] / sampled, 1) for name in CATEGORIES[:-1]}
+            # Of servers, our threads read the answers while the main thread waits: what no look saw is ours.
+            rest = "TRL" if arm == "GRPOTrainer" else "ours"
+            num_looks = max(shares.looks.total(), round(250 * seconds))
+            shares.looks[rest] += num_looks - shares.looks.total()
+            nanoseconds = 1e9 * seconds / num_looks / sampled
+            record |= {name: round(nanoseconds * shares.looks[name], 1) for name in CATEGORIES[:-1]}
             if num_ranks == 1:
                 record["resident"] = round((resident("VmHWM") - at_first) / found["trained"], 1)
-        for undone in undo:
-            undone()
         return record
 
 
@@ -342,11 +339,6 @@ def resident(name: str, is_reset: bool = False) -> int:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
-
-
-def _within(clock: Clock, function: Callable[..., Any], columns: dict[str, Any]) -> Any:
-    with clock.within("rewards"):
-        return function(**columns)
 
 
 @contextmanager

@@ -73,7 +73,9 @@ def test_trl_takes_completions_without_log_probabilities(monkeypatch):
     prompts = [[1], [2], [3]]
     _, expected_ids, expected, _ = generation.generate(prompts, images=None, num_generations=1)
     assert expected == [[[-1.5], [-0.5 * token]] for token in (7, 6, 5)]
-    with generation.logps_apart() as apart:
+    with generation.as_arrays() as apart:
         prompt_ids, completion_ids, nothing, _ = generation.generate(prompts, images=None, num_generations=1)
-    assert (prompt_ids, completion_ids, nothing) == (prompts, expected_ids, [()] * 3)
+    assert (prompt_ids, nothing) == (prompts, [()] * 3)
+    assert [ids.dtype for ids in completion_ids] == [np.int32] * 3
+    assert [ids.tolist() for ids in completion_ids] == expected_ids
     assert [apart[id(ids)].tolist() for ids in completion_ids] == [[logp for (logp,) in row] for row in expected]

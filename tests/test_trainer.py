@@ -14,6 +14,7 @@ from trl_dapo import DAPOConfig, DAPOTrainer, RefillExhaustedError, TrainingStop
 from trl_dapo.publishing.facts import RunFacts
 from trl_dapo.refill.assembly import GenerationBatch
 from trl_dapo.sampling.prompt_stream import PromptStream
+from trl_dapo.trl_seams import as_list
 
 
 class RecordingTrainer(DAPOTrainer):
@@ -28,7 +29,9 @@ class RecordingTrainer(DAPOTrainer):
 
         def compute_and_record(inputs, prompts, completions, completion_ids):
             rewards = compute(inputs, prompts, completions, completion_ids)
-            self.sampled_rounds.append(([row["row"] for row in inputs], rewards.tolist(), completion_ids))
+            self.sampled_rounds.append(
+                ([row["row"] for row in inputs], rewards.tolist(), [*map(as_list, completion_ids)])
+            )
             return rewards
 
         self.reward_calls.compute = compute_and_record
@@ -36,7 +39,8 @@ class RecordingTrainer(DAPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if isinstance(self._batch, GenerationBatch):
-            self.trained_record = [row["row"] for row in inputs], rewards.tolist(), completion_ids_list
+            ids = [*map(as_list, completion_ids_list)]
+            self.trained_record = [row["row"] for row in inputs], rewards.tolist(), ids
         return rewards
 
     def _generate_and_score_completions(self, inputs):

@@ -31,6 +31,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
@@ -105,7 +106,7 @@ from .streaming.dynamic_sampler import make_dynamic_sampler
 from .streaming.group_grader import GroupGrader
 from .streaming.group_scorer import GroupScorer
 from .streaming.local_groups import LocalGroups
-from .trl_seams import AddedReward, AsideSeams, Generated, TrainerSeams, texts_apart
+from .trl_seams import AddedReward, AsideSeams, Generated, TrainerSeams, as_list, texts_apart
 from .turns.environments import Environments
 from .turns.episode import is_unanswered
 from .turns.tool_loop import ToolLoop
@@ -662,9 +663,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if isinstance(self._batch, GenerationBatch):
             return self._batch.as_generated(
-                self._tokenizer, prompts, self.seams.is_multimodal, self.seams.has_turns, bool(self.use_vllm)
+                self._tokenizer,
+                prompts,
+                self.seams.is_multimodal,
+                self.seams.has_turns,
+                has_engine=bool(self.use_vllm),
+                # TRL keeps the texts for its table of completions.
+                has_texts=bool(self.log_completions),
             )
         generated = Generated(*super()._generate(prompts))
+        # As TRL has them from here on; a placeholder stays what it is.
+        whole = [ids.tolist() if isinstance(ids, np.ndarray) else ids for ids in generated.completion_ids]
+        generated = generated._replace(completion_ids=whole)
         if self.canary is not None and self.model.training:
             self._log_train(self.canary.check(generated))
         self._batch.facts = self.truncation_rule.facts(
@@ -683,7 +693,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         num_generations: int,
         *args: Any,
         **kwargs: Any,
-    ) -> tuple[list[list[int]], list[Any] | None]:
+    ) -> tuple[list[Any], list[Any] | None]:
         def sample(prompt_ids: list[Any]) -> Any:
             return self._sample_turn(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
 
@@ -704,20 +714,21 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         num_generations: int,
         *args: Any,
         **kwargs: Any,
-    ) -> tuple[list[list[int]], list[Any] | None]:
+    ) -> tuple[list[Any], list[Any] | None]:
         """Samples a turn for each prompt, in parts that `generate` can hold."""
         part = self.seams.rows_at_once(len(prompt_ids))
-        completion_ids: list[list[int]] = []
-        with self.vllm_generation.logps_apart() if self.use_vllm else nullcontext() as apart:
+        completion_ids: list[Any] = []
+        with self.vllm_generation.as_arrays() if self.use_vllm else nullcontext() as logps_of:
             for start in range(0, len(prompt_ids), part):
                 part_ids, logps = super()._generate_single_turn(
                     prompt_ids[start : start + part], images, multimodal_fields, num_generations, *args, **kwargs
                 )
                 completion_ids.extend(part_ids)
-        if apart:
-            # Where there are turns, others read them too.
-            of_ids = [apart[id(ids)] for ids in completion_ids]
-            logps = list(map(unknown_as_none, of_ids)) if self.seams.has_turns else of_ids
+        if logps_of:
+            logps = [logps_of[id(ids)] for ids in completion_ids]
+            if self.seams.has_turns:
+                # Then others read them too.
+                completion_ids, logps = [*map(as_list, completion_ids)], [*map(unknown_as_none, logps)]
         return completion_ids, logps
 
     def _tool_call_loop(self, prompts: list[Any], prompt_ids: list[Any], *args: Any) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from packaging.version import Version
@@ -156,15 +157,15 @@ class Generated(NamedTuple):
     What `GRPOTrainer._generate` returns for R prompts.
 
     Attributes:
-        prompt_ids (`list[list[int]]`):
+        prompt_ids (`list[list[int]]` or `list[np.ndarray]`):
             Tokens of each prompt.
-        completion_ids (`list[list[int]]`):
+        completion_ids (`list[list[int]]` or `list[np.ndarray]`):
             Tokens of each completion, at least one: TRL reads the last token of each.
         tool_mask (`list[list[int]]`, *optional*):
             1 where the model wrote the token, 0 where a tool or an environment did.
         completions (`list`):
             Each completion as reward functions see it.
-        logps (`list[list[float | None]]` or `list[np.ndarray]`, *optional*):
+        logps (`list[list[float | None]]`, `list[np.ndarray]` or `list[array]`, *optional*):
             Log-probability of each token by the engine that sampled it, in nats.
         extra_fields (`dict[str, Any]`):
             What a rollout function returned besides.
@@ -174,8 +175,8 @@ class Generated(NamedTuple):
             Images that tools returned.
     """
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
+    prompt_ids: list[Any]
+    completion_ids: list[Any]
     tool_mask: list[list[int]] | None
     completions: list[Any]
     logps: list[Any] | None
@@ -565,7 +566,7 @@ class TrainerSeams:
         inputs: Sequence[Mapping[str, Any]],
         prompts: Sequence[Any],
         completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int] | np.ndarray],
         around_call: Callable[[str], AbstractContextManager[object]],
         clean_logged: Callable[[dict[str, list[Any]], dict[str, list[Any]], int], None],
         check: Callable[[str, Any, int], Any],
@@ -592,13 +593,11 @@ class TrainerSeams:
             `torch.Tensor`: shape `(R, F)`, float32. NaN: no reward.
         """
 
-        given: list[list[int]] = []
+        given: list[Any] = []
 
         # TRL opens this one around each call, whatever kind of function it is, and gathers at the end.
         @contextmanager
         def timed(trainer: Any, name: str) -> Iterator[None]:
-            # Lists of their own: a function that cuts its completions changes neither what trains nor what the next one sees.
-            given[:] = map(list, completion_ids)
             with around_call(name), profiling_context(trainer, name):
                 yield
 
@@ -607,6 +606,9 @@ class TrainerSeams:
             for row in zip(*columns, strict=strict):
                 if columns[0] is self._trainer.reward_funcs:
                     function, processing_class, name = row
+                    # Lists of their own: a function that cuts its completions changes neither what trains nor what the next
+                    # one sees. As many objects as tokens: none where they are not read, or only counted.
+                    given[:] = completion_ids if _reads_no_tokens(function) else map(as_list, completion_ids)
                     if on_env_fault is not None and _is_of_environments(function):
                         function = _reward_of_each(function, on_env_fault)
                     yield _checked(function, functools.partial(check, name), len(prompts)), processing_class, name
@@ -719,6 +721,25 @@ class AsideSeams(TrainerSeams):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes them back."""
         self._trainer._pending_metrics = defaultdict(list, state["metrics"])
+
+
+def as_list(tokens: Sequence[int] | np.ndarray) -> list[int]:
+    """
+    Returns token ids as TRL and reward functions have them, a list of their own.
+
+    >>> as_list(np.array([7, 8], np.int32))
+    [7, 8]
+    """
+    ids: list[int] = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
+    return ids
+
+
+def _reads_no_tokens(function: Any) -> bool:
+    """Returns whether a reward function has no use for single tokens: our own functions, and models."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    is_ours = getattr(function, "__module__", "").startswith(f"{__package__}.rewards")
+    return is_ours or isinstance(function, torch.nn.Module)
 
 
 def _is_of_environments(function: Any) -> bool:

@@ -43,9 +43,9 @@ def sample(generation, num_prompts=16):
 
 def test_tokens_and_log_probabilities_are_those_that_trl_reads(generation):
     _, expected_ids, expected, _ = sample(generation)
-    with generation.logps_apart() as apart:
+    with generation.as_arrays() as apart:
         _, completion_ids, nothing, _ = sample(generation)
-    assert completion_ids == expected_ids
+    assert [ids.tolist() for ids in completion_ids] == expected_ids
     assert nothing == [()] * 16
     for ids, logps in zip(completion_ids, expected, strict=True):
         np.testing.assert_array_equal(apart[id(ids)], np.float32([logp for (logp,) in logps]))
@@ -64,12 +64,13 @@ def test_a_round_takes_a_fraction_of_the_memory(generation):
         return held / sum(map(len, kept[0]))
 
     def apart():
-        with generation.logps_apart() as logps:
+        with generation.as_arrays() as logps:
             _, completion_ids, *_ = sample(generation, 200)
-        return [np.int32(ids) for ids in completion_ids], [logps[id(ids)] for ids in completion_ids]
+        return completion_ids, [logps[id(ids)] for ids in completion_ids]
 
     plain = bytes_a_token(lambda: sample(generation, 200)[1:3])
-    assert bytes_a_token(apart) < plain / 3
+    # Of a few tokens; of more, 8 bytes each.
+    assert bytes_a_token(apart) < plain / 4
 
 
 def test_text_is_made_only_where_a_stop_string_is_found_in_it():

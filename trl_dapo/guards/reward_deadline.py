@@ -26,6 +26,7 @@ from trl_dapo.errors import EnvTimeoutError, RewardTimeoutError, naming_rewards
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.rewards.logged_values import LoggedValues
 from trl_dapo.sampling.env_faults import EnvFault, EnvironmentFaults
+from trl_dapo.sampling.judge import Tokens
 from trl_dapo.trl_seams import TrainerSeams
 
 
@@ -80,7 +81,7 @@ class RewardCalls:
         inputs: Sequence[Mapping[str, Any]],
         prompts: Sequence[Any],
         completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Tokens],
         faults: EnvironmentFaults | None = None,
     ) -> torch.Tensor:
         """
@@ -117,7 +118,7 @@ class RewardCalls:
         inputs: Sequence[Mapping[str, Any]],
         prompts: Sequence[Any],
         completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Tokens],
         faults: EnvironmentFaults | None = None,
     ) -> torch.Tensor:
         """As `compute`, the rewards of this rank alone, shape `(R, F)`. No collective, from any thread."""

@@ -135,6 +135,8 @@ class Ranks:
         """
         As `gather_rows`, without waiting for the other ranks. One at a time, and not on the accelerator: it may be busy.
         """
+        if self.num_ranks == 1:
+            return PendingRows(lambda: True, lambda: [*map(list, rows)])
         is_done, wait = self._begin_gather(torch.tensor(rows, dtype=torch.int64))
         return PendingRows(is_done, lambda: wait().tolist())
 
@@ -195,8 +197,6 @@ class Ranks:
 
     def _begin_gather(self, tensor: torch.Tensor) -> tuple[Callable[[], bool], Callable[[], torch.Tensor]]:
         """As `_gather`, of a tensor on the CPU: returns what says whether it is done, and what waits for the result."""
-        if self.num_ranks == 1:
-            return lambda: True, lambda: tensor
         if self._cpu_group is None:
             self._cpu_group = dist.new_group(backend="gloo")
         parts = [torch.empty_like(tensor) for _ in range(self.num_ranks)]

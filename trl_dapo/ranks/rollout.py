@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from trl_dapo.sampling.judge import EmptyCompletion
+from trl_dapo.sampling.judge import EmptyCompletion, Location, Tokens
 
 
-# Token ids, and log-probabilities in nats (`None` or NaN: unknown), of one prompt or completion.
-Tokens = Sequence[int] | np.ndarray
+# Log-probabilities of one completion, in nats; `None` or NaN: unknown.
 Logps = Sequence[float | None] | np.ndarray
+
+_NOTHING_LOGGED: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Rollout:
             torch.from_numpy(np.asarray(prompt_ids, np.int32)),
             torch.from_numpy(np.asarray(completion_ids, np.int32)),
             None if sampling_logps is None else torch.from_numpy(np.asarray(sampling_logps, np.float32)),
-            extra_logs=extra_logs or {},
+            extra_logs=extra_logs or _NOTHING_LOGGED,
             completion=completion,
             tool_mask=None if tool_mask is None or all(tool_mask) else torch.tensor(tool_mask, dtype=torch.bool),
             prompt=prompt,
@@ -207,18 +208,37 @@ def rollouts_of(
         prompts (`Sequence`, *optional*):
             The prompts with what environments added to them. `None`: those of the dataset rows.
     """
-    return [
-        Rollout.from_lists(
+    rollouts: list[Rollout] = []
+    for row, completion in enumerate(completions):
+        rollout = Rollout.from_lists(
             prompt_ids[row],
             completion_ids[row],
             None if sampling_logps is None else sampling_logps[row],
             {column: values[row] for column, values in logged_columns.items()},
-            completions[row],
+            completion,
             None if tool_mask is None else tool_mask[row],
             None if prompts is None else prompts[row],
         )
-        for row in range(len(completions))
-    ]
+        if rollouts and torch.equal(rollout.prompt_ids, rollouts[-1].prompt_ids):
+            # The completions of a group have one prompt between them.
+            rollout = replace(rollout, prompt_ids=rollouts[-1].prompt_ids)
+        rollouts.append(rollout)
+    return rollouts
+
+
+def without_texts(rollouts: Mapping[Location, Rollout]) -> dict[Location, Rollout]:
+    """Returns rollouts without those completions, as reward functions saw them, that can be decoded from their tokens."""
+
+    def can_be_decoded(rollout: Rollout) -> bool:
+        seen = rollout.completion
+        if rollout.tool_mask is not None or rollout.prompt is not None or seen is None:
+            return False
+        return isinstance(seen, str) or (len(seen) == 1 and "tool_calls" not in seen[0])
+
+    return {
+        at: replace(rollout, completion=None) if can_be_decoded(rollout) else rollout
+        for at, rollout in rollouts.items()
+    }
 
 
 def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> int:
@@ -232,8 +252,8 @@ def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> i
 
 
 def with_placeholders(
-    completion_ids: Sequence[list[int]], logps: Sequence[Logps] | None, pad_token_id: int
-) -> tuple[list[list[int]], list[Logps] | None]:
+    completion_ids: Sequence[Tokens], logps: Sequence[Logps] | None, pad_token_id: int
+) -> tuple[list[Tokens], list[Logps] | None]:
     """
     Puts one padding token, of unknown log-probability, where a completion is empty: TRL reads the last token of each. Its
     row is an [`EmptyCompletion`].
@@ -243,6 +263,6 @@ def with_placeholders(
     """
     placeholder: Logps = [None]
     return (
-        [ids or EmptyCompletion([pad_token_id]) for ids in completion_ids],
+        [ids if len(ids) else EmptyCompletion([pad_token_id]) for ids in completion_ids],
         None if logps is None else [row if len(row) else placeholder for row in logps],
     )

@@ -1,10 +1,12 @@
 """From the groups that were collected, scattered over the ranks, to the batch that each rank trains."""
 
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from trl_dapo.ranks.collectives import Ranks
@@ -138,6 +140,7 @@ class GenerationBatch:
         is_multimodal: bool = True,
         has_turns: bool = False,
         has_engine: bool = True,
+        has_texts: bool = True,
     ) -> Generated:
         """
         Returns what TRL's `_generate` returns for the B prompts; see `with_placeholders` for empty completions.
@@ -153,18 +156,25 @@ class GenerationBatch:
                 Whether completions may hold tokens that the model did not write.
             has_engine (`bool`, *optional*, defaults to `True`):
                 Whether TRL needs log-probabilities, unknown ones too.
+            has_texts (`bool`, *optional*, defaults to `True`):
+                Whether anybody reads the completions as texts. If not, they are not decoded, and `None`.
         """
         is_conversational = not isinstance(prompts[0], str)
-        logps = [rollout.sampling_logps.tolist() for rollout in self.rollouts if rollout.sampling_logps is not None]
-        if not has_engine and all(math.isnan(logp) for row in logps for logp in row):
-            logps = []
+        known = [rollout.sampling_logps for rollout in self.rollouts if rollout.sampling_logps is not None]
+        if not has_engine and all(logps.isnan().all() for logps in known):
+            known = []
+        # TRL makes tensors of them: in no time of arrays of int64, and of an array that gives it floats, of which each would
+        # take eight times the memory in a list.
+        logps = [array("f", logps.numpy().tobytes()) for logps in known]
         completion_ids, logps_or_none = with_placeholders(
-            [rollout.completion_ids.tolist() for rollout in self.rollouts], logps or None, tokenizer.pad_token_id
+            [rollout.completion_ids.numpy().astype(np.int64) for rollout in self.rollouts],
+            logps or None,
+            tokenizer.pad_token_id,
         )
-        prompt_ids = [rollout.prompt_ids.tolist() for rollout in self.rollouts]
+        prompt_ids = [rollout.prompt_ids.numpy().astype(np.int64) for rollout in self.rollouts]
         completions = [rollout.completion for rollout in self.rollouts]
         for row, completion in enumerate(completions):
-            if completion is None:
+            if completion is None and has_texts:
                 completions[row] = decode_completion(
                     tokenizer,
                     prompt_ids[row],

@@ -4,9 +4,12 @@ from typing import Any
 
 from trl.chat_template_utils import parse_response
 
+from trl_dapo.sampling.judge import Tokens
+from trl_dapo.trl_seams import as_list
+
 
 def decode_completion(
-    tokenizer: Any, prompt_ids: list[int], completion_ids: list[int], is_conversational: bool, has_turns: bool = False
+    tokenizer: Any, prompt_ids: Tokens, completion_ids: Tokens, is_conversational: bool, has_turns: bool = False
 ) -> str | list[dict[str, Any]]:
     """
     Returns a completion as TRL's trainer makes it: a text, or a conversation of one turn.
@@ -14,9 +17,9 @@ def decode_completion(
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
             Its `response_template` or `response_schema`, if it has one, says how to take a turn apart (thinking, say).
-        prompt_ids (`list[int]`):
+        prompt_ids (`Tokens`):
             The prompt.
-        completion_ids (`list[int]`):
+        completion_ids (`Tokens`):
             The completion.
         is_conversational (`bool`):
             Whether the prompt is a conversation.
@@ -28,5 +31,5 @@ def decode_completion(
         return text
     has_parser = any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema"))
     if has_parser and not has_turns:
-        return [parse_response(tokenizer, completion_ids, prefix=prompt_ids)]
+        return [parse_response(tokenizer, as_list(completion_ids), prefix=as_list(prompt_ids))]
     return [{"role": "assistant", "content": tokenizer.decode(completion_ids, skip_special_tokens=True)}]

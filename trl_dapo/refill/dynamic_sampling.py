@@ -10,7 +10,7 @@ import torch
 
 from trl_dapo.config.batch_shape import BatchShape
 from trl_dapo.errors import RefillExhaustedError
-from trl_dapo.ranks.rollout import Rollout
+from trl_dapo.ranks.rollout import Rollout, without_texts
 from trl_dapo.sampling.judge import Location, SampledGroup
 from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
@@ -157,7 +157,8 @@ class DynamicSampler:
         self, ledger: RefillLedger, first_position: int, result: RefillResult, raises_if_exhausted: bool
     ) -> GenerationBatch:
         """Makes a batch of what was sampled, and keeps what is beyond it."""
-        kept = self._kept | result.kept
+        # They were graded and shown: what trains are their tokens.
+        kept = self._kept | without_texts(result.kept)
         self.last_plan = result.plan or self.last_plan
         self.num_generated_tokens += ledger.num_sampled_tokens
         if ledger.num_missing and raises_if_exhausted:

@@ -10,7 +10,7 @@ from trl_dapo.config.batch_shape import BatchShape
 from trl_dapo.guards.reward_deadline import RewardCalls
 from trl_dapo.ranks.collectives import Ranks
 from trl_dapo.ranks.rollout import Rollout, rollouts_of
-from trl_dapo.sampling.judge import GroupJudge, GroupVerdict, Location, RowFacts, SampledGroup, TruncationRule
+from trl_dapo.sampling.judge import GroupJudge, GroupVerdict, Location, RowFacts, SampledGroup, Tokens, TruncationRule
 from trl_dapo.sampling.placement import deal_prompts
 from trl_dapo.sampling.prompt_stream import Draw, SequenceKey
 from trl_dapo.sampling.refill_ledger import RefillLedger
@@ -98,7 +98,7 @@ class RolloutSampler:
         # Above TRL's tokenizer prompts with images can still be cut; below it the pixels of all rows are one tensor.
         part = self.seams.rows_at_once(len(prompts)) if self.seams.is_multimodal else len(prompts)
         prompt_ids: list[list[int]] = []
-        completion_ids: list[list[int]] = []
+        completion_ids: list[Tokens] = []
         tool_mask: list[list[int]] = []
         completions: list[Any] = []
         logps: list[Any] = []
@@ -136,12 +136,12 @@ class RolloutSampler:
         lengths = [row.completion_length for row in facts]
         rollouts = rollouts_of(
             prompt_ids,
-            [ids[:length] for ids, length in zip(completion_ids, lengths, strict=True)],
-            [row[:length] for row, length in zip(logps, lengths, strict=True)] if logps else None,
+            _cut(completion_ids, lengths),
+            _cut(logps, lengths) if logps else None,
             completions,
             # Only columns with one value a completion can follow their completions into the batch.
             self.seams.take_logged_columns(len(completions)),
-            [row[:length] for row, length in zip(tool_mask, lengths, strict=True)] if tool_mask else None,
+            _cut(tool_mask, lengths) if tool_mask else None,
             prompts if self.seams.has_environments else None,
         )
         return Sampled(rollouts, rewards.tolist(), facts, metrics)
@@ -170,6 +170,11 @@ class RolloutSampler:
         finally:
             self.tool_loop.keys, self.tool_loop.takes_images = (), True
             self.tool_loop.around = nullcontext
+
+
+def _cut(rows: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
+    # A part of an array is one more object.
+    return [row if len(row) == length else row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,14 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .generation_end import GenerationEnd
 from .prompt_stream import Draw
 
+
+# Token ids of one prompt or completion.
+Tokens = Sequence[int] | np.ndarray
 
 # Largest spread of equal rewards: float32 sums of the same terms in another order differ by about 1e-8.
 REWARD_TOLERANCE = 1e-6
@@ -269,8 +274,8 @@ class TruncationRule:
 
     def facts(
         self,
-        prompt_ids: Sequence[Sequence[int]],
-        completion_ids: Sequence[Sequence[int]],
+        prompt_ids: Sequence[Tokens],
+        completion_ids: Sequence[Tokens],
         tool_mask: Sequence[Sequence[int]] | None = None,
         is_unfinished: Sequence[bool] | None = None,
     ) -> list[RowFacts]:
@@ -278,7 +283,7 @@ class TruncationRule:
         Returns length and truncation of each completion.
 
         Args:
-            prompt_ids (`Sequence[Sequence[int]]`), completion_ids (`Sequence[Sequence[int]]`):
+            prompt_ids (`Sequence[Tokens]`), completion_ids (`Sequence[Tokens]`):
                 The tokens, without padding. An [`EmptyCompletion`] has none.
             tool_mask (`Sequence[Sequence[int]]`, *optional*):
                 1 where the model wrote the token, else 0. `None`: it wrote all of them.
@@ -302,15 +307,15 @@ class TruncationRule:
             facts.append(RowFacts(len(prompt), len(ids), is_cut, len(mask) - sum(mask), turns))
         return facts
 
-    def is_truncated(self, prompt_length: int, completion_ids: Sequence[int]) -> bool:
+    def is_truncated(self, prompt_length: int, completion_ids: Tokens) -> bool:
         """
         Args:
             prompt_length (`int`):
                 Length of the prompt in tokens.
-            completion_ids (`Sequence[int]`):
+            completion_ids (`Tokens`):
                 The generated tokens, without padding. An empty completion is not truncated.
         """
-        if not completion_ids or completion_ids[-1] in self.end_token_ids:
+        if not len(completion_ids) or completion_ids[-1] in self.end_token_ids:
             return False
         limits = [(self.max_completion_length, len(completion_ids))]
         limits += [(self.max_sequence_length, prompt_length + len(completion_ids))]
@@ -318,12 +323,12 @@ class TruncationRule:
         has_room = bool(given) and all(length < limit for limit, length in given)
         return not has_room and not self._ends_in_stop_string(completion_ids)
 
-    def _ends_in_stop_string(self, completion_ids: Sequence[int]) -> bool:
+    def _ends_in_stop_string(self, completion_ids: Tokens) -> bool:
         if not self.stop_strings or self.decode is None:
             return False
         # A token has at least one character, and an engine stops as soon as the string is there: it can only be here.
         num_tokens = max(map(len, self.stop_strings)) + 1
-        tail = self.decode(list(completion_ids[-num_tokens:]))
+        tail = self.decode([int(token) for token in completion_ids[-num_tokens:]])
         return any(stop in tail for stop in self.stop_strings)
 
 

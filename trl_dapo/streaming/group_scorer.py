@@ -49,9 +49,8 @@ class GroupScorer:
         tokenizer = self.seams.tokenizer
         rows = [(group, sample) for group in groups for sample in range(len(group.token_ids))]
         prompts = [group.row["prompt"] for group, _ in rows]
-        # Reward functions read lists, which are gone when this returns.
-        prompt_ids = [group.prompt_ids.tolist() for group, _ in rows]
-        completion_ids = [group.token_ids[sample].tolist() for group, sample in rows]
+        prompt_ids = [group.prompt_ids for group, _ in rows]
+        completion_ids = [group.token_ids[sample] for group, sample in rows]
         whole_ids, _ = with_placeholders(completion_ids, None, tokenizer.pad_token_id)
         completions = [
             decode_completion(tokenizer, prompt_tokens, tokens, not isinstance(prompt, str))
@@ -60,8 +59,8 @@ class GroupScorer:
         # Groups are finished at any time, while the other ranks do something else.
         rewards = self.rewards.compute_alone([dict(group.row) for group, _ in rows], prompts, completions, whole_ids)
         rollouts = rollouts_of(
-            [group.prompt_ids for group, _ in rows],
-            [group.token_ids[sample] for group, sample in rows],
+            prompt_ids,
+            completion_ids,
             [group.logps[sample] for group, sample in rows],
             completions,
             self.seams.take_logged_columns(len(rows)),
@@ -69,7 +68,7 @@ class GroupScorer:
         for (group, sample), ids, rollout, reward in zip(
             rows, completion_ids, rollouts, rewards.tolist(), strict=True
         ):
-            is_truncated = bool(ids) and self.truncation_rule.is_truncated(len(group.prompt_ids), ids)
+            is_truncated = self.truncation_rule.is_truncated(len(group.prompt_ids), ids)
             group.facts.append(RowFacts(len(group.prompt_ids), len(ids), is_truncated))
             group.rollouts.append(rollout.with_old_logps(group.old_logps[sample]))
             group.rewards.append(reward)

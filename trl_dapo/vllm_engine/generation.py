@@ -59,8 +59,8 @@ class DAPOVLLMGeneration(VLLMGeneration):
     """
 
     adapter: EngineAdapter | None = None
-    # What `logps_apart` yields, inside it.
-    _logps_apart: dict[int, np.ndarray] | None = None
+    # What `as_arrays` yields, inside it.
+    _arrays: dict[int, np.ndarray] | None = None
 
     def __init__(self, *, dapo_args: DAPOConfig, **kwargs: Any):
         self.dapo_args = dapo_args
@@ -182,27 +182,28 @@ class DAPOVLLMGeneration(VLLMGeneration):
                 self._llm_weights_sleeping = True
 
     @contextmanager
-    def logps_apart(self) -> Iterator[dict[int, np.ndarray]]:
+    def as_arrays(self) -> Iterator[dict[int, np.ndarray]]:
         """
-        Inside it, `generate` keeps log-probabilities as arrays, and only those of sampled tokens.
+        Inside it, `generate` makes arrays of each completion as soon as it is finished, and drops what vLLM has of it.
 
-        As objects, as TRL reads them, they take a hundred times the memory, for all completions of a round at once.
+        As objects, as TRL reads them, they take fifty times the memory, for all completions of a round at once.
 
         Yields:
-            `dict[int, np.ndarray]`: filled by `generate`: the log-probabilities of each completion, shape `(C,)`, float32, by
-            the `id` of its list of tokens. In their place `generate` returns nothing for each completion.
+            `dict[int, np.ndarray]`: filled by `generate`: the log-probabilities of the sampled tokens of each completion, shape
+            `(C,)`, float32, by the `id` of its array of tokens, shape `(C,)`, int32. In their place `generate` returns nothing
+            for each completion.
         """
-        self._logps_apart = {}
+        self._arrays = {}
         try:
-            yield self._logps_apart
+            yield self._arrays
         finally:
-            self._logps_apart = None
+            self._arrays = None
 
     def generate(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """
         As TRL's, with a seed for each of the requests that were named, and for all where ranks share an engine.
 
-        See also `logps_apart`.
+        See also `as_arrays`.
         """
         keys, lengths, self._keys, self._lengths = self._keys, self._lengths, [], []
         seeds = self._seeds_of(keys, lengths, len(kwargs["prompts"] if "prompts" in kwargs else args[0]))
@@ -211,7 +212,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         generate = self.llm.generate
 
         def generate_named(prompts: Any, sampling_params: Any, **options: Any) -> Any:
-            if self._logps_apart is not None:
+            if self._arrays is not None:
                 ask_for_little(sampling_params)
             if seeds:
                 sampling_params = [sampling_params.clone() for _ in seeds]
@@ -220,20 +221,22 @@ class DAPOVLLMGeneration(VLLMGeneration):
             return generate(prompts, sampling_params, **options)
 
         with replaced(self.llm, "generate", generate_named):
-            if self._logps_apart is None:
+            if self._arrays is None:
                 return self._generate_awake(*args, **kwargs)
-            with replaced(self.llm.llm_engine, "step", functools.partial(self._step_apart, self.llm.llm_engine.step)):
+            with replaced(
+                self.llm.llm_engine, "step", functools.partial(self._step_into_arrays, self.llm.llm_engine.step)
+            ):
                 prompt_ids, completion_ids, *_ = self._generate_awake(*args, **kwargs)
         return prompt_ids, completion_ids, [()] * len(completion_ids), None
 
-    def _step_apart(self, step: Callable[[], list[Any]]) -> list[Any]:
+    def _step_into_arrays(self, step: Callable[[], list[Any]]) -> list[Any]:
         outputs = step()
-        assert self._logps_apart is not None
+        assert self._arrays is not None
         for output in outputs:
             for completion in output.outputs if output.finished else ():
                 logps = sampled_logps(completion.token_ids, completion.logprobs)
-                self._logps_apart[id(completion.token_ids)] = logps
-                completion.logprobs = None
+                completion.token_ids, completion.logprobs = np.asarray(completion.token_ids, np.int32), None
+                self._arrays[id(completion.token_ids)] = logps
         return outputs
 
     def _generate_awake(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from trl_dapo.ranks.rollout import Logps, Tokens
+from trl_dapo.ranks.rollout import Logps
+from trl_dapo.sampling.judge import Tokens
 from trl_dapo.sampling.prompt_stream import SequenceKey
 
 

@@ -168,10 +168,10 @@ class ServerGeneration(DAPOVLLMGeneration):
 
         self.ranks.together(sample)
         decoded = [found.pop(key) for key in keys]
+        if self._arrays is not None:
+            self._arrays.update((id(one.token_ids), one.logps) for one in decoded)
+            return prompts, [one.token_ids for one in decoded], [()] * len(decoded), None
         completion_ids = [one.token_ids.tolist() for one in decoded]
-        if self._logps_apart is not None:
-            self._logps_apart.update((id(ids), one.logps) for ids, one in zip(completion_ids, decoded, strict=True))
-            return prompts, completion_ids, [()] * len(completion_ids), None
         return (
             prompts,
             completion_ids,
