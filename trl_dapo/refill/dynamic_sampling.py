@@ -128,7 +128,8 @@ class DynamicSampler:
         Raises:
             `RefillExhaustedError`: the batch is not full, and that is an error.
         """
-        ledger, first_position = self._new_ledger(policy_step), self.source.position
+        ledger = self._new_ledger(policy_step)
+        first_position = ledger.next_position
         self.progress.begin(policy_step + 1, self.shape.num_groups)
         try:
             with self.keep_awake():
