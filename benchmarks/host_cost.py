@@ -367,7 +367,7 @@ def serve() -> None:
         return tokens, (-chance.random(length, np.float32)).tolist()
 
     served = ScriptedServer(make_up, num_slots=64, context=lengths()[1] + 256)
-    served.vocab_size, served.tokens_per_event = VOCABULARY, 16
+    served.vocab_size, served.tokens_per_event = VOCABULARY, None
     print(served.address, flush=True)
     threading.Event().wait()
 

@@ -71,6 +71,7 @@ class ScriptedServer:
         asked: content of each request for a completion.
         ended: ids of requests that were aborted.
         seconds: how long a completion takes.
+        tokens_per_event: how many tokens a part of an answer has. None: as many as are asked for.
     """
 
     def __init__(self, engine=dice, port=0, num_slots=8, context=64, token=None, seconds=0.0):
@@ -292,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        size = served.tokens_per_event
+        size = served.tokens_per_event or content["stream_interval"]
         for start in range(0, len(ids), size):
             is_last = start + size >= len(ids)
             time.sleep((served.seconds + (fault == "slow")) / max(1, -(-len(ids) // size)))

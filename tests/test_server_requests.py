@@ -292,6 +292,16 @@ def test_context_of_the_server_ends_a_completion():
     assert len(found[SequenceKey(0, 0)].token_ids) <= 3
 
 
+@pytest.mark.parametrize(("most", "size"), [(8, 16), (8_192, 32), (20_480, 64)])
+def test_withdrawing_loses_few_tokens_of_a_long_completion_and_few_parts_have_most_of_it(most, size):
+    with ScriptedServer(context=most + 2) as served:
+        served.tokens_per_event = None
+        engine = engine_on(served)
+        engine.content = lambda key, num_tokens: {"max_tokens": most, "seed": 1}
+        run_to_end(engine, [(SequenceKey(0, 0), [3, 4])])
+    assert served.asked[0]["stream_interval"] == size
+
+
 def test_token_is_sent_and_its_lack_is_named():
     with ScriptedServer(token="secret") as served:
         assert_all_came(run_to_end(engine_on(served, token="secret"), PROMPTS.items()))

@@ -27,8 +27,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 # Seconds after which a thread that has nothing to read ends, and after the last one the connections that are kept. When
 # there is more to read again, others are started.
 _IDLE_SECONDS = 5.0
-# Tokens that a server puts into one event: it bounds how many are lost when a completion is withdrawn.
-_TOKENS_PER_EVENT = 16
+# Tokens that a server puts into one event, at least and at most; in between a 256th of those that a completion may have. So
+# many are lost when it is withdrawn; and with fewer, most of what an answer costs is the frame of its events.
+_TOKENS_PER_EVENT = 16, 64
 
 
 class ServerRequests:
@@ -103,6 +104,7 @@ class ServerRequests:
         lengths = [facts.context_length for facts in self.servers.facts.values()]
         most = min([*lengths, *([] if self.max_sequence_length is None else [self.max_sequence_length])])
         max_tokens = max(1, min(content["max_tokens"], most - len(prompt_ids) - len(prefix)))
+        fewest, most_tokens = _TOKENS_PER_EVENT
         content |= {
             "prompt": [*prompt_ids, *prefix],
             "max_tokens": max_tokens,
@@ -110,7 +112,7 @@ class ServerRequests:
             "return_token_ids": True,
             "skip_special_tokens": False,
             "stream": True,
-            "stream_interval": _TOKENS_PER_EVENT,
+            "stream_interval": min(max(fewest, max_tokens // 256), most_tokens),
         }
         vocab_size = max(facts.vocab_size for facts in self.servers.facts.values())
         self._completions[key] = completion = Completion(key, content, max_tokens, vocab_size)
