@@ -44,8 +44,8 @@ def test_known_options_pass_and_unknown_ones_do_where_vllm_is_not_there_to_ask()
 @pytest.mark.parametrize(
     ("rows_per_batch", "rows_per_largest_round", "expected"),
     [
-        (512, 2048, (1024, 4096)),  # capped
-        (128, 512, (512, 4096)),  # the whole round at once
+        (256, 2048, (512, 4096)),  # as many as there are CUDA graphs for
+        (128, 384, (384, 4096)),  # the whole round at once
         (128, 0, (128, 4096)),  # no dynamic sampling
         (8192, 32768, (8192, 8192)),  # TRL's own is never lowered, and vLLM wants as many tokens
     ],
@@ -155,7 +155,7 @@ def test_drafts_of_tokens_pass_and_have_room_in_a_step_for_all_sequences():
         check_speculation({"speculative_config": drafts}, {"stop_token_ids": [3]}, None, None)
     check_speculation({"speculative_config": NGRAM}, None, None, True)
     check_speculation({}, {"stop": ["."]}, 0.1, True)
-    assert engine_options({"speculative_config": NGRAM}, 128, 2048)["max_num_batched_tokens"] == 5 * 1024
+    assert engine_options({"speculative_config": NGRAM}, 1024, 2048)["max_num_batched_tokens"] == 5 * 1024
 
 
 def test_seeds_are_left_out_where_drafts_come_from_other_completions():

@@ -27,7 +27,7 @@ The data of a step:
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -366,7 +366,7 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
             has_sampling_logps=self.use_vllm or self.rollout_func is not None,
             score=self.policy_scorer.score,
             observe=None if self.recorder is None else self.recorder.observe,
-            keep_awake=self.vllm_generation.kept_awake if self.args.use_vllm else nullcontext,
+            keep_awake=self._keep_awake(self.args.refill == "stream"),
             reward_names=self.reward_func_names,
             progress=progress_of_run(self.accelerator.is_main_process, bool(self.args.disable_tqdm)),
             row_fault=None if is_read_ahead(train_dataset) or not self._reads_prompts else self._prompt_check,
@@ -384,6 +384,18 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.aside is not None:
             self.aside.refresh()
         self.seams.bring_weights()
+
+    def _keep_awake(self, scores_beside: bool) -> Callable[[], AbstractContextManager[None]]:
+        """
+        Returns what keeps an engine awake that sleeps while the model trains: not where reward models want its memory.
+
+        Args:
+            scores_beside (`bool`):
+                Whether completions are scored while it decodes others.
+        """
+        has_models = any(isinstance(function, torch.nn.Module) for function in self.reward_funcs)
+        is_kept = self.args.use_vllm and (scores_beside or not has_models)
+        return self.vllm_generation.kept_awake if is_kept else nullcontext
 
     def _watch_servers(self) -> ServerCanary | None:
         """Has the servers compared with the trained model after each weight sync; `None`: there are none."""
@@ -865,9 +877,8 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         if self.dynamic_sampler is not None:
             # The servers get other weights now.
             self.dynamic_sampler.drain()
-        awake = self.vllm_generation.kept_awake() if self.args.use_vllm else nullcontext()
         try:
-            with awake:
+            with self._keep_awake(scores_beside=False)():
                 return super().evaluation_loop(*args, **kwargs)
         except BaseException:
             # What the reward functions logged of the batch that failed.

@@ -13,8 +13,10 @@ from tiny_engine import (
     exact_logps,
     largest_gap,
     make_trainer,
+    multiple_of_ten_reward,
     save_models,
 )
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from trl_dapo import StaleEngineError
 from trl_dapo.trl_seams import model_runner_of
@@ -209,6 +211,27 @@ def test_sleeping_engine_wakes_and_sleeps_once_a_batch(model_folders, tmp_path, 
     assert len(trainer.rounds) > 2
     assert calls == ["sync", "wake weights", "wake kv_cache", "sleep 2"] * 2
     assert engine.enable_sleep_mode
+
+
+def test_engine_sleeps_while_reward_models_score(model_folders, tmp_path, monkeypatch):
+    judge = LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+            pad_token_id=0, num_labels=1, name_or_path=str(model_folders[True]),
+        )
+    )  # fmt: skip
+    options = {"soft_punish_cache": 0, "filter_reward": "multiple_of_ten_reward"}
+    trainer = make_trainer(tmp_path, model_folders[True], reward=[multiple_of_ten_reward, judge], **options)
+    engine = trainer.vllm_generation
+    engine.enable_sleep_mode = engine._llm_weights_sleeping = True
+    calls = []
+    judge.register_forward_pre_hook(lambda *_: calls.append("score"))
+    monkeypatch.setattr(engine.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+    monkeypatch.setattr(engine.llm, "wake_up", lambda tags: calls.append(f"wake {tags[0]}"))
+    monkeypatch.setattr("trl.generation.vllm_generation.empty_cache", lambda: None)
+    trainer.train()
+    assert calls.count("score") > 2
+    assert calls == ["wake weights", "wake kv_cache", "sleep 2", "score"] * calls.count("score")
 
 
 def test_sleeping_engine_wakes_and_sleeps_once_an_evaluation(model_folders, tmp_path, monkeypatch):

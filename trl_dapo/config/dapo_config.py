@@ -149,8 +149,8 @@ class DAPOConfig(PickledWithoutToken, GRPOConfig):
             Options of the colocated vLLM engine that TRL has no field for: any of vLLM's `EngineArgs`, as
             `{"enforce_eager": True, "dtype": "float32"}`. `max_num_seqs` and `max_num_batched_tokens` may be set here too, and
             `speculative_config` with the methods `"ngram"` and `"suffix"`.
-            `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to 1,024,
-            and never fewer than those of one generation batch.
+            `None`: `max_num_seqs` is the completions of the largest refill round that the engine samples, up to the 512 for
+            which vLLM records CUDA graphs, and never fewer than those of one generation batch.
         vllm_request_seeds (`bool`, *optional*):
             Whether each training completion of vLLM has a random seed of its own, from `seed`, the position of its prompt in
             the stream and its number in the group. Then what is sampled does not depend on the size of rounds, on which

@@ -43,7 +43,7 @@ _DRAFTS = ("ngram", "suffix")
 _MAX_NUM_BATCHED_TOKENS = 4096
 # Sequences that a refill may add beyond TRL's: each slot costs memory (a row of logits in the sampler), and an engine
 # with this many gains little from more.
-_MAX_REFILL_SEQS = 1024
+_MAX_REFILL_SEQS = 512
 
 
 def check_engine_kwargs(options: Any, mode: str, known_options: Collection[str] | None) -> None:
@@ -197,7 +197,8 @@ def engine_options(options: Mapping[str, Any], rows_per_batch: int, rows_per_lar
     """
     Returns the options that an engine gets beside, and in place of, those of TRL.
 
-    `max_num_seqs` is TRL's one generation batch, or as many more as the largest refill round has, up to 1,024.
+    `max_num_seqs` is TRL's one generation batch, or as many more as the largest refill round has, up to the 512
+    for which vLLM records CUDA graphs by default.
     `max_num_batched_tokens`, which vLLM wants no smaller, grows with it from TRL's 4,096. It has room for the draft tokens of
     all sequences, so that none depends on how many others are decoded.
 
@@ -210,7 +211,7 @@ def engine_options(options: Mapping[str, Any], rows_per_batch: int, rows_per_lar
             Completions of the largest round that this engine samples.
 
     >>> engine_options({"enforce_eager": True}, rows_per_batch=512, rows_per_largest_round=2048)
-    {'max_num_seqs': 1024, 'max_num_batched_tokens': 4096, 'enforce_eager': True}
+    {'max_num_seqs': 512, 'max_num_batched_tokens': 4096, 'enforce_eager': True}
     """
     num_seqs = max(rows_per_batch, min(rows_per_largest_round, _MAX_REFILL_SEQS))
     num_seqs = options.get("max_num_seqs", num_seqs)
