@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
-from simulated_run import Scenario, simulate
+from simulated_run import Scenario, ScriptedEngine, simulate
 from test_simulated_ranks import Oracle, scenarios
+
+from trl_dapo.streaming.stream_refill import StreamRefill
 
 
 def efforts(fast, large):
@@ -33,6 +35,25 @@ def trained_rows(records):
             if not is_filler:
                 rows.append((inputs["position"], tuple(rollout.completion_ids.tolist())))
     return sorted(rows)
+
+
+def test_groups_are_planned_only_when_something_is_new(monkeypatch):
+    counts = Counter()
+
+    def count(owner, name):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self: counts.update([name]) or method(self))
+
+    count(StreamRefill, "_adjust")
+    count(ScriptedEngine, "step")
+    # One slot: each step decodes a token of one completion.
+    scenario = Scenario(1, 8, 4, 50, num_batches=3, outcomes=("mixed",), num_slots=1)
+    ledgers = [records[0].batch.ledger for records in simulate(streamed(scenario))]
+    assert [len(ledger.accepted) for ledger in ledgers] == [4] * 3
+    num_groups = sum(len(ledger.sampled) for ledger in ledgers)
+    assert counts["step"] >= 3 * 8 * num_groups
+    # When it is started, when a slot falls idle, and when it is judged.
+    assert counts["_adjust"] <= 3 * num_groups + 2 * len(ledgers)
 
 
 @efforts(fast=24, large=600)

@@ -269,6 +269,32 @@ def test_reward_function_that_cuts_its_completions_changes_neither_tokens_nor_pu
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.parametrize("log_completions", [True, False])
+def test_texts_live_until_they_are_graded_and_shown(tmp_path, log_completions):
+    seen = {}
+
+    def reward(completions, completion_ids, **kwargs):
+        assert type(completion_ids) is list
+        assert {type(ids) for ids in completion_ids} == {list}
+        seen.update(zip(map(tuple, completion_ids), completions, strict=True))
+        return first_token_reward(completion_ids)
+
+    trainer = make_trainer(tmp_path, reward, max_steps=2, log_completions=log_completions, num_groups_to_log=50)
+    batches, collect = [], trainer.dynamic_sampler.collect
+    trainer.dynamic_sampler.collect = lambda *args: batches.append(collect(*args)) or batches[-1]
+    trainer.train()
+    rollouts = [rollout for batch in batches for rollout in batch.rollouts]
+    assert [rollout.completion for rollout in rollouts] == [None] * 16
+    texts = [seen[tuple(rollout.completion_ids.tolist())] for rollout in rollouts]
+    assert list(trainer._logs["completion"]) == (texts[8:] if log_completions else [None] * 8)
+    # The record was shown them, those of groups that did not train too.
+    recorded = pd.read_parquet(tmp_path / "rollouts")["completion"].tolist()
+    assert len(recorded) > 16
+    assert sorted(recorded) == sorted(
+        seen[tuple(ids)] for rounds, _, _ in trainer.batches for _, _, all_ids in rounds for ids in all_ids
+    )
+
+
 def test_prompts_that_nobody_can_score_are_skipped_counted_and_reported_once(tmp_path, caplog):
     def odd_rows_only(completion_ids, row, **kwargs):
         return [None if number % 2 else r for number, r in zip(row, first_token_reward(completion_ids), strict=True)]

@@ -5,12 +5,14 @@ When one moves, this fails first and says which: each failure names the seam, wh
 seam are those with its name in `relies_on`. tests/test_moved_trl.py moves some.
 """
 
+import functools
 import inspect
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers.generation.utils as generation_of_transformers
@@ -34,6 +36,7 @@ from trl.trainer.utils import RepeatSampler
 from trl_recorder import SEAMS, TRAINS_HERE, WHY_NOT, Recording, recorded, relies_on
 
 from trl_dapo import DAPOTrainer
+from trl_dapo.rewards import SoftOverlongPunishment
 from trl_dapo.trl_seams import (
     OVERRIDDEN,
     OVERRIDDEN_IN_VLLM_GENERATION,
@@ -255,6 +258,28 @@ def test_rewards_are_asked_for_once_with_what_was_generated(scored):
         assert rewards.arguments["prompts"] == [row["prompt"] for row in scored.rows]
         assert [row["row"] for row in rewards.arguments["inputs"]] == [row["row"] for row in scored.rows]
         assert rewards.result.tolist() == [[reward] for reward in first_token_reward(generated.completion_ids)]
+
+
+def test_functions_that_may_read_tokens_are_given_lists_and_ours_what_there_is(trainer, monkeypatch):
+    arrays = [np.array([3 + row % 2, 5], np.int32) for row in range(8)]
+    given = []
+
+    def note(*_, completion_ids, **kwargs):
+        given.append([type(ids) for ids in completion_ids])
+        return [1.0] * 8
+
+    monkeypatch.setattr(SoftOverlongPunishment, "__call__", note)
+    functions = [note, functools.partial(SoftOverlongPunishment(8, 4)), functools.partial(note)]
+    monkeypatch.setattr(trainer, "reward_funcs", functions)
+    monkeypatch.setattr(trainer, "reward_func_names", ["a", "b", "c"])
+    monkeypatch.setattr(trainer, "reward_processing_classes", [None] * 3)
+    rows = rows_of()
+    prompts = [row["prompt"] for row in rows]
+    rewards = TrainerSeams(trainer).compute_rewards(
+        rows, prompts, ["w"] * 8, arrays, lambda _: nullcontext(), lambda *_: None, lambda _, returned, __: returned
+    )
+    assert rewards.tolist() == [[1.0] * 3] * 8
+    assert given == [[list] * 8, [np.ndarray] * 8, [list] * 8]
 
 
 def test_sampled_lists_reach_the_caller_as_they_are(trainer):
