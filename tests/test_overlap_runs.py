@@ -220,10 +220,12 @@ def test_reward_functions_log_beside_training_what_they_log_without(model_folder
 
 @pytest.mark.distributed
 @pytest.mark.supports("overlap")
-def test_two_ranks_train_the_batches_of_one_beside_sampling(model_folder, straight_of_one_step, tmp_path):
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "FSDP2"])
+def test_two_ranks_train_the_batches_of_one_beside_sampling(model_folder, straight_of_one_step, tmp_path, fsdp):
     with served_by(model_folder) as served, served_by(model_folder) as other:
-        options = SIX_STEPS | {"per_device_train_batch_size": 4}
+        options = SIX_STEPS | {"per_device_train_batch_size": 4, "fsdp": fsdp}
         results = train_two_ranks(tmp_path, model_folder, [served, other], **options)
+    assert all((result["num_sharded"] > 0) == fsdp for result in results)
     for number, (positions, rows) in enumerate(straight_of_one_step.batches):
         assert [result["batches"][number][0] for result in results] == [positions] * 2
         trained = [row for result in results for row in result["batches"][number][1]]
