@@ -1,7 +1,7 @@
 """Rollouts between generation and training: unpadded, on the CPU, and ready to travel between ranks."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,8 @@ class Rollout:
             the chat template between two turns. `None`: all of them.
         prompt (`Any`):
             The prompt with what an environment added to it. It does not travel with `pack`; `None`: that of the dataset row.
+        row_columns (`frozenset[str]`):
+            Columns of `extra_logs` whose value is a text that the dataset row has in the column of the same name.
     """
 
     prompt_ids: torch.Tensor
@@ -53,6 +55,7 @@ class Rollout:
     completion: Any = None
     tool_mask: torch.Tensor | None = None
     prompt: Any = None
+    row_columns: frozenset[str] = frozenset()
 
     @classmethod
     def from_lists(
@@ -165,20 +168,38 @@ class Rollout:
         return shown
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rollout for a checkpoint, without a text that can be decoded from its tokens."""
+        """Returns the rollout for a checkpoint, without texts that can be decoded from its tokens, or are in the dataset row."""
+        shown = self.shown()
+        if self.row_columns:
+            # Their places stay: the record shows columns in the order in which they were logged.
+            shown["extra_logs"] |= dict.fromkeys(self.row_columns)
+            shown["row_columns"] = sorted(self.row_columns)
         return {
             "prompt_ids": self.prompt_ids,
             "completion_ids": self.completion_ids,
             "sampling_logps": self.sampling_logps,
             "old_logps": self.old_logps,
             "tool_mask": self.tool_mask,
-            **self.shown(),
+            **shown,
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> "Rollout":
-        """Inverse of `state_dict`."""
-        return cls(**state)
+    def from_state_dict(cls, state: Mapping[str, Any], row_of: Callable[[], Mapping[str, Any]]) -> "Rollout":
+        """
+        Inverse of `state_dict`.
+
+        Args:
+            state (`Mapping`):
+                The state.
+            row_of (`Callable[[], Mapping]`):
+                Returns the dataset row. Called if there are columns to take from it.
+        """
+        columns = frozenset(state.get("row_columns", ()))
+        if not columns:
+            return cls(**state)
+        row = row_of()
+        extra_logs = {name: row[name] if name in columns else value for name, value in state["extra_logs"].items()}
+        return cls(**{**state, "extra_logs": extra_logs, "row_columns": columns})
 
 
 def rollouts_of(
@@ -189,6 +210,7 @@ def rollouts_of(
     logged_columns: Mapping[str, Sequence[Any]],
     tool_mask: Sequence[Sequence[int]] | None = None,
     prompts: Sequence[Any] | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Rollout]:
     """
     Returns the rollouts of R completions.
@@ -206,8 +228,10 @@ def rollouts_of(
             1 where the model wrote the token, else 0. `None`: it wrote all of them.
         prompts (`Sequence`, *optional*):
             The prompts with what environments added to them. `None`: those of the dataset rows.
+        rows (`Sequence[Mapping]`, *optional*):
+            The dataset rows. What reward functions logged of them is not saved again with a rollout. `None`: all is.
     """
-    return [
+    rollouts = [
         Rollout.from_lists(
             prompt_ids[row],
             completion_ids[row],
@@ -219,6 +243,19 @@ def rollouts_of(
         )
         for row in range(len(completions))
     ]
+    if rows is None:
+        return rollouts
+    return [
+        replace(rollout, row_columns=columns) if (columns := _texts_of(row, rollout.extra_logs)) else rollout
+        for rollout, row in zip(rollouts, rows, strict=True)
+    ]
+
+
+def _texts_of(row: Mapping[str, Any], logged: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the columns of what was logged that are texts of the dataset row."""
+    return frozenset(
+        name for name, value in logged.items() if isinstance(value, str) and name in row and row[name] == value
+    )
 
 
 def packed_size(prompt_length: int, completion_length: int, num_logps: int) -> int:

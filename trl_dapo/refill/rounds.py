@@ -94,6 +94,8 @@ class RolloutSampler:
 
     def sample(self, inputs: list[dict[str, Any]], keys: list[SequenceKey]) -> Sampled:
         """Samples a completion for each row, named by the keys, and scores it. A collective."""
+        # As the dataset has them: environments and rollout functions add to them.
+        dataset_rows = [dict(row) for row in inputs]
         prompts = self._prompts(inputs)
         # Above TRL's tokenizer prompts with images can still be cut; below it the pixels of all rows are one tensor.
         part = self.seams.rows_at_once(len(prompts)) if self.seams.is_multimodal else len(prompts)
@@ -143,6 +145,7 @@ class RolloutSampler:
             self.seams.take_logged_columns(len(completions)),
             [row[:length] for row, length in zip(tool_mask, lengths, strict=True)] if tool_mask else None,
             prompts if self.seams.has_environments else None,
+            dataset_rows,
         )
         return Sampled(rollouts, rewards.tolist(), facts, metrics)
 

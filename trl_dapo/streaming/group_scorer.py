@@ -65,6 +65,7 @@ class GroupScorer:
             [group.logps[sample] for group, sample in rows],
             completions,
             self.seams.take_logged_columns(len(rows)),
+            rows=[group.row for group, _ in rows],
         )
         for (group, sample), ids, rollout, reward in zip(
             rows, completion_ids, rollouts, rewards.tolist(), strict=True

@@ -12,8 +12,9 @@ the weights, the collectives of the trainer, what is raised on all ranks, and wh
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from trl_dapo.ranks.rollout import Rollout
@@ -230,8 +231,9 @@ class OverlappedSampler(DynamicSampler):
             return
         self.refill.load_state_after(saved["refill"])
         ahead = _Ahead(self._new_ledger(saved["policy_step"]), saved["first_position"], saved["trains_at"])
-        ahead.result = _result_of(saved["result"])
         groups = [SampledGroup.from_state_dict(group) for group in saved["groups"]]
+        kept = self._rollouts_of(saved["result"]["kept"], groups)
+        ahead.result = _result_of(saved["result"], kept, self.source.row)
         ahead.ledger.settle(groups, saved["next_position"], ahead.result.seconds, saved["num_aborted_tokens"])
         ahead.is_sampled.set()
         self._ahead = ahead
@@ -291,12 +293,17 @@ def _state_of(result: RefillResult) -> dict[str, Any]:
     }
 
 
-def _result_of(state: Mapping[str, Any]) -> RefillResult:
-    """Inverse of `_state_of`."""
-    spare = state["spare"]
+def _result_of(
+    state: Mapping[str, Any], kept: dict[Location, Rollout], row_of: Callable[[Draw], Mapping[str, Any]]
+) -> RefillResult:
+    """Inverse of `_state_of`, with the rollouts that were kept."""
+    spare = None
+    if state["spare"] is not None:
+        draw = Draw(*state["spare"][0])
+        spare = draw, Rollout.from_state_dict(state["spare"][1], partial(row_of, draw))
     return RefillResult(
-        kept={Location(*at): Rollout.from_state_dict(rollout) for at, rollout in state["kept"]},
-        spare=None if spare is None else (Draw(*spare[0]), Rollout.from_state_dict(spare[1])),
+        kept=kept,
+        spare=spare,
         seconds=state["seconds"],
         plan=None if state["plan"] is None else RoundPlan(**state["plan"]),
         metrics=state["metrics"],
