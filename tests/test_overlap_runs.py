@@ -12,7 +12,7 @@ from scripted_server import ModelEngine, ScriptedServer
 from server_training import CollectingTrainer, make_trainer, save_model
 from test_overlap import OVERLAP, TWO_STEPS, WatchedTrainer
 from test_server_training import train_two_ranks, weights_of
-from tiny import first_token_reward, numbered_prompts
+from tiny import first_token_reward, gold_logging_reward, numbered_prompts, prompts_with_gold, texts_in
 from transformers import IntervalStrategy, TrainerCallback
 
 from trl_dapo.checkpoints.files import read_state
@@ -124,6 +124,27 @@ def test_resumed_run_trains_the_batch_that_was_sampled_ahead(model_folder, strai
         line["dapo/overlap/staleness_mean"] for line in resumed.state.log_history if "dapo/overlap/hidden" in line
     ]
     assert lines == [0.0, *[2.0] * (len(lines) - 1)]
+
+
+def test_checkpoint_has_no_text_of_the_dataset_and_the_record_has_all(model_folder, tmp_path):
+    dataset = prompts_with_gold(50)
+    options = {"save_strategy": "steps", "save_steps": 4, "num_groups_to_log": 8, "save_only_model": False}
+    options |= {"dataset": dataset, "reward": gold_logging_reward, "cls": RecordedTrainer, **SIX_BATCHES}
+    with served_by(model_folder) as served:
+        straight = make_trainer(tmp_path / "a", model_folder, [served.address], **options)
+        straight.train()
+        folder = tmp_path / "a" / "checkpoint-4"
+        resumed = make_trainer(tmp_path / "b", model_folder, [served.address], **options)
+        resumed.train(resume_from_checkpoint=str(folder))
+    parts = read_state(folder, "rank0")["parts"]
+    assert len(parts["record"]["kept"]) > 0
+    assert len(parts["carried"]["ahead"]["result"]["kept"]) > 0
+    assert texts_in(folder, [*dataset["prompt"], *dataset["solution"]]) == []
+    assert decided(resumed.recorded) == decided(straight.recorded[2:])
+    for _, rows in resumed.recorded:
+        for row in rows:
+            assert (row["prompt"], row["solution"]) == (dataset[row["row"]]["prompt"], dataset[row["row"]]["solution"])
+            assert json.loads(row["extra"]) == {"solution": row["solution"], "said": f"{row['length']} tokens"}
 
 
 def test_groups_that_go_on_and_surplus_are_neither_lost_nor_trained_twice_over_a_resume(model_folder, tmp_path):

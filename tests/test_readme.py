@@ -131,6 +131,9 @@ NOT_RUN = {
     "trl-dapo train --num_processes 8": _NEEDS_GPU,
     "accelerate launch -m trl_dapo train ...": "the beginning of a command; tests/test_launcher.py starts two processes",
     "pip install deepspeed": "changes the environment",
+    "pip install cmake nanobind==2.9.2": "changes the environment",
+    "make vllm-env": "takes minutes; `make test-vllm` runs it",
+    "pip install --no-deps --no-build-isolation arctic-inference==0.1.1": "changes the environment",
     "trl-dapo train --config dapo_math_qwen2.5_7b --accelerate_config fsdp2": _NEEDS_GPU,
     "trl-dapo train --config dapo_qwen2.5_32b_paper --accelerate_config deepspeed_zero3 --num_processes 64 --num_machines 8 "
     "--machine_rank RANK --main_process_ip ADDRESS --main_process_port 29500": _NEEDS_GPU,
@@ -242,6 +245,10 @@ def check_make(words):
 
 def check_pip(words):
     if words[1:] == ["install", "deepspeed"]:
+        return
+    pins = {word for word in words if "==" in word}
+    if pins:
+        assert pins <= set((ROOT / "constraints-vllm.txt").read_text().splitlines())
         return
     (extras,) = re.fullmatch(r"install -e \.\[([\w,]+)\]", " ".join(words[1:])).groups()
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -31,7 +31,7 @@ def no_pictures(monkeypatch):
 
 def make_trainer(folder, num_rows=50, reward_funcs=first_token_reward, **overrides):
     extras = {name: overrides.pop(name) for name in ("eval_dataset", "peft_config") if name in overrides}
-    dataset = numbered_prompts(num_rows)
+    dataset = overrides.pop("dataset", None) or numbered_prompts(num_rows)
     if overrides.pop("is_iterable", False):
         rows = dataset.to_list()
         dataset = IterableDataset.from_generator(lambda: iter(rows))

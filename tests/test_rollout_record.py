@@ -9,13 +9,23 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import test_resume
+from datasets import IterableDataset
 from forked import print_into, start
 from test_distributed import run
 from test_trainer import RecordingTrainer, all_wrong, make_trainer, rare_reward
 from thread_ranks import run_ranks
-from tiny import first_token_reward, tiny_tokenizer, training_arguments
+from tiny import (
+    first_token_reward,
+    gold_logging_reward,
+    prompts_with_gold,
+    texts_in,
+    tiny_tokenizer,
+    training_arguments,
+)
 
 from trl_dapo import DAPOConfig, RefillExhaustedError
+from trl_dapo.checkpoints.files import mark_whole, read_state, write_state
 from trl_dapo.report.group_sample import GroupSample
 from trl_dapo.report.recorder import RewardColumns, RolloutRecorder
 from trl_dapo.report.shards import BATCH_KEY, RolloutShards, as_text
@@ -192,6 +202,54 @@ def test_record_survives_a_kill_and_goes_on_in_a_resumed_run(tmp_path):
     ]
     first_of_second_start = next(entry for entry in logged if entry["start"] == 1)
     assert first_of_second_start["step"] == 6
+
+
+LOGGED = test_resume.CARRY | {"num_groups_to_log": 5, "reward_funcs": gold_logging_reward, "steps_per_generation": 2}
+
+
+def resumed_record(folder, **options):
+    """Returns the record of a run that went on from the fourth step in a folder of its own."""
+    checkpoint = folder / "a" / "checkpoint-4"
+    test_resume.make_trainer(folder / "b", **options).train(resume_from_checkpoint=str(checkpoint))
+    return read(folder / "b")
+
+
+@pytest.mark.parametrize("is_iterable", [False, True])
+def test_resumed_run_records_what_one_that_was_never_interrupted_does(tmp_path, is_iterable):
+    dataset = prompts_with_gold(30)
+    rows = dataset.to_list()
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    options = LOGGED | {"dataset": stream if is_iterable else dataset}
+    test_resume.make_trainer(tmp_path / "a", **options).train()
+    straight = read(tmp_path / "a")
+    resumed = resumed_record(tmp_path, **options)
+    waiting = read_state(tmp_path / "a" / "checkpoint-4", "rank0")["parts"]["record"]["carried"]
+    assert len(waiting) > 0
+    assert texts_in(tmp_path / "a" / "checkpoint-4", [*dataset["prompt"], *dataset["solution"]]) == []
+    expected = straight[straight["step"] >= 4].reset_index(drop=True)
+    assert set(expected["solution"]) <= set(dataset["solution"])
+    assert (expected["sampled_step"] < 4).any()
+    pd.testing.assert_frame_equal(resumed, expected, check_categorical=False)
+
+
+def test_checkpoint_of_an_earlier_release_has_the_texts_of_the_record(tmp_path):
+    dataset = prompts_with_gold(30)
+    test_resume.make_trainer(tmp_path / "a", dataset=dataset, **LOGGED).train()
+    checkpoint = tmp_path / "a" / "checkpoint-4"
+    state = read_state(checkpoint, "rank0")
+    for kept in state["parts"]["record"]["carried"]:
+        row = dataset[kept["group"]["draw"]["index"]]
+        kept["row"] = [row["prompt"], row["solution"]] if kept.pop("has_row") else None
+        for _, rollout in kept["texts"]:
+            assert rollout.pop("row_columns") == ["solution"]
+            rollout["extra_logs"]["solution"] = row["solution"]
+    for _, rollout in state["parts"]["carried"]["rollouts"]:
+        rollout["extra_logs"]["solution"] = "as it was logged"
+        del rollout["row_columns"]
+    mark_whole(checkpoint, write_state(checkpoint, "rank0", state))
+    resumed, straight = resumed_record(tmp_path, dataset=dataset, **LOGGED), read(tmp_path / "a")
+    expected = straight[straight["step"] >= 4].reset_index(drop=True)
+    pd.testing.assert_frame_equal(resumed, expected, check_categorical=False)
 
 
 def test_full_disk_costs_the_record_and_not_the_run(tmp_path, caplog):

@@ -81,7 +81,7 @@ def test_stretches_are_the_lengths_of_what_the_model_and_others_wrote_in_turn():
 def test_rollouts_with_turns_survive_a_checkpoint_and_a_cut():
     prompt = [{"role": "user", "content": "2 + 2 = ?"}]
     rollout = Rollout.from_lists([5], [7, 8, 9], None, tool_mask=[1, 0, 1], prompt=prompt)
-    restored = Rollout.from_state_dict(rollout.state_dict())
+    restored = Rollout.from_state_dict(rollout.state_dict({}), dict)
     assert restored.tool_mask.tolist() == [True, False, True]
     assert restored.prompt == prompt
     assert rollout.truncated(2).tool_mask.tolist() == [True, False]

@@ -54,6 +54,9 @@ class ThreadRanks(Ranks):
         brought = self._swap(f"gather_on {rank}", list(objects))
         return [item for of_rank in brought for item in of_rank] if rank == self.rank else []
 
+    def gather_aside(self, objects: list[Any]) -> list[Any]:
+        return [item for brought in self._swap("gather_aside", list(objects)) for item in brought]
+
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         tensors = self._swap("gather", tensor)
         shapes = [tuple(other.shape) for other in tensors]

@@ -51,6 +51,24 @@ def numbered_prompts(num_rows: int) -> Dataset:
     )
 
 
+def prompts_with_gold(num_rows: int) -> Dataset:
+    """Returns `numbered_prompts` with a gold text in each row."""
+    return numbered_prompts(num_rows).add_column("solution", [f"gold of row {row}" for row in range(num_rows)])
+
+
+def gold_logging_reward(completion_ids, solution, log_extra, **kwargs) -> list[float]:
+    """`first_token_reward`, which logs the gold as `accuracy_reward` does, and a text of its own."""
+    log_extra("solution", solution)
+    log_extra("said", [f"{len(ids)} tokens" for ids in completion_ids])
+    return first_token_reward(completion_ids)
+
+
+def texts_in(folder, texts) -> list[str]:
+    """Returns those of the texts whose bytes are in files of a folder."""
+    contents = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    return [text for text in texts if any(text.encode() in content for content in contents)]
+
+
 def training_arguments(output_dir, **overrides) -> dict:
     """Returns arguments that train the tiny model on a CPU in well under a second a step."""
     return {

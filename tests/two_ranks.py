@@ -160,6 +160,8 @@ def main(folder: str, overrides: str) -> None:
     options = json.loads(overrides)
     if options.pop("beside", False):
         finalization.MIN_BYTES_BESIDE = 0
+    if options.pop("state_beside", False):
+        finalization.MIN_STATE_BYTES_BESIDE = 0
     if options.pop("texts_to_all", False):
         ScriptedTrainer._scoring = lambda self, method: method
     if options.pop("alternate", False):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
+def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], object], is_flushed: bool = True) -> None:
     """
     Writes a file in one step: into a temporary file in the same folder, which is renamed when it is on disk.
 
@@ -18,6 +18,8 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
             The file. Its folder must exist. It gets the permissions that `open` gives to a new file.
         content (`str`, `bytes` or `Callable[[Path], object]`):
             A text (written as UTF-8, line ends unchanged), bytes, or a function that writes the file whose path it gets.
+        is_flushed (`bool`, *optional*, defaults to `True`):
+            `False`: file and folder are not on disk yet. A machine that loses its power may leave any content, or none.
 
     Raises:
         `OSError`: when the file cannot be written, for example on a full disk.
@@ -42,12 +44,14 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         # Some libraries create files that only their owner can read (safetensors does).
         temporary.chmod(mode)
-        sync_to_disk(temporary)
+        if is_flushed:
+            sync_to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     # The new name is an entry of the folder, which has to be on disk too.
-    sync_to_disk(path.parent)
+    if is_flushed:
+        sync_to_disk(path.parent)
 
 
 def sync_to_disk(path: str | Path) -> None:

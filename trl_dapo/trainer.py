@@ -415,12 +415,17 @@ class DAPOTrainer(PublishedTrainer, ResumableTrainer):
         self.run_state.add("sampler", sampler.state_dict, load)
         self.run_state.add("carried", sampler.carried_state_dict, sampler.load_carried_state_dict, needs_layout=True)
         if self.aside is not None:
-            # Of a batch that was sampled ahead: what its reward functions logged, and its groups for the record.
+            # What reward functions logged of a batch that was sampled ahead.
             self.run_state.add("aside", self.aside.state_dict, self.aside.load_state_dict, needs_layout=True)
-            if self.recorder is not None:
-                self.run_state.add(
-                    "record", self.recorder.state_dict, self.recorder.load_state_dict, needs_layout=True
-                )
+        if self.recorder is not None:
+            # Its groups wait for the batches that are in the parts before.
+            record, row_of = self.recorder, sampler.source.row
+            self.run_state.add(
+                "record",
+                functools.partial(record.state_dict, row_of),
+                functools.partial(record.load_state_dict, row_of=row_of),
+                needs_layout=True,
+            )
 
     def _sample_from(self, dataset: Dataset | IterableDataset) -> None:
         """Begins a stream over another dataset. The measured acceptance rate and costs stay, as a first guess."""

@@ -2,15 +2,15 @@
 The manifest of a checkpoint, which says whether it is complete, and the files with the state of this package.
 
 The manifest is the first file of a checkpoint, and then says "unfinished". It is also the last file: then it lists the files
-that a resumed run reads, with their sizes and SHA-256. Each file of this package is written in one step, and all files are on
-disk before the last manifest is written. So a checkpoint is either complete, or `find_fault` says what is wrong with it,
+that a resumed run reads, with their sizes and SHA-256. Each file of this package gets its name when it is complete, and all files
+are on disk before the last manifest is written. So a checkpoint is either complete, or `find_fault` says what is wrong with it,
 whatever ended the process. The format is JSON and safetensors, never pickle.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -184,15 +184,37 @@ def write_state(folder: str | Path, name: str, state: Mapping[str, Any]) -> list
     Returns:
         `list[FileRecord]`: The files.
     """
+    return flushed_records(folder, write_state_unflushed(folder, name, state))
+
+
+def flushed_records(folder: str | Path, names: Sequence[str]) -> list[FileRecord]:
+    """
+    Waits until state files are on disk, and returns their records.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint.
+        names (`Sequence[str]`):
+            What `write_state_unflushed` returned.
+    """
+    for name in names:
+        sync_to_disk(Path(folder, name))
+    # Their names are entries of the folder, which has to be on disk too.
+    sync_to_disk(Path(folder, STATE_FOLDER))
+    return [FileRecord.of(folder, name) for name in names]
+
+
+def write_state_unflushed(folder: str | Path, name: str, state: Mapping[str, Any]) -> list[str]:
+    """As `write_state`, but the files need not be on disk yet. Returns their names relative to the checkpoint."""
     Path(folder, STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     values = _without_tensors(state, tensors)
     names = [f"{STATE_FOLDER}/{name}.json"]
-    _write_json(Path(folder, names[0]), values)
+    _write_json(Path(folder, names[0]), values, is_flushed=False)
     if tensors:
         names.append(f"{STATE_FOLDER}/{name}.safetensors")
-        atomic_write(Path(folder, names[1]), lambda path: save_file(tensors, path))
-    return [FileRecord.of(folder, written) for written in names]
+        atomic_write(Path(folder, names[1]), lambda path: save_file(tensors, path), is_flushed=False)
+    return names
 
 
 def read_state(folder: str | Path, name: str) -> dict[str, Any] | None:
@@ -233,5 +255,5 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _write_json(path: Path, values: Any) -> None:
-    atomic_write(path, json.dumps(values, default=_plain))
+def _write_json(path: Path, values: Any, is_flushed: bool = True) -> None:
+    atomic_write(path, json.dumps(values, default=_plain), is_flushed)

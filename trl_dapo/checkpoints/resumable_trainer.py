@@ -1,5 +1,6 @@
 """TRL's `GRPOTrainer` with checkpoints that are whole or say that they are not, and a resume that changes nothing."""
 
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from trl_dapo.trl_seams import pushed_from_checkpoint, replaced, sampler_of
 
 from . import finalization
 from .completion_table import read_table
-from .files import mark_unfinished
-from .finalization import AsyncFinalization, WrittenCheckpoint, read_checkpoints
+from .files import flushed_records, mark_unfinished
+from .finalization import AsyncFinalization, WrittenCheckpoint, finish_together, read_checkpoints
 from .resume_choice import choose_checkpoint, wanted_resume, warning_of_overwriting
 from .run_state import RunState
 from .weights import check_adapter, check_kind_of_weights, load_renamed, unloaded
@@ -141,24 +142,40 @@ class ResumableTrainer(GRPOTrainer):
         if args.should_save:
             mark_unfinished(folder)
         self.accelerator.wait_for_everyone()
-        mine = self.run_state.save(folder)
+        names = self.run_state.save(folder)
         # Older checkpoints may go, and this one to the Hub, when it is whole, not before.
         self._given = {name: getattr(args, name) for name in ("save_total_limit", "push_to_hub")}
         with replaced(args, "save_total_limit", None), replaced(args, "push_to_hub", False):
             super()._save_checkpoint(model, trial)
         self._given = {}
-        # A collective, so that every rank is past its own files.
-        records = self.ranks.gather_objects(mine)
-        if args.should_save:
-            if args.save_on_each_node:
-                records = [record for record in records if os.path.exists(os.path.join(folder, record.name))]
-            written = WrittenCheckpoint(folder, records, args.save_total_limit, self.state.best_model_checkpoint)
-            if self._is_awaited() or written.num_bytes < finalization.MIN_BYTES_BESIDE:
-                written.finish()
-            else:
-                self._finalization.begin(written.finish)
+        self._finish(folder, names)
         if args.push_to_hub:
             self._push_whole_checkpoint(folder)
+
+    def _finish(self, folder: str, names: list[str]) -> None:
+        """Has a checkpoint with state files of these names on this rank marked as whole: now, or beside the next step."""
+        args, written = self.args, None
+        if args.should_save:
+            best = self.state.best_model_checkpoint
+            written = WrittenCheckpoint(folder, args.save_total_limit, best, is_of_node=args.save_on_each_node)
+        # Every rank is past its own files.
+        self.accelerator.wait_for_everyone()
+        num_state_bytes = sum(os.path.getsize(os.path.join(folder, name)) for name in names)
+        num_bytes = 0 if written is None else written.num_bytes
+        # All ranks decide alike, by what each of them knows.
+        of_ranks = self.ranks.gather_rows([[self._is_awaited(), num_state_bytes, num_bytes]])
+        is_awaited, of_states, of_folders = zip(*of_ranks, strict=True)
+        is_beside = not any(is_awaited) and max(of_folders) >= finalization.MIN_BYTES_BESIDE
+        flush = functools.partial(flushed_records, folder, names)
+        if is_beside and (self.ranks.num_ranks == 1 or sum(of_states) >= finalization.MIN_STATE_BYTES_BESIDE):
+            self.ranks.begin_aside()
+            self._finalization.begin(functools.partial(finish_together, flush, self.ranks.gather_aside, written))
+            return
+        records = self.ranks.gather_objects(self.ranks.together(flush))
+        if written is not None and is_beside:
+            self._finalization.begin(functools.partial(written.finish, records))
+        elif written is not None:
+            written.finish(records)
 
     def _is_awaited(self) -> bool:
         """Whether something needs the checkpoint whole as soon as it is saved."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
-from .files import STATE_FOLDER, FileRecord, read_state, write_state
+from .files import STATE_FOLDER, read_state, write_state_unflushed
 
 
 logger = get_logger(__name__)
@@ -41,7 +41,7 @@ class RunState:
     ```python
     state = RunState(rank=0, layout={"num_ranks": 1})
     state.add("planner", planner.state_dict, planner.load_state_dict)
-    records = state.save("out/checkpoint-10")
+    records = flushed_records("out/checkpoint-10", state.save("out/checkpoint-10"))
     state.load("out/checkpoint-10")
     ```
     """
@@ -74,10 +74,10 @@ class RunState:
         """
         self._parts[name] = _Part(save, load, needs_layout)
 
-    def save(self, folder: str | Path) -> list[FileRecord]:
-        """Writes the state of this rank into the checkpoint `folder`, and returns the records of the files."""
+    def save(self, folder: str | Path) -> list[str]:
+        """Writes the state of this rank into the checkpoint `folder`. Returns the names of the files, which are not flushed yet."""
         parts = {name: part.save() for name, part in self._parts.items()}
-        return write_state(
+        return write_state_unflushed(
             folder, f"rank{self.rank}", {"version": _STATE_VERSION, "layout": self.layout, "parts": parts}
         )
 

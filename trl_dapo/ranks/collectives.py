@@ -36,8 +36,8 @@ class Ranks:
     The ranks of a run as one of them sees them: its number, how many there are, and every exchange between them.
 
     Every method is a collective: all ranks call it, in the same order. `_gather`, `_begin_gather`, `_all_to_all`,
-    `gather_objects` and `gather_on` carry the values and do nothing else, so a simulation of ranks replaces these five and
-    the rest is what runs in earnest.
+    `gather_objects`, `gather_on` and `gather_aside` carry the values and do nothing else, so a simulation of ranks replaces
+    these six and the rest is what runs in earnest.
 
     Args:
         accelerator (`Accelerator`):
@@ -61,6 +61,7 @@ class Ranks:
         self._accelerator = accelerator
         self.failures: list[tuple[int, str]] = []
         self._cpu_group: Any = None
+        self._aside_group: Any = None
 
     def gather_rows(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """
@@ -185,6 +186,21 @@ class Ranks:
         """
         gathered: list[Any] = gather_object(objects)
         return gathered
+
+    def begin_aside(self) -> None:
+        """Connects the ranks for `gather_aside`, the first time. A collective of the main threads."""
+        if self.num_ranks > 1 and self._aside_group is None:
+            self._aside_group = dist.new_group(backend="gloo")
+
+    def gather_aside(self, objects: list[Any]) -> list[Any]:
+        """
+        As `gather_objects`, beside the collectives of the main threads: in one thread of each rank, in a process group of its own.
+        """
+        if self.num_ranks == 1:
+            return objects
+        brought: list[Any] = [None] * self.num_ranks
+        dist.all_gather_object(brought, objects, group=self._aside_group)
+        return [one for of_rank in brought for one in of_rank]
 
     def from_first(self, decide: Callable[[], Any]) -> Any:
         """Returns on all ranks what `decide`, called on the first rank alone, returned there. For picklable objects."""

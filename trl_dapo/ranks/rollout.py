@@ -1,7 +1,7 @@
 """Rollouts between generation and training: unpadded, on the CPU, and ready to travel between ranks."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,21 +165,47 @@ class Rollout:
             shown |= {"completion": self.completion, "prompt": self.prompt}
         return shown
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the rollout for a checkpoint, without a text that can be decoded from its tokens."""
+    def state_dict(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Returns the rollout for a checkpoint, without texts that can be decoded from its tokens, or that are in the dataset row.
+
+        Args:
+            row (`Mapping`):
+                The dataset row. A text that was logged as it is there is saved as the name of its column.
+        """
+        shown = self.shown()
+        logged = shown["extra_logs"]
+        in_row = [name for name, value in logged.items() if isinstance(value, str) and row.get(name) == value]
+        if in_row:
+            # Their places stay: the record shows columns in the order in which they were logged.
+            logged |= dict.fromkeys(in_row)
+            shown["row_columns"] = in_row
         return {
             "prompt_ids": self.prompt_ids,
             "completion_ids": self.completion_ids,
             "sampling_logps": self.sampling_logps,
             "old_logps": self.old_logps,
             "tool_mask": self.tool_mask,
-            **self.shown(),
+            **shown,
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> "Rollout":
-        """Inverse of `state_dict`."""
-        return cls(**state)
+    def from_state_dict(cls, state: Mapping[str, Any], row_of: Callable[[], Mapping[str, Any]]) -> "Rollout":
+        """
+        Inverse of `state_dict`.
+
+        Args:
+            state (`Mapping`):
+                The state.
+            row_of (`Callable[[], Mapping]`):
+                Returns the dataset row. Called if there are columns to take from it.
+        """
+        values = dict(state)
+        in_row = values.pop("row_columns", ())
+        if in_row:
+            row = row_of()
+            values["extra_logs"] = {**values["extra_logs"], **{name: row[name] for name in in_row}}
+        return cls(**values)
 
 
 def rollouts_of(

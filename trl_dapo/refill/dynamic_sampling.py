@@ -1,9 +1,10 @@
 """Dynamic sampling: a generation batch is collected, with what earlier batches kept and what later ones will need."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -222,7 +223,7 @@ class DynamicSampler:
             "position": self.source.position,
             "refill": self.refill.state_dict(),
             "groups": [group.state_dict() for group in self._carried],
-            "rollouts": [[list(at), rollout.state_dict()] for at, rollout in self._kept.items()],
+            "rollouts": self._state_of(self._kept, self._carried),
         }
 
     def load_carried_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,7 +231,23 @@ class DynamicSampler:
         self.source.advance(state["position"])
         self.refill.load_state_dict(state["refill"])
         self._carried = [SampledGroup.from_state_dict(group) for group in state["groups"]]
-        self._kept = {Location(*at): Rollout.from_state_dict(rollout) for at, rollout in state["rollouts"]}
+        self._kept = self._rollouts_of(state["rollouts"], self._carried)
+
+    def _state_of(self, rollouts: Mapping[Location, Rollout], groups: Iterable[SampledGroup]) -> list[list[Any]]:
+        """Returns rollouts of groups by their locations, for a checkpoint. What is in the dataset is not in it."""
+        draw_of = {at: group.draw for group in groups for at in group.locations}
+        rows = self.source.rows([draw_of[at] for at in rollouts])
+        return [[list(at), rollout.state_dict(row)] for (at, rollout), row in zip(rollouts.items(), rows, strict=True)]
+
+    def _rollouts_of(
+        self, saved: Sequence[tuple[Sequence[int], Mapping[str, Any]]], groups: Iterable[SampledGroup]
+    ) -> dict[Location, Rollout]:
+        """Returns saved rollouts of groups by their locations. What is in the dataset is read there again."""
+        draw_of = {at: group.draw for group in groups for at in group.locations}
+        return {
+            at: Rollout.from_state_dict(state, partial(self.source.row, draw_of[at]))
+            for at, state in ((Location(*at), state) for at, state in saved)
+        }
 
     def _carry(self, ledger: RefillLedger, kept: Mapping[Location, Rollout], result: RefillResult) -> None:
         """Keeps the rollouts of the surplus, with the log-probabilities of the policies that sampled them."""

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -239,18 +240,35 @@ class RolloutRecorder:
             self._carried = {}
             self._write(pending, fates, {}, step, 0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what this rank keeps of groups that are not yet written: those sampled ahead, and those that wait."""
+    def state_dict(self, row_of: Callable[[Draw], Mapping[str, Any]]) -> dict[str, Any]:
+        """
+        Returns what this rank keeps of groups that are not yet written: those sampled ahead, and those that wait.
+
+        There is no text in it that a resumed run can read or decode: completions come from their tokens, prompt and gold from
+        the dataset. A stream holds the rows of these groups too: it is read again from the first group on that goes on or waits.
+
+        Args:
+            row_of (`Callable[[Draw], Mapping]`):
+                Returns the dataset row of a draw.
+        """
         return {
-            "kept": [_state_of(kept) for kept in self._kept.values()],
-            "carried": [_state_of(kept) for kept in self._carried.values()],
+            "kept": [_state_of(kept, row_of(kept.group.draw)) for kept in self._kept.values()],
+            "carried": [_state_of(kept, row_of(kept.group.draw)) for kept in self._carried.values()],
             "num_observed": dict(self._num_observed),
             "sample": self.sample.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state."""
-        kept, carried = (list(map(self._kept_of, state[name])) for name in ("kept", "carried"))
+    def load_state_dict(self, state: Mapping[str, Any], row_of: Callable[[Draw], Mapping[str, Any]]) -> None:
+        """
+        Continues from a saved state.
+
+        Args:
+            state (`Mapping`):
+                What `state_dict` returned.
+            row_of (`Callable[[Draw], Mapping]`):
+                Returns the dataset row of a draw.
+        """
+        kept, carried = ([self._kept_of(one, row_of) for one in state[name]] for name in ("kept", "carried"))
         self._kept = {one.group.draw.position: one for one in kept}
         self._carried = {one.group.draw.position: one for one in carried}
         self._num_observed = Counter(state["num_observed"])
@@ -332,18 +350,23 @@ class RolloutRecorder:
             columns["stretches"] = json.dumps(rollout.stretches)
         return columns
 
-    def _kept_of(self, state: Mapping[str, Any]) -> _Kept:
-        """Inverse of `_state_of`; of the dataset row only its texts are left."""
+    def _kept_of(self, state: Mapping[str, Any], row_of: Callable[[Draw], Mapping[str, Any]]) -> _Kept:
+        """Inverse of `_state_of`."""
+        group = SampledGroup.from_state_dict(state["group"])
         texts = []
         for sample, saved in state["texts"]:
-            rollout = Rollout.from_state_dict(saved)
+            rollout = Rollout.from_state_dict(saved, partial(row_of, group.draw))
             if rollout.completion is None:
                 ids = rollout.prompt_ids.tolist(), rollout.completion_ids.tolist()
                 rollout = replace(rollout, completion=self.decode(*ids, state["is_conversational"]))
             texts.append((sample, rollout))
-        row = state["row"]
-        row = None if row is None else dict(zip(("prompt", _SOLUTION_COLUMNS[0]), row, strict=True))
-        return _Kept(SampledGroup.from_state_dict(state["group"]), texts, row)
+        row: Mapping[str, Any] | None = None
+        if state.get("has_row"):
+            row = row_of(group.draw)
+        elif state.get("row") is not None:
+            # Earlier releases saved the texts of the row.
+            row = dict(zip(("prompt", _SOLUTION_COLUMNS[0]), state["row"], strict=True))
+        return _Kept(group, texts, row)
 
     def _on_disk(self, write: Callable[[RolloutShards], object]) -> None:
         """Writes on the first rank. A full disk ends the record, not the run."""
@@ -363,12 +386,14 @@ def _shown(rollout: Rollout) -> Rollout:
     return replace(rollout, sampling_logps=None, old_logps=None)
 
 
-def _state_of(kept: _Kept) -> dict[str, Any]:
+def _state_of(kept: _Kept, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "group": kept.group.state_dict(),
-        "texts": [[sample, rollout.state_dict()] for sample, rollout in kept.texts],
+        # With texts where neither tokens nor the dataset tell them: turns of tools, what an environment added to the prompt, and
+        # what reward functions logged.
+        "texts": [[sample, rollout.state_dict(row)] for sample, rollout in kept.texts],
         "is_conversational": any(isinstance(rollout.completion, list) for _, rollout in kept.texts),
-        "row": None if kept.row is None else list(_row_texts(kept.row)),
+        "has_row": kept.row is not None,
     }
 
 

@@ -12,8 +12,9 @@ the weights, the collectives of the trainer, what is raised on all ranks, and wh
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from trl_dapo.ranks.rollout import Rollout
@@ -212,10 +213,26 @@ class OverlappedSampler(DynamicSampler):
             "next_position": ahead.ledger.next_position,
             "num_aborted_tokens": ahead.ledger.num_aborted_tokens,
             "groups": [group.state_dict() for group in ahead.ledger.sampled],
-            "result": _state_of(ahead.result),
+            "result": self._state_of_result(ahead.result, ahead.ledger.sampled),
             "refill": state["refill"],
         }
         return state | {"refill": self.refill.state_before(), "ahead": saved}
+
+    def _state_of_result(self, result: RefillResult, groups: Sequence[SampledGroup]) -> dict[str, Any]:
+        """Returns what was sampled, for a checkpoint. Which completions go on, the refill's own state says."""
+        spare = None
+        if result.spare is not None:
+            draw, rollout = result.spare
+            spare = [[draw.position, draw.index], rollout.state_dict(self.source.row(draw))]
+        return {
+            "kept": self._state_of(result.kept, groups),
+            "spare": spare,
+            "seconds": result.seconds,
+            "plan": None if result.plan is None else asdict(result.plan),
+            "metrics": dict(result.metrics),
+            "num_uncounted_tokens": result.num_uncounted_tokens,
+            "first_suspended": result.first_suspended,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], restart_stream: bool = False) -> None:
         """As of [`DynamicSampler`]; nothing is ahead then."""
@@ -230,8 +247,9 @@ class OverlappedSampler(DynamicSampler):
             return
         self.refill.load_state_after(saved["refill"])
         ahead = _Ahead(self._new_ledger(saved["policy_step"]), saved["first_position"], saved["trains_at"])
-        ahead.result = _result_of(saved["result"])
         groups = [SampledGroup.from_state_dict(group) for group in saved["groups"]]
+        kept = self._rollouts_of(saved["result"]["kept"], groups)
+        ahead.result = _result_of(saved["result"], kept, self.source.row)
         ahead.ledger.settle(groups, saved["next_position"], ahead.result.seconds, saved["num_aborted_tokens"])
         ahead.is_sampled.set()
         self._ahead = ahead
@@ -277,26 +295,17 @@ def staleness(groups: Sequence[SampledGroup], step: int) -> dict[str, float]:
     return {"overlap/staleness_mean": mean, "overlap/staleness_max": float(max(ages))}
 
 
-def _state_of(result: RefillResult) -> dict[str, Any]:
-    """Returns what was sampled, for a checkpoint. Which completions go on, the refill's own state says."""
-    spare = result.spare
-    return {
-        "kept": [[list(at), rollout.state_dict()] for at, rollout in result.kept.items()],
-        "spare": None if spare is None else [[spare[0].position, spare[0].index], spare[1].state_dict()],
-        "seconds": result.seconds,
-        "plan": None if result.plan is None else asdict(result.plan),
-        "metrics": dict(result.metrics),
-        "num_uncounted_tokens": result.num_uncounted_tokens,
-        "first_suspended": result.first_suspended,
-    }
-
-
-def _result_of(state: Mapping[str, Any]) -> RefillResult:
-    """Inverse of `_state_of`."""
-    spare = state["spare"]
+def _result_of(
+    state: Mapping[str, Any], kept: dict[Location, Rollout], row_of: Callable[[Draw], Mapping[str, Any]]
+) -> RefillResult:
+    """Inverse of `_state_of_result`, with the rollouts that were kept."""
+    spare = None
+    if state["spare"] is not None:
+        draw = Draw(*state["spare"][0])
+        spare = draw, Rollout.from_state_dict(state["spare"][1], partial(row_of, draw))
     return RefillResult(
-        kept={Location(*at): Rollout.from_state_dict(rollout) for at, rollout in state["kept"]},
-        spare=None if spare is None else (Draw(*spare[0]), Rollout.from_state_dict(spare[1])),
+        kept=kept,
+        spare=spare,
         seconds=state["seconds"],
         plan=None if state["plan"] is None else RoundPlan(**state["plan"]),
         metrics=state["metrics"],
