@@ -54,3 +54,18 @@ def test_what_a_reward_function_raises_is_raised_when_asked_for():
     grader.grade = lambda groups: None
     grader.submit(group(1))
     assert [group.draw.position for group in grader.drain()] == [1]
+
+
+def test_group_is_gone_when_whoever_asked_for_it_has_dropped_it():
+    class Group:
+        pass
+
+    grader = GroupGrader(lambda groups: None, torch.device("cpu"))
+    grader.submit(Group())
+    (group,) = grader.drain()
+    left = weakref.ref(group)
+    del group
+    deadline = time.monotonic() + 30
+    while left() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)  # the thread may have to end its call
+    assert left() is None

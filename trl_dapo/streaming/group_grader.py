@@ -109,5 +109,7 @@ class GroupGrader:
                     done.set_result(groups)
                 else:
                     done.set_exception(error)
+            # While this thread waits for the next call, what it graded last should not stay in memory.
+            del groups, done, error
             if calls is not self._calls:
                 return

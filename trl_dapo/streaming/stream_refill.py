@@ -24,6 +24,7 @@ from trl_dapo.sampling.prompt_stream import Draw
 from trl_dapo.sampling.refill_flow import RefillFlow
 from trl_dapo.sampling.refill_ledger import RefillLedger
 from trl_dapo.sampling.refill_planner import RefillPlanner, RoundPlan
+from trl_dapo.vllm_engine.canary import NUM_ROWS
 
 from .group_exchange import GroupExchange
 from .local_groups import LocalGroups
@@ -307,8 +308,8 @@ class StreamRefill:
                 "stream/grading_hidden": 1.0 - sum(waited) / sum(grading) if sum(grading) else math.nan,
             },
             num_uncounted_tokens=ledger.num_input_tokens,
-            # The present policy alone sampled these.
-            unchecked=[group.rollouts[0] for group in judged if group.policy_step == self._policy_step],
+            # The present policy alone sampled these. No more than are looked at, as they live as long as the batch.
+            unchecked=[group.rollouts[0] for group in judged if group.policy_step == self._policy_step][:NUM_ROWS],
             unfinished=[*unfinished],
             num_unfinished=num_unfinished,
             first_suspended=min(self.suspended, default=None),

@@ -14,7 +14,7 @@ from trl_dapo.sampling.judge import EmptyCompletion
 
 
 # What is compared: enough tokens for a mean, few enough for one small forward pass.
-_NUM_ROWS = 4
+NUM_ROWS = 4
 _NUM_TOKENS = 64
 # Numbers cross ranks as integers.
 _PER_NAT = 1e6
@@ -86,8 +86,8 @@ class WeightCanary:
         prompt_ids, completion_ids, tool_mask, _, engine_logps, _, images, _ = generated
         if images is not None or engine_logps is None:
             return {}
-        stride = max(1, len(prompt_ids) // _NUM_ROWS)
-        rows = range(0, len(prompt_ids), stride)[:_NUM_ROWS]
+        stride = max(1, len(prompt_ids) // NUM_ROWS)
+        rows = range(0, len(prompt_ids), stride)[:NUM_ROWS]
         # Of an empty completion there is a placeholder.
         sizes = {row: 0 if isinstance(completion_ids[row], EmptyCompletion) else _NUM_TOKENS for row in rows}
         return self.check_rollouts(
@@ -111,8 +111,8 @@ class WeightCanary:
         if not self.interval or self.num_syncs() < self._next_check:
             return {}
         nothing = Rollout.from_lists([0], [], [])
-        rollouts = [*(rollout.truncated(_NUM_TOKENS) for rollout in rollouts[:_NUM_ROWS]), *[nothing] * _NUM_ROWS]
-        rollouts = rollouts[:_NUM_ROWS]
+        rollouts = [*(rollout.truncated(_NUM_TOKENS) for rollout in rollouts[:NUM_ROWS]), *[nothing] * NUM_ROWS]
+        rollouts = rollouts[:NUM_ROWS]
         is_own = torch.cat(
             [
                 torch.ones(len(rollout.completion_ids), dtype=torch.bool)
