@@ -1,6 +1,8 @@
 """Grading off the main thread."""
 
 import threading
+import time
+import weakref
 
 import pytest
 import torch
