@@ -18,6 +18,7 @@ import inspect
 import itertools
 import types
 import warnings
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -907,7 +908,7 @@ def _scheduler_of(llm: Any) -> Any:
     return getattr(getattr(llm.llm_engine.engine_core, "engine_core", None), "scheduler", None)
 
 
-def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
+def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[Sequence[int], Any]:
     """
     Returns tokens and log-probabilities of a request that is not done.
 
@@ -915,6 +916,52 @@ def decoded_so_far(llm_engine: Any, request_id: str) -> tuple[list[int], Any]:
     """
     state = llm_engine.output_processor.request_states[request_id]
     return state.detokenizer.output_token_ids, state.logprobs_processor.logprobs
+
+
+def hold_in_arrays(llm_engine: Any, request_id: str) -> bool:
+    """
+    Has vLLM hold what it samples for a request in two arrays, 8 bytes a token: the tokens, and their log-probabilities.
+
+    By itself it holds them in seven lists, with up to five objects a token.
+
+    Args:
+        llm_engine (`vllm.v1.engine.llm_engine.LLMEngine`):
+            The engine.
+        request_id (`str`):
+            A request that was just added, with flat log-probabilities.
+
+    Returns:
+        `bool`: whether it does. Not where it looks for stop strings in the text, for which it needs the lists.
+    """
+    from vllm.logprobs import FlatLogprobs
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    state = llm_engine.output_processor.request_states[request_id]
+    tokens, logprobs = state.detokenizer, state.logprobs_processor
+    if type(tokens) is not IncrementalDetokenizer or type(logprobs.logprobs) is not FlatLogprobs:
+        return False
+    tokens.token_ids, logprobs.logprobs = array("i"), _logprobs_in_array()()
+    return True
+
+
+@functools.cache
+def _logprobs_in_array() -> Any:
+    from vllm.logprobs import FlatLogprobs
+
+    class LogprobsInArray(FlatLogprobs):
+        """Log-probabilities of sampled tokens alone, in nats: `values`, float32."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = array("f")
+
+        def append_fast(self, token_ids: Any, logprobs: Any, ranks: Any, decoded_tokens: Any) -> None:
+            self.values.append(logprobs[0])  # vLLM puts that of the sampled token first
+
+        def __len__(self) -> int:
+            return len(self.values)
+
+    return LogprobsInArray
 
 
 def correct_drafts() -> bool:

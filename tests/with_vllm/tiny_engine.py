@@ -10,6 +10,7 @@ from tiny import SPECIAL_TOKENS, WORDS, numbered_prompts, tiny_model, tiny_token
 from transformers import LlamaForCausalLM
 
 from trl_dapo import DAPOConfig, DAPOTrainer
+from trl_dapo.trl_seams import as_list
 from trl_dapo.vllm_engine.generation import DAPOVLLMGeneration
 
 
@@ -73,8 +74,9 @@ class RecordingTrainer(DAPOTrainer):
 
         def generate_and_record(prompts, keys=()):
             self.rounds.append([self.state.global_step, merged_copy(self.model), None])
-            self.rounds[-1][2] = generate(prompts, keys)
-            return self.rounds[-1][2]
+            generated = generate(prompts, keys)
+            self.rounds[-1][2] = generated._replace(completion_ids=[as_list(ids) for ids in generated.completion_ids])
+            return generated
 
         self.seams.generate = generate_and_record
 

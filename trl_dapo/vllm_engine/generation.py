@@ -21,6 +21,7 @@ from trl_dapo.config.vllm_options import draft_method, engine_options
 from trl_dapo.sampling.prompt_stream import SequenceKey, keyed_hash
 from trl_dapo.trl_seams import (
     correct_drafts,
+    hold_in_arrays,
     is_second_model_runner,
     loops_over_seeds,
     model_runner_of,
@@ -223,11 +224,18 @@ class DAPOVLLMGeneration(VLLMGeneration):
         with replaced(self.llm, "generate", generate_named):
             if self._arrays is None:
                 return self._generate_awake(*args, **kwargs)
-            with replaced(
-                self.llm.llm_engine, "step", functools.partial(self._step_into_arrays, self.llm.llm_engine.step)
+            engine = self.llm.llm_engine
+            with (
+                replaced(engine, "add_request", functools.partial(self._add_request, engine.add_request)),
+                replaced(engine, "step", functools.partial(self._step_into_arrays, engine.step)),
             ):
                 prompt_ids, completion_ids, *_ = self._generate_awake(*args, **kwargs)
         return prompt_ids, completion_ids, [()] * len(completion_ids), None
+
+    def _add_request(self, add_request: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+        request_id = add_request(*args, **kwargs)
+        hold_in_arrays(self.llm.llm_engine, request_id)
+        return request_id
 
     def _step_into_arrays(self, step: Callable[[], list[Any]]) -> list[Any]:
         outputs = step()
@@ -235,7 +243,7 @@ class DAPOVLLMGeneration(VLLMGeneration):
         for output in outputs:
             for completion in output.outputs if output.finished else ():
                 logps = sampled_logps(completion.token_ids, completion.logprobs)
-                completion.token_ids, completion.logprobs = np.asarray(completion.token_ids, np.int32), None
+                completion.token_ids, completion.logprobs = np.array(completion.token_ids, np.int32), None
                 self._arrays[id(completion.token_ids)] = logps
         return outputs
 

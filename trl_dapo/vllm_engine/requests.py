@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from trl_dapo.sampling.prompt_stream import SequenceKey
-from trl_dapo.trl_seams import decoded_so_far
+from trl_dapo.trl_seams import decoded_so_far, hold_in_arrays
 
 from .generation import DAPOVLLMGeneration
 from .sampled_logps import ask_for_little, sampled_logps
@@ -56,6 +56,7 @@ class VLLMRequests:
         self._ids[key] = self._engine.add_request(
             f"{key.position}/{key.sample}", prompt, params, lora_request=lora_request
         )
+        hold_in_arrays(self._engine, self._ids[key])
 
     def step(self) -> Mapping[SequenceKey, Decoded]:
         """Decodes a token of each running sequence, and returns the sequences that finished."""

@@ -34,16 +34,16 @@ def sampled_logps(token_ids: Sequence[int], logprobs: Any) -> np.ndarray:
         token_ids (`Sequence[int]`):
             The C tokens.
         logprobs (`vllm.logprobs.FlatLogprobs` or `list[dict[int, vllm.logprobs.Logprob]]` or `None`):
-            vLLM's, of the sampled token and perhaps of others. `None`: it gave none.
+            vLLM's, of the sampled token and perhaps of others; see also `hold_in_arrays`. `None`: it gave none.
 
     Returns:
         `np.ndarray`: shape `(C,)`, float32, in nats; NaN where vLLM gave none.
     """
     if logprobs is None:
         return np.full(len(token_ids), np.nan, np.float32)
-    flat = getattr(logprobs, "logprobs", None)
+    flat = getattr(logprobs, "values", None) or getattr(logprobs, "logprobs", None)
     if flat is not None and len(flat) == len(logprobs) == len(token_ids):
-        return np.asarray(flat, np.float32)
+        return np.array(flat, np.float32)
     return np.asarray(
         [
             by_token[token].logprob if token in by_token else np.nan
