@@ -1,5 +1,6 @@
 """The log-probabilities of sampled tokens, out of what vLLM says of them."""
 
+from array import array
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +34,14 @@ def test_they_are_those_of_the_sampled_tokens(positions, kind):
     np.testing.assert_array_equal(found, np.array([-0.5, -1.5, np.nan], np.float32))
 
 
+def test_an_array_is_copied_as_long_as_it_is():
+    values = array("f", [-0.5, float("nan")])
+    held = type("Held", (), {"values": values, "logprobs": [], "__len__": lambda self: 2})()
+    found = sampled_logps(array("i", [7, 8]), held)
+    np.testing.assert_array_equal(found, np.array([-0.5, np.nan], np.float32))
+    assert found.base is None
+
+
 def test_token_of_which_the_engine_says_nothing_has_none():
     np.testing.assert_array_equal(sampled_logps([7, 8], None), np.array([np.nan, np.nan], np.float32))
     found = sampled_logps([7, 9], list(Flat(ALONE[:2])))
@@ -45,6 +54,9 @@ class Engine:
     def __init__(self):
         self.llm_engine = self
         self.unfinished = []
+
+    def add_request(self, request_id):
+        return request_id
 
     def step(self):
         token_ids = [3, 4 + len(self.unfinished)]

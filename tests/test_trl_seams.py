@@ -260,6 +260,26 @@ def test_rewards_are_asked_for_once_with_what_was_generated(scored):
         assert rewards.result.tolist() == [[reward] for reward in first_token_reward(generated.completion_ids)]
 
 
+def test_completions_of_a_round_are_decoded_one_at_a_time(trainer, monkeypatch):
+    tokenizer, decoded = trainer.processing_class, []
+    decode = tokenizer.decode
+
+    def decode_and_note(token_ids, **options):
+        decoded.append(token_ids)
+        return decode(token_ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", decode_and_note)
+    sampled = [np.array([5 + row, 2], np.int32) for row in range(8)]
+    with (
+        replaced(trainer, "_generate_single_turn", lambda *args, **kwargs: (sampled, None)),
+        relies_on("_generate", "texts of completions are those of `processing_class.batch_decode`"),
+    ):
+        generated = TrainerSeams(trainer).generate([row["prompt"] for row in rows_of()])
+        assert [ids.tolist() for ids in decoded] == [ids.tolist() for ids in sampled]
+        assert generated.completions == [decode(ids.tolist(), skip_special_tokens=True) for ids in sampled]
+    assert "batch_decode" not in vars(tokenizer)
+
+
 def test_functions_that_may_read_tokens_are_given_lists_and_ours_what_there_is(trainer, monkeypatch):
     arrays = [np.array([3 + row % 2, 5], np.int32) for row in range(8)]
     given = []

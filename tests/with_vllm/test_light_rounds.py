@@ -8,6 +8,7 @@ import pytest
 from tiny_engine import engines_by, exact_logps, make_trainer, merged_copy, save_model
 
 from trl_dapo.sampling.prompt_stream import SequenceKey
+from trl_dapo.trl_seams import decoded_so_far, hold_in_arrays
 from trl_dapo.vllm_engine.sampled_logps import ask_for_little
 
 
@@ -81,6 +82,26 @@ def test_text_is_made_only_where_a_stop_string_is_found_in_it():
         ask_for_little(params)
     assert (plain.detokenize, stopped.detokenize) == (False, True)
     assert plain.flat_logprobs
+
+
+def test_what_is_sampled_for_a_request_is_held_in_arrays_unless_text_is_made_of_it(generation):
+    engine, params = generation.llm.llm_engine, generation.request_params()
+    ask_for_little(params)
+    stopped = params.clone()
+    stopped.stop, stopped.detokenize = ["</answer>"], True
+    ids = [
+        engine.add_request(name, {"prompt_token_ids": [3, 4, 5]}, one)
+        for name, one in (("held", params), ("stopped", stopped))
+    ]
+    assert [hold_in_arrays(engine, name) for name in ids] == [True, False]
+    for _ in range(3):
+        engine.step()
+    tokens, logprobs = decoded_so_far(engine, ids[0])
+    assert (tokens.typecode, logprobs.values.typecode) == ("i", "f")
+    assert len(tokens) == len(logprobs) == 3
+    # No object for a token.
+    assert not any(map(len, (logprobs.logprobs, logprobs.token_ids, logprobs.ranks, logprobs.start_indices)))
+    engine.abort_request(ids, internal=True)
 
 
 @pytest.mark.parametrize("is_training", [True, False], ids=["training", "evaluation"])
