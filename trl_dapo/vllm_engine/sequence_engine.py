@@ -35,7 +35,7 @@ class Decoded(NamedTuple):
         >>> Decoded.of([7, 8], [-1.0, None]).logps
         array([-1., nan], dtype=float32)
         """
-        return cls(np.asarray(token_ids, np.int32), np.asarray(logps, np.float32), is_finished)
+        return cls(np.array(token_ids, np.int32), np.array(logps, np.float32), is_finished)
 
 
 class SequenceEngine(Protocol):

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,8 @@ class Completion:
             Whether nobody waits for it any more.
         is_finished (`bool`):
             Whether the server said that it is complete.
+        token_ids (`array`), logps (`array`):
+            Its tokens so far, and the log-probability of each, float32; NaN: unknown.
     """
 
     key: SequenceKey
@@ -51,8 +54,8 @@ class Completion:
     num_attempts: int = 0
     is_withdrawn: bool = False
     is_finished: bool = False
-    token_ids: list[int] = field(default_factory=list)
-    logps: list[float | None] = field(default_factory=list)
+    token_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    logps: "array[float]" = field(default_factory=lambda: array("f"))
     _connection: Connection | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,7 +68,7 @@ class Completion:
         """Begins to read it from a connection; `False`: it was withdrawn."""
         with self._lock:
             self.num_attempts += 1
-            self.token_ids, self.logps = [], []
+            self.token_ids, self.logps = array("i"), array("f")
             self._connection = connection
             return not self.is_withdrawn
 
@@ -107,8 +110,8 @@ class Completion:
                     break
                 with self._lock:
                     if not self.is_withdrawn:
-                        self.token_ids += token_ids
-                        self.logps += [None if logp is None or logp <= _LEAST_LOGP else float(logp) for logp in logps]
+                        self.token_ids.extend(token_ids)
+                        self.logps.extend(math.nan if logp is None or logp <= _LEAST_LOGP else logp for logp in logps)
                         self.is_finished = reason is not None
         except (AttributeError, TypeError) as error:
             fault = f"fields of other types ({error})"
