@@ -938,12 +938,16 @@ def hold_in_arrays(llm_engine: Any, request_id: str) -> bool:
             A request that was just added, with flat log-probabilities.
 
     Returns:
-        `bool`: whether it does. Not where it looks for stop strings in the text, for which it needs the lists.
+        `bool`: whether it does. Not where it looks for stop strings in the text, for which it needs the lists, and not where a
+        request has several completions.
     """
     from vllm.logprobs import FlatLogprobs
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-    state = llm_engine.output_processor.request_states[request_id]
+    # A request of several completions has others under its name.
+    state = llm_engine.output_processor.request_states.get(request_id)
+    if state is None:
+        return False
     tokens, logprobs = state.detokenizer, state.logprobs_processor
     if type(tokens) is not IncrementalDetokenizer or type(logprobs.logprobs) is not FlatLogprobs:
         return False
