@@ -1,7 +1,7 @@
 """
 What a sampled token costs the host, in memory and in CPU time: ours, TRL's and vLLM's apart, against `GRPOTrainer`.
 
-    python benchmarks/host_cost.py               # half an hour on one core; resumes where it stopped; writes host_cost.json
+    python benchmarks/host_cost.py               # 45 minutes on one core; resumes where it stopped; writes host_cost.json
     python benchmarks/host_cost.py --markdown    # prints the tables of the JSON
 
 Needs vLLM (`make vllm-env`). A rank's share of the paper's batch (512 prompts x 16) with 64, 8 and 1 ranks, completions a
