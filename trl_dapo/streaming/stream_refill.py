@@ -35,7 +35,7 @@ from .streamed_group import StreamedGroup, UnfinishedCompletion
 # Exchanges have one size, as no rank knows how much the others have to tell, and every rank reads all of it between two
 # steps of its engine: with many ranks each has few groups, and room for a few news.
 _NEWS_PER_RANK, _NEWS_PER_EXCHANGE = 32, 1024
-_NO_NEWS = [-1, 0, 0]
+_NO_NEWS = [-1, 0]
 # Seconds between two looks for the news of other ranks, while this one has nothing to do.
 _PATIENCE = 0.001
 
@@ -214,30 +214,28 @@ class StreamRefill:
 
     def _tell(self) -> PendingRows:
         news = self.groups.take_news(self._num_news)
-        rows = [[group.draw.position, self._is_informative(group), 0] for group in news]
-        header = [self.groups.failure is not None, self.groups.num_idle_slots, len(news)]
+        rows = [[group.draw.position, self._is_informative(group)] for group in news]
+        header = [self.groups.failure is not None, self.groups.num_idle_slots]
         return self.ranks.begin_gather_rows([header, *rows, *[_NO_NEWS] * (self._num_news - len(rows))])
 
     def _learn(self, rows: list[list[int]]) -> None:
         """Takes the news of all ranks."""
         size = 1 + self._num_news
-        headers = rows[::size]
-        if any(has_failed for has_failed, *_ in headers):
+        headers, news = rows[::size], [row for number, row in enumerate(rows) if number % size and row != _NO_NEWS]
+        if any(has_failed for has_failed, _ in headers):
             self._has_failed = True
             return
-        num_idle_slots = sum(idle for _, idle, _ in headers)
-        starts = range(1, len(rows), size)
-        news = [row for start, (*_, count) in zip(starts, headers, strict=True) for row in rows[start : start + count]]
+        num_idle_slots = sum(idle for _, idle in headers)
         self._is_new |= bool(news) or num_idle_slots != self._num_idle_slots
         self._num_idle_slots = num_idle_slots
-        for position, is_informative, _ in news:
+        for position, is_informative in news:
             if position in self._flow.in_flight:
                 self._num_judged[self._flow.in_flight[position]] += 1
             self._flow.resolve(position, bool(is_informative))
             if position in self.groups.by_position:
                 self._judged.append(self.groups.by_position.pop(position))
         if news:
-            self.planner.observe(sum(is_informative for _, is_informative, _ in news), len(news))
+            self.planner.observe(sum(is_informative for _, is_informative in news), len(news))
             num_groups = self.shape.num_groups
             seconds = self._clock()[0] - self._start[0]
             so_far = BatchSoFar(num_groups - self._flow.num_missing, num_groups, len(self._draws), seconds)
