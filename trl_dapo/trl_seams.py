@@ -615,7 +615,7 @@ class TrainerSeams:
                 if columns[0] is self._trainer.reward_funcs:
                     function, processing_class, name = row
                     # Lists of their own: a function that cuts its completions changes neither what trains nor what the next
-                    # one sees. As many objects as tokens: none where they are not read, or only counted.
+                    # one sees. They have an object for each token: who reads none, or only counts them, is given what there is.
                     given[:] = completion_ids if _reads_no_tokens(function) else map(as_list, completion_ids)
                     if on_env_fault is not None and _is_of_environments(function):
                         function = _reward_of_each(function, on_env_fault)

@@ -42,7 +42,7 @@ _DRAFTS = ("ngram", "suffix")
 # What TRL passes, and what the engine schedules in one step at least.
 _MAX_NUM_BATCHED_TOKENS = 4096
 # Sequences that a refill may add beyond TRL's: each slot costs memory (a row of logits in the sampler), and an engine
-# with more than it has CUDA graphs for launches the kernels of a step one by one.
+# that decodes more than it has CUDA graphs for launches the kernels of a step one by one.
 _MAX_REFILL_SEQS = 512
 
 

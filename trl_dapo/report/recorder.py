@@ -252,8 +252,8 @@ class RolloutRecorder:
                 Returns the dataset row of a draw.
         """
         return {
-            "kept": [_state_of(kept, row_of(kept.group.draw)) for kept in self._kept.values()],
-            "carried": [_state_of(kept, row_of(kept.group.draw)) for kept in self._carried.values()],
+            "kept": [_state_of(kept, row_of) for kept in self._kept.values()],
+            "carried": [_state_of(kept, row_of) for kept in self._carried.values()],
             "num_observed": dict(self._num_observed),
             "sample": self.sample.state_dict(),
         }
@@ -386,7 +386,9 @@ def _shown(rollout: Rollout) -> Rollout:
     return replace(rollout, sampling_logps=None, old_logps=None)
 
 
-def _state_of(kept: _Kept, row: Mapping[str, Any]) -> dict[str, Any]:
+def _state_of(kept: _Kept, row_of: Callable[[Draw], Mapping[str, Any]]) -> dict[str, Any]:
+    # Where this rank sampled none of the group, it has no text of it.
+    row = row_of(kept.group.draw) if kept.texts else {}
     return {
         "group": kept.group.state_dict(),
         # With texts where neither tokens nor the dataset tell them: turns of tools, what an environment added to the prompt, and
